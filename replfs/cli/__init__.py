@@ -1,0 +1,1 @@
+"""The command line: parsing, exit codes, progress. Nothing below this floor prints."""

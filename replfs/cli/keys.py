@@ -1,0 +1,30 @@
+"""`keygen`: this node's key pair. The public half goes into the peers' `--peer-keys` files."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Final
+
+from replfs.cli.exit_codes import ExitCode
+from replfs.cli.parse import Command
+
+
+def _declare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="the new file; what --key-file is given")
+    parser.add_argument("--name", metavar="NAME",
+                        help="the node's name (default: the host's)")  # fmt: skip
+
+
+def _run(args: argparse.Namespace) -> int:
+    from replfs.node.config import default_node_name
+    from replfs.transport.security import generate_keypair, save_keypair
+
+    keys = generate_keypair()
+    save_keypair(args.file, keys)
+    print(f"{args.file} is this node's --key-file; it stays here. The --peer-keys file of each")
+    print("peer gets this line, and this node's gets theirs:")
+    print(f"{args.name or default_node_name()} = {keys.public}")
+    return ExitCode.OK
+
+
+COMMANDS: Final = {"keygen": Command(_declare, _run)}

@@ -1,0 +1,196 @@
+"""What two stores are to each other: one decision, one table, no clocks.
+
+A *generation* names a span of time in which a volume's replicas were equal. A primary begins a new
+one before the first change that a peer does not get, and remembers the earlier ones. So a store
+whose generation stands in the other's history is simply behind; two stores of which neither knows
+the other's generation have been changed apart.
+
+`decide` is asked by both sides at connect, each about itself, and answers with the first row of
+`TABLE` that fits. Wall-clock time never decides anything.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+
+class Action(enum.Enum):
+    """What is done about it."""
+
+    FOLLOW = "follow"
+    """This side is the secondary and takes what comes."""
+    QUICK = "quick"
+    """This side is the primary; the peer lacks what its log says, and nothing else."""
+    BASELINE = "baseline"
+    """This side is the primary; the peer has nothing yet, or an earlier copy without ids."""
+    COMPARE = "compare"
+    """This side is the primary; everything is compared, for it is not known what the peer has."""
+    SPLIT_BRAIN = "split-brain"
+    """Both were changed apart from a common generation: an operator decides."""
+    REFUSE = "refused"
+    """They may not be connected."""
+
+
+class Side(msgspec.Struct, frozen=True, kw_only=True):
+    """One store, as far as the decision needs it."""
+
+    store: bytes
+    """Names the directory; equal only for one and the same."""
+    node: bytes
+    volume: bytes
+    """Empty before the store belongs to a volume."""
+    role: str
+    """`primary`, `secondary` or `unset`."""
+    generation: bytes
+    history: tuple[bytes, ...] = ()
+    uninitialized: bool = False
+    """Never was a primary nor a complete replica."""
+    inconsistent: bool = False
+    """A resync into it has begun and not ended."""
+    memory_lost: bool = False
+    """It lost power, and with it what was not flushed."""
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """What is done, and why, in one sentence."""
+
+    action: Action
+    sentence: str
+
+
+Row = tuple[str, Callable[[Side, Side], bool], Action, str]
+
+
+def _knows(mine: Side, theirs: Side) -> bool:
+    """Whether *theirs* is at a generation that *mine* is or was at."""
+    return bool(theirs.generation) and (
+        theirs.generation == mine.generation or theirs.generation in mine.history
+    )
+
+
+def _common(mine: Side, theirs: Side) -> bool:
+    ours = {mine.generation, *mine.history} - {b""}
+    return not ours.isdisjoint({theirs.generation, *theirs.history})
+
+
+TABLE: Final[tuple[Row, ...]] = (
+    (
+        "same store",
+        lambda m, t: m.store == t.store or m.node == t.node,
+        Action.REFUSE,
+        "the peer is this same store; give it a directory of its own",
+    ),
+    (
+        "two primaries, changed apart",
+        lambda m, t: (
+            m.role == t.role == "primary"
+            and m.volume == t.volume
+            and not _knows(m, t)
+            and not _knows(t, m)
+            and _common(m, t)
+        ),
+        Action.SPLIT_BRAIN,
+        "both stores were changed as primaries since they were last equal",
+    ),
+    (
+        "two primaries",
+        lambda m, t: m.role == t.role == "primary",
+        Action.REFUSE,
+        "the peer is a primary too: only one may be",
+    ),
+    (
+        "no primary",
+        lambda m, t: "primary" not in {m.role, t.role},
+        Action.REFUSE,
+        "neither store is a primary: mount one of them",
+    ),
+    (
+        "another volume",
+        lambda m, t: bool(m.volume) and bool(t.volume) and m.volume != t.volume,
+        Action.REFUSE,
+        "the peer's store belongs to another volume; remove its .replfs directory if its data "
+        "may be replaced",
+    ),
+    (
+        "I follow, new",
+        lambda m, t: m.role != "primary" and (m.uninitialized or not m.generation),
+        Action.FOLLOW,
+        "this store is new and becomes a replica",
+    ),
+    (
+        "I follow",
+        lambda m, t: m.role != "primary" and _knows(t, m),
+        Action.FOLLOW,
+        "this store follows its primary",
+    ),
+    (
+        "I am ahead of the primary",
+        lambda m, t: m.role != "primary" and _knows(m, t),
+        Action.REFUSE,
+        "this store is ahead of the primary that connects, which is outdated",
+    ),
+    (
+        "I was changed apart from the primary",
+        lambda m, t: m.role != "primary" and _common(m, t),
+        Action.SPLIT_BRAIN,
+        "this store and its primary were changed apart since they were last equal",
+    ),
+    (
+        "I am unrelated to the primary",
+        lambda m, t: m.role != "primary",
+        Action.REFUSE,
+        "the stores have no common generation: their data is unrelated",
+    ),
+    (
+        "the peer is new",
+        lambda m, t: t.uninitialized or not t.generation,
+        Action.BASELINE,
+        "the peer is new: everything is carried, what it has already is recognised",
+    ),
+    (
+        "the peer is behind, and lost memory",
+        lambda m, t: _knows(m, t) and t.memory_lost,
+        Action.COMPARE,
+        "the peer lost power: everything is compared",
+    ),
+    (
+        "the peer is behind",
+        _knows,
+        Action.QUICK,
+        "the peer lacks what was recorded for it, and nothing else",
+    ),
+    (
+        "the peer is ahead",
+        lambda m, t: _knows(t, m),
+        Action.REFUSE,
+        "the peer is ahead of this store, which is outdated: do not change it",
+    ),
+    (
+        "changed apart",
+        _common,
+        Action.SPLIT_BRAIN,
+        "both stores were changed since they were last equal",
+    ),
+    (
+        "unrelated",
+        lambda m, t: True,
+        Action.REFUSE,
+        "the stores have no common generation: their data is unrelated",
+    ),
+)
+"""Rows in the order in which they are tried: what it is called, when it fits, what is done, why."""
+
+
+def row_of(mine: Side, theirs: Side) -> Row:
+    """The row that fits."""
+    return next(row for row in TABLE if row[1](mine, theirs))
+
+
+def decide(mine: Side, theirs: Side) -> Decision:
+    """What *mine* does about *theirs*."""
+    _, _, action, sentence = row_of(mine, theirs)
+    return Decision(action, sentence)

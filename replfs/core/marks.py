@@ -1,0 +1,146 @@
+"""The marks of one object in a dirty region log, and the changes by which they are kept on disk.
+
+A change is absolute, not relative: it says all there is to know about its key. So a later one for
+the same key makes an earlier one unnecessary, and repeating one changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+import msgspec
+
+from replfs.core.ops import ObjectId
+from replfs.core.regions import Regions
+
+NO_TAIL: Final = -1
+ALL_NAMES: Final = b""
+"""In `ObjectMarks.names`: every name. No entry has an empty name."""
+
+ATTRS: Final = 1
+"""Attributes, extended attributes and the size are to be sent."""
+COMPARE: Final = 2
+"""What the data marks cover may be equal: compare digests before sending."""
+DEEP: Final = 4
+"""With all names: everything below them is unknown too."""
+
+
+class ObjectMarks(msgspec.Struct, gc=False):
+    """The marks of one object. To be read by others, changed only by its log."""
+
+    flags: int = 0
+    regions: Regions = 0
+    """Region numbers: as bits of an int if all are below 64, else as a bitmap, never empty."""
+    tail: int = NO_TAIL
+    """Everything from this region to the end of the file is dirty, the size included."""
+    extent: int = 0
+    """Regions the object had when last told: a hint, for `dirty_bytes`."""
+    names: dict[bytes, int] | None = None
+    """Per dirty name a number for the log; see `DirtyLog.is_gathered` and `.is_removal`."""
+    handle: bytes = b""
+    """Where the store finds the object; means nothing here."""
+    version: int = 0
+
+    @property
+    def attrs(self) -> bool:
+        """Attributes are to be sent."""
+        return self.flags & ATTRS != 0
+
+    @property
+    def compare(self) -> bool:
+        """Data marks are to be compared before anything is sent."""
+        return self.flags & COMPARE != 0
+
+    @property
+    def deep(self) -> bool:
+        """What is below this directory is unknown too."""
+        return self.flags & DEEP != 0
+
+    @property
+    def data(self) -> bool:
+        """There are data marks."""
+        return self.tail >= 0 or bool(self.regions)
+
+    @property
+    def names_all(self) -> bool:
+        """Every name in this directory is dirty."""
+        return self.names is not None and ALL_NAMES in self.names
+
+
+# Journal ---------------------------------------------------------------------------------------
+
+
+class SaveObject(msgspec.Struct, frozen=True, gc=False):
+    """The object's own marks are exactly these. `tail` is `NO_TAIL` or a region."""
+
+    object: ObjectId
+    flags: int
+    tail: int
+    extent: int
+    handle: bytes
+
+
+class SaveRegions(msgspec.Struct, frozen=True, gc=False):
+    """Chunk *chunk* of the object's regions is exactly this serialised bitmap; empty: no region.
+
+    The bitmap holds region numbers relative to the chunk's first.
+    """
+
+    object: ObjectId
+    chunk: int
+    regions: bytes
+
+
+class SaveName(msgspec.Struct, frozen=True, gc=False):
+    """*name* in *directory* is dirty; `ALL_NAMES`: every name in it."""
+
+    directory: ObjectId
+    name: bytes
+    removal: bool
+
+
+class DropName(msgspec.Struct, frozen=True, gc=False):
+    """*name* in *directory* is clean."""
+
+    directory: ObjectId
+    name: bytes
+
+
+class DropObject(msgspec.Struct, frozen=True, gc=False):
+    """The object has no marks at all any more: its own, its regions', its names'."""
+
+    object: ObjectId
+
+
+class DropAll(msgspec.Struct, frozen=True, gc=False):
+    """The log is empty."""
+
+
+Change = SaveObject | SaveRegions | SaveName | DropName | DropObject | DropAll
+
+
+class Journal(Protocol):
+    """Where changes are kept."""
+
+    behind: bool
+    """Marks that count in memory are not saved yet; the next call must save them or fail."""
+
+    def __call__(self, changes: Sequence[Change], *, lazily: bool = False) -> None:
+        """Keep *changes*, all or none of them.
+
+        With *lazily* they may be kept later or lost, and the call raises nothing. Otherwise they
+        survive the death of this process from the moment the call returns.
+
+        Raises:
+            OSError: they cannot be kept (ENOSPC); nothing has been.
+        """
+
+
+class NotKept:
+    """A journal that keeps nothing, for a log that lives in memory only."""
+
+    behind = False
+
+    def __call__(self, changes: Sequence[Change], *, lazily: bool = False) -> None:
+        """Keep nothing."""

@@ -1,0 +1,333 @@
+"""The operations that travel from a primary to its peers, and their answers.
+
+One frozen struct per operation. Objects are named by their id (16 bytes, `OBJECT_ID_SIZE`), never
+by a path: a path changes under a rename, an id does not. Names are single directory entries.
+Times are nanoseconds since the epoch, and may be negative. Payload bytes (a write's data, a
+transferred region) travel beside the operation in a frame of their own and never pass through
+here.
+
+Live operations (`LiveOp`) carry what an application did; they go through the ordered live stream.
+Resync operations (`BulkOp`) put a replica right; they go through the bulk stream. Both streams
+carry `Locate` and `Forget`, which have no answer: they only tell the peer where an object is.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+OBJECT_ID_SIZE: Final = 16
+NAME_MAX: Final = 255
+PATH_MAX: Final = 4096
+XATTR_VALUE_MAX: Final = 65536
+PAYLOAD_MAX: Final = 1 << 20
+"""Bytes: the kernel's largest FUSE write, and the largest region transferred at once."""
+NAMES_PER_MESSAGE: Final = 1000
+NO_OBJECT: Final = b""
+KEEP: Final = -1
+"""In `SetAttr.mode`, `.uid`, `.gid`: leave as it is."""
+
+ObjectId = bytes
+
+
+class Op(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Base of all operations."""
+
+
+# Live: where things are ------------------------------------------------------------------------
+
+
+class Locate(Op, frozen=True, tag=1):
+    """*object* is `name` in *parent*. Sent once a session before an object is first used."""
+
+    object: ObjectId
+    parent: ObjectId
+    name: bytes
+
+
+class Forget(Op, frozen=True, tag=2):
+    """The primary no longer uses these objects; the peer may forget where they are."""
+
+    objects: list[ObjectId]
+
+
+# Live: data ------------------------------------------------------------------------------------
+
+
+class Write(Op, frozen=True, tag=10):
+    """The payload goes to `offset`; `mtime` is the object's afterwards, on both sides."""
+
+    object: ObjectId
+    offset: int
+    mtime: int
+
+
+class Truncate(Op, frozen=True, tag=11):
+    """The object's size becomes `size`, in either direction."""
+
+    object: ObjectId
+    size: int
+    mtime: int
+
+
+# Live: metadata --------------------------------------------------------------------------------
+
+
+class Make(Op, frozen=True, tag=20):
+    """A new object of any type; `mode` holds type and permissions as they *resulted* locally.
+
+    Applied under umask 0: where the parent has a default ACL, creating with the resulting mode
+    gives the resulting ACL, because inheritance only ever masks (acl(5), "OBJECT CREATION").
+    """
+
+    object: ObjectId
+    parent: ObjectId
+    name: bytes
+    mode: int
+    uid: int
+    gid: int
+    rdev: int
+    target: bytes
+    mtime: int
+    parent_mtime: int
+
+
+class Link(Op, frozen=True, tag=21):
+    """One more name for *object*."""
+
+    object: ObjectId
+    parent: ObjectId
+    name: bytes
+    parent_mtime: int
+
+
+class Unlink(Op, frozen=True, tag=22):
+    """The name goes away; `directory` tells rmdir from unlink."""
+
+    object: ObjectId
+    parent: ObjectId
+    name: bytes
+    directory: bool
+    parent_mtime: int
+
+
+class Rename(Op, frozen=True, tag=23):
+    """`replaced` is what stood under the new name (exchanged with, if `exchange`), or empty."""
+
+    object: ObjectId
+    parent: ObjectId
+    name: bytes
+    new_parent: ObjectId
+    new_name: bytes
+    replaced: ObjectId
+    exchange: bool
+    parent_mtime: int
+    new_parent_mtime: int
+
+
+class SetAttr(Op, frozen=True, tag=24):
+    """Attributes other than the size; `KEEP` and None leave one as it is."""
+
+    object: ObjectId
+    mode: int = KEEP
+    uid: int = KEEP
+    gid: int = KEEP
+    atime: int | None = None
+    mtime: int | None = None
+
+
+class SetXattr(Op, frozen=True, tag=25):
+    """Set an extended attribute, whether it exists or not (the flags were judged locally).
+
+    `mode` is the object's resulting mode: setting an ACL changes it, and may clear set-group-ID.
+    """
+
+    object: ObjectId
+    name: bytes
+    value: bytes
+
+
+class RemoveXattr(Op, frozen=True, tag=26):
+    """Remove an extended attribute; it is no error if there is none."""
+
+    object: ObjectId
+    name: bytes
+
+
+class SetPolicy(Op, frozen=True, tag=27):
+    """The object's own policy (see `core.policy`); 0 means inherit."""
+
+    object: ObjectId
+    policy: int
+    ack: int
+
+
+# Live: barriers --------------------------------------------------------------------------------
+
+
+class Sync(Op, frozen=True, tag=30):
+    """Flush *object* to stable storage; with `data_only`, as fdatasync(2) does."""
+
+    object: ObjectId
+    data_only: bool
+
+
+class Checkpoint(Op, frozen=True, tag=31):
+    """Flush the whole store: everything before it in the stream is stable once answered."""
+
+    generation: bytes
+
+
+# Bulk: resync ----------------------------------------------------------------------------------
+
+
+class Attributes(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """All that an object has besides names and data."""
+
+    mode: int
+    uid: int
+    gid: int
+    rdev: int
+    size: int
+    mtime: int
+    target: bytes
+    policy: int
+    ack: int
+    xattrs: dict[bytes, bytes]
+
+
+class Gather(Op, frozen=True, tag=40):
+    """What stands at each of *names* and is not what is wanted there goes to limbo, by its id.
+
+    `wanted` is parallel to `names`; an empty id means that no name is wanted. What is right
+    already stays, and the peer remembers where it is.
+    """
+
+    parent: ObjectId
+    names: list[bytes]
+    wanted: list[ObjectId]
+
+
+class Place(Op, frozen=True, tag=41):
+    """*object* shall be `name` in *parent*: from limbo, by a link, adopted as it stands, or new.
+
+    `hints` are other names the object may be found under, (directory id, name).
+    Answered with `Placed`.
+    """
+
+    object: ObjectId
+    parent: ObjectId
+    name: bytes
+    attributes: Attributes
+    hints: list[tuple[ObjectId, bytes]]
+
+
+class Clear(Op, frozen=True, tag=42):
+    """`name` in *parent* shall not exist; what stands there goes to limbo."""
+
+    parent: ObjectId
+    name: bytes
+
+
+class Digest(Op, frozen=True, tag=43):
+    """Answer the digest of each region of [`start`, `start` + `count` * `size`) (`Digests`)."""
+
+    object: ObjectId
+    start: int
+    count: int
+    size: int
+
+
+class Data(Op, frozen=True, tag=44):
+    """The payload, or `hole` zero bytes as a hole, goes to `offset`."""
+
+    object: ObjectId
+    offset: int
+    hole: int = 0
+
+
+class Finish(Op, frozen=True, tag=45):
+    """Size, attributes and xattrs become exactly these; the object is complete from here on."""
+
+    object: ObjectId
+    attributes: Attributes
+
+
+class List(Op, frozen=True, tag=46):
+    """Names and ids in a directory, after `after` in byte order, at most `NAMES_PER_MESSAGE`."""
+
+    parent: ObjectId
+    after: bytes
+
+
+class EmptyLimbo(Op, frozen=True, tag=47):
+    """All names are in place: what is left in limbo was deleted on the primary."""
+
+
+class Phase(Op, frozen=True, tag=48):
+    """The replica is `inconsistent` from here on, or (False) consistent again, durably."""
+
+    inconsistent: bool
+    generation: bytes
+    history: list[bytes]
+
+
+LiveOp = (
+    Locate | Forget | Write | Truncate | Make | Link | Unlink | Rename | SetAttr | SetXattr
+    | RemoveXattr | SetPolicy | Sync | Checkpoint
+)  # fmt: skip
+BulkOp = (
+    Locate | Forget | Gather | Place | Clear | Digest | Data | Finish | List | EmptyLimbo | Phase
+)  # fmt: skip
+AnyOp = (
+    Locate | Forget | Write | Truncate | Make | Link | Unlink | Rename | SetAttr | SetXattr
+    | RemoveXattr | SetPolicy | Sync | Checkpoint | Gather | Place | Clear | Digest | Data
+    | Finish | List | EmptyLimbo | Phase
+)  # fmt: skip
+
+
+# Answers ---------------------------------------------------------------------------------------
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What became of one operation: errno 0 is success; `written` is a write's length."""
+
+
+class Done(Answer, frozen=True, tag=1):
+    """Applied (errno 0) or failed with an errno; `written` counts payload bytes applied."""
+
+    errno: int
+    written: int = 0
+
+
+class Placed(Answer, frozen=True, tag=2):
+    """`complete`: the object was there with its contents; else all of it is to be compared."""
+
+    complete: bool
+    created: bool
+
+
+class Digests(Answer, frozen=True, tag=3):
+    """xxh3_128 of each region, in order; one byte-string of 16 bytes a region, and the size."""
+
+    digests: bytes
+    size: int
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One name in a listing; `object` is empty where the object has no valid id."""
+
+    name: bytes
+    object: ObjectId
+    complete: bool
+
+
+class Listing(Answer, frozen=True, tag=4):
+    """Entries in byte order; `more` tells that the next `List` goes on after the last one."""
+
+    entries: list[Entry]
+    more: bool
+
+
+AnyAnswer = Done | Placed | Digests | Listing

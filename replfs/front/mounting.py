@@ -1,0 +1,419 @@
+"""mount(2), umount2(2), mountinfo and the bytes of FUSE_INIT: the kernel's side of a mount.
+
+Imports neither pyfuse3 nor trio, so that every command may use it. Nothing here stats, opens or
+lists a mountpoint: one that is hung must not hang the caller, and a daemon that touches its own
+mount waits for itself. What is mounted where is read from /proc/self/mountinfo; whether a daemon
+is still behind it is asked by a child process that can be left behind (`is_dead_mount`).
+
+Source: mount(2), umount2(2), proc_pid_mountinfo(5), fuse(4), linux/fuse.h.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import re
+import select
+import signal
+import struct
+import sys
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from replfs.errors import UsageError
+
+FSTYPE: Final = "fuse.replfs"
+"""File system type of every mount made here, as mountinfo and df(1) show it."""
+
+_MS_RDONLY: Final = 1
+_MS_NOSUID: Final = 2
+_MS_NODEV: Final = 4
+_MS_NOEXEC: Final = 8
+_MS_NOATIME: Final = 1024
+_MNT_DETACH: Final = 2
+_UMOUNT_NOFOLLOW: Final = 8
+_PR_SET_IO_FLUSHER: Final = 57
+_OOM_SCORE_ADJ: Final = -900
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+class MountOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What a mount is asked for. Permissions are always checked by the kernel."""
+
+    read_only: bool = False
+    allow_other: bool = True
+    """Other users than the daemon's may use the mount."""
+    fsname: str = "replfs"
+    """What mountinfo and df(1) show as the source: the store's path, say."""
+    writeback: bool = False
+    """The kernel's write-back cache: write() returns before the daemon has seen the data."""
+    acl: bool = True
+    """POSIX ACLs are checked by the kernel."""
+    nosuid: bool = False
+    nodev: bool = False
+    noexec: bool = False
+    noatime: bool = False
+    max_background: int = 32
+    """Asynchronous requests (read-ahead, direct I/O, write-back) the kernel has outstanding at
+    most; 1 to 65535. Needs the tuned path; the stock path keeps the kernel's 12."""
+    exclusive: bool = False
+    """No file changes but through this mount or after an explicit invalidation: the kernel need
+    not drop a file's cached pages when it sees a new mtime (FUSE_AUTO_INVAL_DATA off; needs the
+    tuned path)."""
+
+
+# --------------------------------------------------------------------------- mountinfo
+
+
+class MountPoint(NamedTuple):
+    """One line of /proc/self/mountinfo, unescaped."""
+
+    mount_id: int
+    parent_id: int
+    device: str
+    """MAJOR:MINOR of the file system, as /sys/class/bdi and /sys/fs/fuse/connections name it."""
+    root: str
+    path: str
+    """Absolute and canonical; bytes that are not UTF-8 are surrogates, as in os.fsdecode."""
+    options: str
+    fstype: str
+    source: str
+    super_options: str
+
+    @property
+    def is_fuse(self) -> bool:
+        """A FUSE file system of any kind."""
+        return self.fstype in {"fuse", "fuseblk"} or self.fstype.startswith("fuse.")
+
+
+_ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
+
+
+def _unescape(field: bytes) -> str:
+    return os.fsdecode(_ESCAPE.sub(lambda found: bytes([int(found[1], 8) & 0xFF]), field))
+
+
+def parse_mountinfo(text: bytes) -> list[MountPoint]:
+    """Parse the contents of a mountinfo file. Lines that are not understood are left out."""
+    result = []
+    for line in text.split(b"\n"):
+        # Optional fields (propagation) stand before the lone dash: any number, none included.
+        head, dash, tail = line.partition(b" - ")
+        fields = head.split(b" ")
+        rest = tail.split(b" ")
+        if not dash or len(fields) < 6 or len(rest) < 3 or not fields[0].isdigit():
+            continue
+        result.append(
+            MountPoint(
+                mount_id=int(fields[0]),
+                parent_id=int(fields[1]),
+                device=fields[2].decode("ascii", "replace"),
+                root=_unescape(fields[3]),
+                path=_unescape(fields[4]),
+                options=_unescape(fields[5]),
+                fstype=_unescape(rest[0]),
+                source=_unescape(rest[1]),
+                super_options=_unescape(rest[2]),
+            )
+        )
+    return result
+
+
+def mount_points() -> list[MountPoint]:
+    """Every mount this process sees, in the kernel's order."""
+    return parse_mountinfo(Path("/proc/self/mountinfo").read_bytes())
+
+
+def find_mount(path: str, mounts: list[MountPoint] | None = None) -> MountPoint | None:
+    """The topmost mount whose mountpoint is exactly *path*, or None.
+
+    *path* is made absolute lexically, never resolved: resolving would ask the file system
+    mounted there.
+    """
+    wanted = os.path.abspath(path)
+    here = [m for m in (mount_points() if mounts is None else mounts) if m.path == wanted]
+    # Of mounts stacked on one directory each is the parent of the next.
+    covered = {m.parent_id for m in here}
+    top = [m for m in here if m.mount_id not in covered]
+    return top[-1] if top else None
+
+
+def is_dead_mount(path: str, *, timeout_s: float = 2.0) -> bool:
+    """True if a FUSE file system is mounted on *path* whose daemon is gone (ENOTCONN).
+
+    A child process asks, because a daemon that is alive but hung would never answer, and the
+    asking thread could not be killed. No answer within *timeout_s* seconds is "not dead".
+    """
+    mount = find_mount(path)
+    if mount is None or not mount.is_fuse:
+        return False
+    probe = (
+        "import os, sys\n"
+        "try: os.statvfs(sys.argv[1])\n"
+        "except OSError as error: os._exit(99 if error.errno in (103, 107) else 0)\n"
+        "os._exit(0)\n"
+    )
+    null = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1, 2)]
+    pid = os.posix_spawn(  # our own interpreter, isolated from the environment
+        sys.executable,
+        [sys.executable, "-I", "-S", "-c", probe, mount.path],
+        {},
+        file_actions=null,
+    )
+    pidfd = os.pidfd_open(pid)
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if not poll.poll(timeout_s * 1000):
+            os.kill(pid, signal.SIGKILL)
+            if not poll.poll(200):
+                # In an uninterruptible wait for the hung daemon: the kernel reaps it when we end.
+                return False
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 99
+    finally:
+        os.close(pidfd)
+
+
+# --------------------------------------------------------------------------- mount and unmount
+
+
+def check_mountpoint(path: str) -> str:
+    """The canonical form of *path*, a directory to mount on; it is looked at before it is touched.
+
+    Raises:
+        UsageError: it is no directory, or a FUSE mount is there that must go first.
+    """
+    mount = find_mount(path)
+    if mount is not None and mount.is_fuse:
+        if is_dead_mount(path):
+            raise UsageError(f"{path} is the left-over mount of a daemon that died: unmount it")
+        if mount.fstype == FSTYPE:
+            raise UsageError(f"{path} is a replfs mount already: unmount it first")
+    try:
+        real = os.path.realpath(path, strict=True)
+        is_directory = Path(real).is_dir()
+    except OSError as error:
+        raise UsageError(f"mountpoint {path} cannot be used: {error.strerror}") from error
+    if not is_directory:
+        raise UsageError(f"mountpoint {path} is not a directory")
+    return real
+
+
+def mount_fuse(fd: int, path: str, options: MountOptions) -> None:
+    """Mount /dev/fuse *fd* on the directory *path*. FUSE_INIT then waits to be read from *fd*.
+
+    Raises:
+        OSError: EPERM without CAP_SYS_ADMIN, else whatever mount(2) says.
+    """
+    flags = (
+        _MS_RDONLY * options.read_only
+        | _MS_NOSUID * options.nosuid
+        | _MS_NODEV * options.nodev
+        | _MS_NOEXEC * options.noexec
+        | _MS_NOATIME * options.noatime
+    )
+    data = f"fd={fd},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()}"
+    data += ",default_permissions"
+    if options.allow_other:
+        data += ",allow_other"
+    result = _libc.mount(
+        os.fsencode(options.fsname or "replfs"),
+        os.fsencode(path),
+        FSTYPE.encode(),
+        ctypes.c_ulong(flags),
+        data.encode(),
+    )
+    if result:
+        code = ctypes.get_errno()
+        raise OSError(code, f"cannot mount on {path}: {os.strerror(code)}")
+
+
+def libfuse_options(options: MountOptions) -> set[str]:
+    """The same options as strings for libfuse, which mounts by itself or by fusermount3."""
+    fsname = (options.fsname or "replfs").encode("ascii", "backslashreplace").decode()
+    result = {
+        # libfuse takes a comma as the end of the option, and a backslash as an escape.
+        "fsname=" + fsname.replace("\\", "\\\\").replace(",", "\\,"),
+        "subtype=replfs",
+        "default_permissions",
+    }
+    if options.allow_other:
+        result.add("allow_other")
+    if options.read_only:
+        result.add("ro")
+    if options.noexec:
+        result.add("noexec")
+    if options.noatime:
+        result.add("noatime")
+    if os.geteuid() == 0:
+        # libfuse starts from nosuid,nodev; fusermount3 lets nobody but root change that.
+        result.add("nosuid" if options.nosuid else "suid")
+        result.add("nodev" if options.nodev else "dev")
+    return result
+
+
+def unmount_lazily(path: str) -> None:
+    """Take the topmost mount off *path* now; it goes away when its last user does (MNT_DETACH).
+
+    If nobody uses it any more it goes away within this call, which may ask the daemon to take
+    dirty pages first: the daemon must not call this from its event loop.
+
+    Raises:
+        OSError: EINVAL if nothing is mounted there, EPERM without CAP_SYS_ADMIN.
+    """
+    if _libc.umount2(os.fsencode(path), _MNT_DETACH | _UMOUNT_NOFOLLOW):
+        code = ctypes.get_errno()
+        raise OSError(code, f"cannot unmount {path}: {os.strerror(code)}")
+
+
+def unmount(path: str) -> None:
+    """Unmount *path* where nobody uses it; not to be called from the daemon's event loop.
+
+    Raises:
+        OSError: EBUSY while it is used, EINVAL if nothing is mounted there.
+    """
+    if _libc.umount2(os.fsencode(path), _UMOUNT_NOFOLLOW):
+        code = ctypes.get_errno()
+        raise OSError(code, f"cannot unmount {path}: {os.strerror(code)}")
+
+
+def unmount_quietly(path: str) -> None:
+    """`unmount_lazily`, where a failure is of no interest."""
+    with contextlib.suppress(OSError):
+        unmount_lazily(path)
+
+
+def fuse_descriptors() -> set[int]:
+    """Numbers of this process's descriptors of /dev/fuse."""
+    result = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{name}") == "/dev/fuse":
+                result.add(int(name))
+    return result
+
+
+def set_read_ahead(mountpoint: str, kib: int) -> None:
+    """Let the kernel read *kib* KiB (4 to 16384) ahead of sequential readers of a mount.
+
+    Raises:
+        OSError: ENOENT if nothing is mounted there, EACCES or EROFS if /sys cannot be written.
+    """
+    mount = find_mount(mountpoint)
+    if mount is None:
+        raise OSError(errno.ENOENT, f"nothing is mounted on {mountpoint}")
+    Path(f"/sys/class/bdi/{mount.device}/read_ahead_kb").write_text(f"{kib}\n", encoding="ascii")
+
+
+def become_io_flusher() -> list[str]:
+    """Mark this thread, and those it starts later, as part of the path by which memory is freed.
+
+    With PR_SET_IO_FLUSHER the kernel does not make the daemon wait for dirty pages which only
+    the daemon itself can write, and the OOM killer is asked to look elsewhere. Both need
+    CAP_SYS_RESOURCE. Call it first thing in the main thread: the mark is inherited by threads and
+    children started afterwards.
+
+    Returns:
+        One sentence for each of the two that could not be done; empty if both were.
+    """
+    problems = []
+    if _libc.prctl(_PR_SET_IO_FLUSHER, ctypes.c_ulong(1), *[ctypes.c_ulong(0)] * 3):
+        problems.append(f"cannot become an I/O flusher: {os.strerror(ctypes.get_errno())}")
+    try:
+        Path("/proc/self/oom_score_adj").write_text(f"{_OOM_SCORE_ADJ}\n", encoding="ascii")
+    except OSError as error:
+        problems.append(f"cannot ask the OOM killer to spare the daemon: {error.strerror}")
+    return problems
+
+
+# --------------------------------------------------------------------------- FUSE_INIT
+
+INIT_OPCODE: Final = 26
+_INIT_TIMEOUT_S: Final = 10.0
+DONT_MASK: Final = 1 << 6
+AUTO_INVAL_DATA: Final = 1 << 12
+CACHE_SYMLINKS: Final = 1 << 23
+HANDLE_KILLPRIV_V2: Final = 1 << 28
+
+_IN_HEADER: Final = struct.Struct("=IIQQIIII")
+_INIT_IN: Final = struct.Struct("=IIII")
+_OUT_HEADER: Final = struct.Struct("=IiQ")
+_INIT_OUT: Final = struct.Struct("=IIIIHHIIHHI")
+_INIT_OUT_BYTES: Final = 64
+
+
+class InitError(Exception):
+    """FUSE_INIT does not look as expected: nothing has been sent to the kernel."""
+
+
+def is_init_request(request: bytes) -> bool:
+    """True if *request*, as read from /dev/fuse, is a FUSE_INIT of protocol 7.23 or later."""
+    if len(request) < _IN_HEADER.size + _INIT_IN.size:
+        return False
+    length, opcode, *_ = _IN_HEADER.unpack_from(request)
+    major, minor, *_ = _INIT_IN.unpack_from(request, _IN_HEADER.size)
+    return bool(length == len(request) and opcode == INIT_OPCODE and major == 7 and minor >= 23)
+
+
+def read_init(device: int) -> bytes:
+    """The FUSE_INIT of a mount just made through *device*.
+
+    Raises:
+        InitError: none came, or one of a protocol before 7.23.
+    """
+    # Relies on: mount(2) queues FUSE_INIT before it returns.
+    poll = select.poll()
+    poll.register(device, select.POLLIN)
+    if not poll.poll(_INIT_TIMEOUT_S * 1000):
+        raise InitError("the kernel sent no FUSE_INIT")
+    request = os.read(device, 1 << 18)
+    if not is_init_request(request):
+        raise InitError("the kernel's first request is not a FUSE_INIT of protocol 7.23 or later")
+    return request
+
+
+def patch_init_reply(
+    request: bytes, reply: bytes, *, add: int, drop: int = 0, max_background: int = 0
+) -> tuple[bytes, int]:
+    """The daemon library's answer to FUSE_INIT, with other flags.
+
+    Args:
+        request: what the kernel sent.
+        reply: what the library answered.
+        add: flags below 1 << 30 to set where the kernel offers them.
+        drop: flags to clear.
+        max_background: 1 to 65535, or 0 to leave it.
+
+    Returns:
+        The bytes for the kernel, and the flags in them.
+
+    Raises:
+        InitError: either is not what it should be, or the library refused.
+    """
+    if not is_init_request(request):
+        raise InitError("the kernel's first request is not a FUSE_INIT of protocol 7.23 or later")
+    if len(reply) != _OUT_HEADER.size + _INIT_OUT_BYTES:
+        raise InitError(f"libfuse answered FUSE_INIT with {len(reply)} bytes")
+    length, code, unique = _OUT_HEADER.unpack_from(reply)
+    if code:
+        raise InitError(f"libfuse refused FUSE_INIT: {os.strerror(-code)}")
+    if length != len(reply) or unique != _IN_HEADER.unpack_from(request)[2]:
+        raise InitError("libfuse answered something else than FUSE_INIT")
+    offered = _INIT_IN.unpack_from(request, _IN_HEADER.size)[3]
+    fields = list(_INIT_OUT.unpack_from(reply, _OUT_HEADER.size))
+    if fields[0] != 7:
+        raise InitError(f"libfuse speaks protocol {fields[0]}, not 7")
+    # Relies on: the kernel reads flags2 only if the reply carries FUSE_INIT_EXT, so flags below
+    # bit 30 can be added without touching what the library said about the others.
+    fields[3] = (fields[3] | (add & offered)) & ~drop
+    if max_background:
+        fields[4] = max_background
+        fields[5] = max(1, max_background * 3 // 4)
+    patched = bytearray(reply)
+    _INIT_OUT.pack_into(patched, _OUT_HEADER.size, *fields)
+    return bytes(patched), fields[3]

@@ -1,0 +1,427 @@
+"""The requests the kernel sends: unpack, call the volume, reply.
+
+A handler is a few lines, and decides nothing. Every exception becomes an errno here and nowhere
+else: pyfuse3 ends the whole mount if a handler raises anything but FUSEError. What pyfuse3 has no
+handler for (fallocate, SEEK_DATA, copy_file_range, ioctl, O_TMPFILE) the kernel answers itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, cast
+
+import pyfuse3
+import trio
+from pyfuse3 import EntryAttributes, FUSEError, RequestContext
+
+log = logging.getLogger(__name__)
+
+_FOREVER_S: Final = 86400.0
+"""Entry and attribute timeout of a primary: the kernel may keep what it knows, for nobody else
+changes it."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Object(Protocol):
+    """An inode, as far as a reply needs it."""
+
+    nodeid: int
+
+
+class Opened(Protocol):
+    """An open handle, as far as a reply needs it."""
+
+    number: int
+
+
+Found = tuple[Any, os.stat_result]
+
+
+class Mounted(Protocol):
+    """What is mounted: `node.volume.Volume`, or `node.view.ReadOnlyView`."""
+
+    def lookup(self, parent: int, name: bytes) -> Found: ...
+    def forget(self, references: Sequence[tuple[int, int]]) -> None: ...
+    def getattr(self, nodeid: int) -> Found: ...
+    def readlink(self, nodeid: int) -> bytes: ...
+    def statfs(self) -> os.statvfs_result: ...
+    def opendir(self, nodeid: int) -> Any: ...
+    def entries(self, number: int, start: int) -> list[bytes]: ...
+    def entry(self, number: int, name: bytes) -> Found | None: ...
+    def referenced(self, found: Any) -> None: ...
+    def releasedir(self, number: int) -> None: ...
+    async def open(self, nodeid: int, flags: int) -> Any: ...
+    async def read(self, number: int, offset: int, size: int) -> bytes | bytearray | memoryview: ...
+    async def flush(self, number: int) -> None: ...
+    async def release(self, number: int) -> None: ...
+    def getxattr(self, nodeid: int, name: bytes) -> bytes: ...
+    def listxattr(self, nodeid: int) -> list[bytes]: ...
+
+    @property
+    def setattr(self) -> Callable[..., Awaitable[Found]]: ...
+
+    @property
+    def make(self) -> Callable[..., Awaitable[Found]]: ...
+
+    @property
+    def create(self) -> Callable[..., Awaitable[tuple[Any, Any, os.stat_result]]]: ...
+
+    @property
+    def unlink(self) -> Callable[[int, bytes], Awaitable[None]]: ...
+
+    @property
+    def rmdir(self) -> Callable[[int, bytes], Awaitable[None]]: ...
+
+    @property
+    def rename(self) -> Callable[[int, bytes, int, bytes, int], Awaitable[None]]: ...
+
+    @property
+    def link(self) -> Callable[[int, int, bytes], Awaitable[Found]]: ...
+
+    @property
+    def write(self) -> Callable[[int, int, bytes], Awaitable[int]]: ...
+
+    @property
+    def fsync(self) -> Callable[..., Awaitable[None]]: ...
+
+    @property
+    def fsyncdir(self) -> Callable[..., Awaitable[None]]: ...
+
+    @property
+    def setxattr(self) -> Callable[..., Awaitable[None]]: ...
+
+    @property
+    def removexattr(self) -> Callable[..., Awaitable[None]]: ...
+
+
+def answered(
+    handler: Callable[Concatenate[Operations, P], Awaitable[R]],
+) -> Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]]:
+    """Turn whatever a handler raises into the errno that the application sees."""
+
+    async def wrapped(self: Operations, /, *args: P.args, **keywords: P.kwargs) -> R:
+        try:
+            return await handler(self, *args, **keywords)
+        except OSError as error:
+            raise FUSEError(error.errno or errno.EIO) from None
+        except (FUSEError, trio.Cancelled, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # noqa: BLE001 - the one boundary, see the module's text
+            number = getattr(error, "errno", None)
+            if not isinstance(number, int):
+                log.exception("%r failed", handler)
+                number = errno.EIO
+            raise FUSEError(number) from None
+
+    return wrapped
+
+
+class Operations(pyfuse3.Operations):
+    """The handlers, in front of what is mounted."""
+
+    supports_dot_lookup = True
+
+    def __init__(
+        self,
+        mounted: Mounted,
+        *,
+        timeout_s: float = _FOREVER_S,
+        keep_cache: bool = True,
+        acl: bool = True,
+        writeback: bool = False,
+    ) -> None:
+        """*timeout_s*: how long the kernel may trust what it was told; *keep_cache*: and data."""
+        super().__init__()
+        self.mounted = mounted
+        self.enable_acl = acl
+        self.enable_writeback_cache = writeback
+        self._timeout_s = timeout_s
+        self._keep_cache = keep_cache
+
+    # Attributes --------------------------------------------------------------------------------
+
+    def _attributes(self, inode: Object, found: os.stat_result) -> EntryAttributes:
+        entry = EntryAttributes()
+        entry.st_ino = cast(Any, inode.nodeid)
+        entry.st_mode = cast(Any, found.st_mode)
+        entry.st_nlink = found.st_nlink
+        entry.st_uid = found.st_uid
+        entry.st_gid = found.st_gid
+        entry.st_rdev = found.st_rdev
+        entry.st_size = found.st_size
+        entry.st_blksize = found.st_blksize
+        entry.st_blocks = found.st_blocks
+        entry.st_atime_ns = found.st_atime_ns
+        entry.st_mtime_ns = found.st_mtime_ns
+        entry.st_ctime_ns = found.st_ctime_ns
+        entry.entry_timeout = self._timeout_s
+        entry.attr_timeout = self._timeout_s
+        return entry
+
+    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        """A name; a missing one is cached by the kernel too (st_ino 0)."""
+        del ctx
+        try:
+            inode, found = self.mounted.lookup(parent_inode, name)
+        except FileNotFoundError:
+            entry = EntryAttributes()
+            entry.st_ino = cast(Any, 0)
+            entry.entry_timeout = self._timeout_s
+            return entry
+        except OSError as error:
+            raise FUSEError(error.errno or errno.EIO) from None
+        return self._attributes(inode, found)
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        """References the kernel gives back; has no reply."""
+        try:
+            self.mounted.forget(inode_list)
+        except Exception:
+            log.exception("forget failed")
+
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        """Attributes."""
+        del ctx
+        try:
+            return self._attributes(*self.mounted.getattr(inode))
+        except OSError as error:
+            raise FUSEError(error.errno or errno.EIO) from None
+
+    @answered
+    async def setattr(
+        self,
+        inode: int,
+        attr: EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        """Size, mode, owner, times: each only if asked for."""
+        del ctx
+        found = await self.mounted.setattr(
+            inode,
+            fh,
+            size=attr.st_size if fields.update_size else None,
+            mode=attr.st_mode & 0o7777 if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            atime=attr.st_atime_ns if fields.update_atime else None,
+            mtime=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        return self._attributes(*found)
+
+    @answered
+    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        """A symlink's target."""
+        del ctx
+        return self.mounted.readlink(inode)
+
+    # Names -------------------------------------------------------------------------------------
+
+    @answered
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        """A fifo, socket, device or empty file."""
+        made = await self.mounted.make(
+            parent_inode,
+            name,
+            mode,
+            owner=(ctx.uid, ctx.gid),
+            umask=ctx.umask,
+            rdev=rdev,
+            kind="mknod",
+        )
+        return self._attributes(*made)
+
+    @answered
+    async def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        """A directory."""
+        made = await self.mounted.make(
+            parent_inode, name, mode, owner=(ctx.uid, ctx.gid), umask=ctx.umask, kind="mkdir"
+        )
+        return self._attributes(*made)
+
+    @answered
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        """A symbolic link."""
+        made = await self.mounted.make(
+            parent_inode,
+            name,
+            0o120777,
+            owner=(ctx.uid, ctx.gid),
+            target=target,
+            kind="symlink",
+        )
+        return self._attributes(*made)
+
+    @answered
+    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        """Remove a name."""
+        del ctx
+        await self.mounted.unlink(parent_inode, name)
+
+    @answered
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        """Remove an empty directory."""
+        del ctx
+        await self.mounted.rmdir(parent_inode, name)
+
+    @answered
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        """Rename, replace, exchange."""
+        del ctx
+        await self.mounted.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+
+    @answered
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        """One more name."""
+        del ctx
+        return self._attributes(*await self.mounted.link(inode, new_parent_inode, new_name))
+
+    # Files -------------------------------------------------------------------------------------
+
+    @answered
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[pyfuse3.FileInfo, EntryAttributes]:
+        """A new file, open."""
+        handle, inode, found = await self.mounted.create(
+            parent_inode, name, mode, flags, owner=(ctx.uid, ctx.gid), umask=ctx.umask
+        )
+        info = pyfuse3.FileInfo(fh=handle.number, keep_cache=self._keep_cache)
+        return info, self._attributes(inode, found)
+
+    @answered
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> pyfuse3.FileInfo:
+        """A handle."""
+        del ctx
+        handle = await self.mounted.open(inode, flags)
+        return pyfuse3.FileInfo(fh=handle.number, keep_cache=self._keep_cache)
+
+    @answered
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        """Bytes of the local store."""
+        return cast(bytes, await self.mounted.read(fh, off, size))
+
+    @answered
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        """Bytes to both sides."""
+        return await self.mounted.write(fh, off, buf)
+
+    @answered
+    async def flush(self, fh: int) -> None:
+        """close(2) of one descriptor."""
+        await self.mounted.flush(fh)
+
+    @answered
+    async def release(self, fh: int) -> None:
+        """The last descriptor is closed."""
+        await self.mounted.release(fh)
+
+    @answered
+    async def fsync(self, fh: int, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's form
+        """Stable on both sides."""
+        await self.mounted.fsync(fh, data_only=bool(datasync))
+
+    # Directories -------------------------------------------------------------------------------
+
+    @answered
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        """A directory's handle."""
+        del ctx
+        return int(self.mounted.opendir(inode).number)
+
+    @answered
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        """Entries with attributes, from a position on."""
+        names = self.mounted.entries(fh, start_id)
+        for position in range(start_id, len(names)):
+            name = names[position]
+            found = self.mounted.entry(fh, name)
+            if found is None:
+                continue
+            entry = self._attributes(*found)
+            if not pyfuse3.readdir_reply(token, cast(Any, name), entry, position + 1):
+                break
+            if name not in {b".", b".."}:
+                self.mounted.referenced(found[0])
+
+    @answered
+    async def releasedir(self, fh: int) -> None:
+        """A directory's handle is closed."""
+        self.mounted.releasedir(fh)
+
+    @answered
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's form
+        """A directory, stable on both sides; the root: everything."""
+        await self.mounted.fsyncdir(fh, data_only=bool(datasync))
+
+    @answered
+    async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
+        """The file system beneath."""
+        del ctx
+        found = self.mounted.statfs()
+        data = pyfuse3.StatvfsData()
+        for name in (
+            "f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree",
+            "f_favail", "f_namemax",
+        ):  # fmt: skip
+            setattr(data, name, getattr(found, name))
+        return data
+
+    # Extended attributes -----------------------------------------------------------------------
+
+    @answered
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        """Set an attribute or a policy."""
+        await self.mounted.setxattr(inode, name, value, uid=ctx.uid)
+
+    @answered
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        """An attribute, never ENOSYS: the kernel would stop asking for the whole mount."""
+        self._check_trusted(name, ctx)
+        return self.mounted.getxattr(inode, name)
+
+    @answered
+    async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
+        """Names; `trusted.*` only for root."""
+        names = self.mounted.listxattr(inode)
+        if ctx.uid:
+            names = [name for name in names if not name.startswith(b"trusted.")]
+        return names
+
+    @answered
+    async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        """Remove an attribute or a policy."""
+        await self.mounted.removexattr(inode, name, uid=ctx.uid)
+
+    @staticmethod
+    def _check_trusted(name: bytes, ctx: RequestContext) -> None:
+        if ctx.uid and name.startswith(b"trusted."):
+            raise FUSEError(errno.ENODATA)
+
+    @answered
+    async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
+        """The kernel has checked already (default_permissions)."""
+        del inode, mode, ctx
+        return True

@@ -1,0 +1,644 @@
+"""One FUSE session: mount, serve, stop. The only module that knows pyfuse3's and libfuse's insides.
+
+Two things are done differently from pyfuse3, and each falls back to pyfuse3's way if a self-test
+at mount says that this pyfuse3, libfuse, kernel or user does not allow it (`tuned`, `reason`):
+
+- *The INIT proxy.* We mount /dev/fuse ourselves, let libfuse answer a copy of the kernel's
+  FUSE_INIT over a socket pair, and add flags to the answer which pyfuse3 cannot ask for:
+  HANDLE_KILLPRIV_V2 (else the kernel asks for `security.capability` before every write),
+  DONT_MASK (else default ACLs come out wrong), CACHE_SYMLINKS, and max_background.
+- *The wait.* pyfuse3's workers queue on a lock and go through epoll for each request. Ours poll
+  the descriptor first, spin a little while requests keep coming (waking an idle core is the
+  largest cost of a request), and enter epoll, one worker of them, only when it is quiet.
+
+What happens when:
+
+- *A handler waits* (awaits something that is not ready): another worker takes over the
+  descriptor, a new one if all are busy, up to `workers`. A handler that does not wait costs no
+  task switch. Everything else in the loop runs at least once every 64 requests, and every 8
+  while handlers are waiting, for what they wait for may be handled by the same loop.
+- *A request is withdrawn* (its caller was killed) between poll and read: the descriptor does not
+  block, so the read says EAGAIN and the worker starts over. pyfuse3 loses the worker's receive
+  buffer then (1 MiB of address space, of which what was touched is memory); the window is a few
+  microseconds. EINTR is retried inside pyfuse3.
+- *The caller is killed later*: libfuse swallows FUSE_INTERRUPT; the caller stays until the
+  handler replies. Handlers bound their waits.
+- *A handler raises* something else than FUSEError or returns a wrong type: the request can no
+  longer be answered, as its id is known to C code only. Nothing more is received, the other
+  handlers finish, and `run` raises it; `unmount` then frees the callers with an error. So
+  handlers must not let that happen: `front.operations` turns every exception into an errno.
+- *Unmounted from outside* (ENODEV), or aborted through /sys/fs/fuse/connections (ENODEV or
+  ECONNABORTED): handlers finish, their replies go nowhere, `run` returns.
+- *stop*: nothing more is received, handlers in flight finish and reply, `run` returns. Requests
+  that were not received stay in the kernel, unacknowledged, until `unmount` ends them with an
+  error. For a stop that fails nobody, `detach` first (in a thread) and go on serving: no new
+  caller gets in, and `run` ends by itself when the last open file is closed.
+- *run is cancelled*: waiting workers end; handlers get Cancelled at their next checkpoint and
+  their requests are never answered, so callers see an error after `unmount`, and what they asked
+  may or may not have been done. A stop with a deadline is `stop`, then cancel.
+
+pyfuse3 has one session per process: a second one mounted at the same time is refused; one after
+another is fine, except that `pyfuse3.invalidate_entry_async` ends for good with the first session
+served by the stock loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import errno
+import os
+import select
+import socket
+import threading
+import time
+import types
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+import pyfuse3
+import trio
+
+from replfs.errors import UsageError
+from replfs.front import mounting
+from replfs.front.mounting import (
+    MountOptions,
+    become_io_flusher,
+    is_dead_mount,
+    mount_points,
+    set_read_ahead,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Generator
+
+__all__ = [
+    "FuseSession",
+    "MountOptions",
+    "Tuning",
+    "become_io_flusher",
+    "is_dead_mount",
+    "mount_points",
+    "set_read_ahead",
+]
+
+TUNING_VARIABLE: Final = "REPLFS_FUSE_TUNING"
+"""Environment variable that overrides `FuseSession`'s *tuning*: all, loop or none."""
+
+_KNOWN_VERSIONS: Final = ("3.5.",)
+_INIT_TIMEOUT_S: Final = 10.0
+_UNMOUNT_TIMEOUT_S: Final = 5.0
+
+_TURN: Final = 64
+"""Requests handled before the rest of the event loop gets a turn."""
+_TURN_WHILE_WAITING: Final = 8
+"""The same while handlers wait."""
+_HOT: Final = 2
+"""Requests in quick succession after which spinning starts."""
+_HOTTEST: Final = 16
+
+_NEVER_END: Final = 1 << 30
+_NEVER_START: Final = -(1 << 31)
+"""min_tasks and max_tasks with which pyfuse3's loop neither ends nor starts workers."""
+
+_active: FuseSession | None = None
+
+
+class Tuning(enum.StrEnum):
+    """How much is done differently from pyfuse3."""
+
+    ALL = "all"
+    LOOP = "loop"
+    """Our wait, but libfuse mounts: the fall-back for users other than root."""
+    NONE = "none"
+    """pyfuse3 as it is."""
+
+
+class _State(enum.Enum):
+    NEW = enum.auto()
+    MOUNTED = enum.auto()
+    RUNNING = enum.auto()
+    ENDED = enum.auto()
+    CLOSED = enum.auto()
+
+
+class _Unusable(Exception):
+    """The self-test's verdict: why a tuning cannot be had here."""
+
+
+def _always() -> bool:
+    return True
+
+
+class FuseSession:
+    """A mount and the workers that serve it.
+
+    Args:
+        operations: the handlers. Its `enable_writeback_cache` and `enable_acl` are set from
+            *options*; `init()` may be called in another thread.
+        mountpoint: an existing directory.
+        options: see `MountOptions`.
+        may_spin: asked before each spin; False while somebody else needs the core or the loop.
+        spin_ns: nanoseconds to spin for the next request after a reply; 0 disables it.
+        workers: handlers at work at the same time, 1 to 1000. Each keeps a 1 MiB receive buffer.
+        tuning: what to try; less is taken if it cannot be had.
+    """
+
+    tuned: bool
+    """After `mount`: everything in the module's head is in effect."""
+    reason: str
+    """After `mount`: if not tuned, why, in one sentence; else empty."""
+
+    def __init__(
+        self,
+        operations: pyfuse3.Operations,
+        mountpoint: str,
+        options: MountOptions,
+        *,
+        may_spin: Callable[[], bool] = _always,
+        spin_ns: int = 60_000,
+        workers: int = 32,
+        tuning: Tuning = Tuning.ALL,
+    ) -> None:
+        self.tuned = False
+        self.reason = ""
+        self._operations = operations
+        self._mountpoint = os.path.abspath(mountpoint)
+        self._options = options
+        self._tuning = Tuning(os.environ.get(TUNING_VARIABLE, tuning))
+        self._state = _State.NEW
+        self._device = ""
+        self._fd = -1
+        self._proxied = False
+        self._our_wait = False
+        self._workers_max = workers
+        self._workers = 0
+        self._nursery: trio.Nursery | None = None
+        self._failure: BaseException | None = None
+        # The wait. All of it is touched by the event loop's thread only.
+        self._poll: Callable[[int], object] = lambda _timeout: []
+        self._may_spin = may_spin
+        self._spin_ns = spin_ns
+        self._quick_ns = 2 * spin_ns
+        self._closing = False
+        self._parked: deque[trio.lowlevel.Task] = deque()
+        self._watched = False
+        self._waiting = False
+        self._suspended = 0
+        self._turn = _TURN
+        self._heat = 0
+        self._received = 0
+        self._withdrawn = 0
+        self._spun = 0
+        self._spin_hits = 0
+        self._slept = 0
+
+    # ------------------------------------------------------------------- what it is
+
+    @property
+    def fd(self) -> int:
+        """Number of the /dev/fuse descriptor; -1 unless mounted. Poll it; never read it."""
+        return self._fd
+
+    @property
+    def in_flight(self) -> int:
+        """Handlers that are waiting for something. Always 0 on pyfuse3's own loop."""
+        return self._suspended
+
+    def statistics(self) -> dict[str, int]:
+        """Counters since `mount`; all 0 on pyfuse3's own loop."""
+        return {
+            "received": self._received,
+            "withdrawn": self._withdrawn,
+            "spun": self._spun,
+            "spin_hits": self._spin_hits,
+            "slept": self._slept,
+            "workers": self._workers,
+            "in_flight": self._suspended,
+        }
+
+    # ------------------------------------------------------------------- mount
+
+    def mount(self) -> None:
+        """Mount. From now on the kernel takes calls; they wait until `run`.
+
+        Blocks for some milliseconds; may be called inside or outside an event loop.
+
+        Raises:
+            UsageError: the mountpoint, or another session of this process, stands in the way.
+            OSError: the kernel or fusermount3 refused.
+        """
+        global _active  # noqa: PLW0603 - pyfuse3 has one session per process, and so do we
+        if self._state is not _State.NEW:
+            raise RuntimeError("a session is mounted once")
+        if _active is not None:
+            raise UsageError("this process has a FUSE mount already: one process, one mount")
+        path = mounting.check_mountpoint(self._mountpoint)
+        self._mountpoint = path
+        self._operations.enable_writeback_cache = self._options.writeback
+        self._operations.enable_acl = self._options.acl
+        _active = self
+        try:
+            self._mount_as_tuned_as_possible()
+        except BaseException:
+            _active = None
+            raise
+        # mountinfo, not stat: the mount does not answer yet, and never to ourselves.
+        mount = mounting.find_mount(path)
+        self._device = mount.device if mount is not None else ""
+        self._state = _State.MOUNTED
+
+    def _mount_as_tuned_as_possible(self) -> None:
+        reasons = []
+        if self._tuning is Tuning.NONE:
+            reasons.append("the stock loop was asked for")
+        else:
+            try:
+                _check_names()
+                self._our_wait = True
+            except _Unusable as why:
+                reasons.append(str(why))
+        if self._tuning is Tuning.LOOP:
+            reasons.append("libfuse's own mount was asked for")
+        if self._our_wait and self._tuning is Tuning.ALL:
+            try:
+                self._mount_by_proxy()
+            except _Unusable as why:
+                reasons.append(str(why))
+        if not self._proxied:
+            self._mount_by_libfuse()
+        if self._fd < 0 and self._our_wait:
+            self._our_wait = False
+            reasons.append("libfuse's descriptor was not found")
+        if self._our_wait:
+            # Relies on: fuse_session_receive_buf blocks in read(2) unless the descriptor is
+            # non-blocking; poll said "readable" of a request that may since be withdrawn.
+            os.set_blocking(self._fd, False)
+            poll = select.poll()
+            poll.register(self._fd, select.POLLIN)
+            self._poll = poll.poll
+        self.tuned = self._proxied and self._our_wait
+        self.reason = "; ".join(reasons)
+
+    def _mount_by_libfuse(self) -> None:
+        before = mounting.fuse_descriptors()
+        try:
+            pyfuse3.init(
+                self._operations, self._mountpoint, mounting.libfuse_options(self._options)
+            )
+        except RuntimeError as error:
+            with contextlib.suppress(Exception):
+                pyfuse3.close(unmount=False)
+            raise OSError(
+                errno.EPERM,
+                f"cannot mount on {self._mountpoint}: libfuse said why on standard error",
+            ) from error
+        opened = sorted(mounting.fuse_descriptors() - before)
+        self._fd = opened[0] if len(opened) == 1 else -1
+
+    def _mount_by_proxy(self) -> None:
+        """mount(2), then FUSE_INIT by way of libfuse.
+
+        Raises:
+            _Unusable: nothing is mounted and nothing left over; the stock way may still work.
+            OSError: the stock way would fail just so.
+        """
+        try:
+            device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise _Unusable(f"/dev/fuse cannot be opened: {error.strerror}") from error
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, device)
+            try:
+                mounting.mount_fuse(device, self._mountpoint, self._options)
+            except OSError as error:
+                if error.errno in {errno.EPERM, errno.EACCES}:
+                    raise _Unusable("mount(2) is only for root (CAP_SYS_ADMIN)") from error
+                raise
+            undo.callback(mounting.unmount_quietly, self._mountpoint)
+            try:
+                request = mounting.read_init(device)
+            except mounting.InitError as error:
+                raise _Unusable(str(error)) from error
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(ours.close)
+            # From here the number belongs to libfuse, which closes it in fuse_session_destroy.
+            number = theirs.detach()
+            try:
+                pyfuse3.init(self._operations, f"/dev/fd/{number}", set())
+            except RuntimeError as error:
+                with contextlib.suppress(Exception):
+                    pyfuse3.close(unmount=False)
+                os.close(number)
+                raise _Unusable("libfuse does not take a descriptor as mountpoint") from error
+            undo.callback(pyfuse3.close, unmount=False)
+            ours.send(request)
+            _answer_one_request()
+            try:
+                reply = ours.recv(4096, socket.MSG_DONTWAIT)
+                reply, _flags = mounting.patch_init_reply(
+                    request,
+                    reply,
+                    add=mounting.HANDLE_KILLPRIV_V2 | mounting.DONT_MASK | mounting.CACHE_SYMLINKS,
+                    drop=mounting.AUTO_INVAL_DATA if self._options.exclusive else 0,
+                    max_background=self._options.max_background,
+                )
+                os.write(device, reply)
+            except (OSError, mounting.InitError) as error:
+                raise _Unusable(f"FUSE_INIT failed: {error}") from error
+            os.dup2(device, number, inheritable=False)
+            undo.pop_all()
+        os.close(device)
+        ours.close()
+        self._fd = number
+        self._proxied = True
+
+    # ------------------------------------------------------------------- serve
+
+    async def run(self) -> None:
+        """Serve until unmounted, aborted or stopped. Once per session.
+
+        Raises:
+            Exception: what a handler let escape (see the module's head).
+
+        Cancellation: handlers in flight are cancelled, their requests never answered.
+        Checkpoints: always.
+        """
+        if self._state is not _State.MOUNTED:
+            raise RuntimeError("only a mounted session can run, and only once")
+        self._state = _State.RUNNING
+        try:
+            if self._closing:
+                await trio.lowlevel.checkpoint()
+            elif self._our_wait:
+                await self._run_our_wait()
+            else:
+                await pyfuse3.main(min_tasks=self._workers_max, max_tasks=self._workers_max)
+        finally:
+            self._state = _State.ENDED
+
+    def stop(self) -> None:
+        """Receive nothing more; let handlers in flight finish. `run` then returns.
+
+        Call it in the event loop's thread. Idempotent, and allowed before `run`.
+        """
+        if self._closing:
+            return
+        self._closing = True
+        if self._state is not _State.RUNNING:
+            return
+        if self._our_wait:
+            self._wake_all()
+        else:
+            pyfuse3.terminate()
+
+    async def _run_our_wait(self) -> None:
+        pyfuse3_wait = pyfuse3._wait_fuse_readable  # type: ignore[attr-defined]  # noqa: SLF001
+        pyfuse3._wait_fuse_readable = self._wait  # type: ignore[attr-defined]  # noqa: SLF001
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self._start_worker()
+        finally:
+            self._nursery = None
+            self._parked.clear()
+            pyfuse3._wait_fuse_readable = pyfuse3_wait  # type: ignore[attr-defined]  # noqa: SLF001
+        if self._failure is not None:
+            raise self._failure
+
+    def _start_worker(self) -> None:
+        if self._nursery is None:
+            raise RuntimeError("not running")
+        self._workers += 1
+        self._nursery.start_soon(self._worker, name=f"fuse-{self._workers:02}")
+
+    async def _worker(self) -> None:
+        """pyfuse3's loop, started over when it stumbles on a withdrawn request."""
+        session_loop: Callable[[None, int, int], Coroutine[Any, Any, None]]
+        session_loop = pyfuse3._session_loop  # type: ignore[attr-defined]  # noqa: SLF001
+        while not self._closing:
+            try:
+                await self._drive(session_loop(None, _NEVER_END, _NEVER_START))
+            except OSError as error:
+                verdict = _receive_error(error)
+                if verdict == errno.EAGAIN:
+                    self._withdrawn += 1
+                    continue
+                if verdict not in {errno.ENODEV, errno.ECONNABORTED}:
+                    self._failure = self._failure or error
+            except Exception as error:  # noqa: BLE001 - raised by run(), when the others are done
+                self._failure = self._failure or error
+            # The loop ended: by stop(), or because the kernel said that the mount is gone.
+            self._closing = True
+            self._wake_all()
+
+    @types.coroutine
+    def _drive(self, loop: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
+        """Await *loop*, and see each time it is suspended: by our wait, or by a handler."""
+        step: Callable[[Any], Any] = loop.send
+        argument: Any = None
+        while True:
+            try:
+                trap = step(argument)
+            except StopIteration:
+                return
+            in_handler = not self._waiting
+            self._waiting = False
+            if in_handler:
+                self._suspended += 1
+                if not self._watched and not self._closing:
+                    self._hand_over()
+            try:
+                argument = yield trap
+                step = loop.send
+            except BaseException as error:  # noqa: BLE001 - handed on
+                argument = error
+                step = loop.throw
+            if in_handler:
+                self._suspended -= 1
+            self._turn = _TURN
+
+    def _hand_over(self) -> None:
+        """The worker at the descriptor is about to be suspended in a handler: send another."""
+        if self._parked:
+            trio.lowlevel.reschedule(self._parked.pop())
+        elif self._workers < self._workers_max:
+            self._start_worker()
+        # Else all are in handlers, and the first to finish finds nobody watching.
+
+    def _wake_all(self) -> None:
+        for task in self._parked:
+            trio.lowlevel.reschedule(task)
+        self._parked.clear()
+        if self._fd >= 0:
+            trio.lowlevel.notify_closing(self._fd)
+
+    async def _wait(self) -> bool:
+        """Return True when a request is (very probably) there, False when the worker should end.
+
+        Each suspension is announced to `_drive` by `_waiting`.
+        """
+        self._turn -= 1
+        if self._turn <= (_TURN - _TURN_WHILE_WAITING if self._suspended else 0):
+            self._waiting = True
+            await trio.lowlevel.checkpoint()
+        while not self._closing:
+            if self._poll(0):
+                self._received += 1
+                return True
+            if self._heat >= _HOT and not self._suspended and self._may_spin() and self._spin():
+                self._received += 1
+                return True
+            if self._watched:
+                await self._park()
+                continue
+            quiet_since = time.monotonic_ns()
+            self._slept += 1
+            self._watched = True
+            self._waiting = True
+            try:
+                await trio.lowlevel.wait_readable(self._fd)
+            except trio.ClosedResourceError:
+                return False
+            finally:
+                self._watched = False
+            if time.monotonic_ns() - quiet_since > self._quick_ns:
+                self._heat = 0
+            elif self._heat < _HOTTEST:
+                self._heat += 1
+        return False
+
+    def _spin(self) -> bool:
+        """Poll until a request comes or the time is up."""
+        self._spun += 1
+        poll = self._poll
+        now = time.monotonic_ns
+        end = now() + self._spin_ns
+        while now() < end:
+            if poll(0):
+                self._spin_hits += 1
+                if self._heat < _HOTTEST:
+                    self._heat += 1
+                return True
+        self._heat >>= 1
+        return False
+
+    async def _park(self) -> None:
+        task = trio.lowlevel.current_task()
+
+        def leave(_raise_cancel: object) -> trio.lowlevel.Abort:
+            self._parked.remove(task)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self._parked.append(task)
+        self._waiting = True
+        await trio.lowlevel.wait_task_rescheduled(leave)
+
+    # ------------------------------------------------------------------- unmount
+
+    def detach(self) -> None:
+        """Take the mount off its mountpoint; open files go on being served until closed.
+
+        Blocks, possibly until the kernel has written dirty pages through this session: in a
+        running event loop call it in a thread. Does nothing if somebody else was faster, or has
+        mounted something else over it.
+        """
+        if self._device and self._is_connected():
+            mount = mounting.find_mount(self._mountpoint)
+            if mount is not None and mount.device == self._device:
+                mounting.unmount_lazily(self._mountpoint)
+
+    def unmount(self) -> None:
+        """Unmount, fail what is still waiting in the kernel, and free everything. Idempotent.
+
+        Raises:
+            RuntimeError: `run` has not returned; its workers would use freed memory.
+        """
+        global _active  # noqa: PLW0603
+        if self._state is _State.RUNNING:
+            raise RuntimeError("stop(), and let run() return, before unmount()")
+        if self._state in {_State.NEW, _State.CLOSED}:
+            return
+        self._state = _State.CLOSED
+        by_libfuse = not self._proxied and os.geteuid() != 0
+        if not by_libfuse:
+            # In a thread, and not waited for beyond reason: the last user of the mount may be
+            # this very call, which then waits for dirty pages to be taken, and nobody serves any
+            # more. Closing the descriptor fails them, and the thread ends.
+            thread = threading.Thread(target=self._detach_quietly, name="unmount", daemon=True)
+            thread.start()
+            thread.join(_UNMOUNT_TIMEOUT_S)
+        self._fd = -1
+        pyfuse3.close(unmount=by_libfuse)
+        _active = None
+
+    def _detach_quietly(self) -> None:
+        with contextlib.suppress(OSError):
+            self.detach()
+
+    def _is_connected(self) -> bool:
+        """False once the kernel has ended the session: the mount is gone, or was aborted."""
+        if self._fd < 0:
+            return True
+        poll = select.poll()
+        poll.register(self._fd, 0)
+        return not poll.poll(0)
+
+
+# --------------------------------------------------------------------------- self-test and helpers
+
+
+def _check_names() -> None:
+    version = str(pyfuse3.__version__)
+    if not version.startswith(_KNOWN_VERSIONS):
+        raise _Unusable(f"pyfuse3 {version} is not one whose insides are known")
+    for name in ("_wait_fuse_readable", "_session_loop"):
+        if not callable(getattr(pyfuse3, name, None)):
+            raise _Unusable(f"pyfuse3 {version} has no {name}")
+
+
+def _answer_one_request() -> None:
+    """Let pyfuse3's loop handle one request that is already there: the self-test of our wait.
+
+    It needs a trio task. `mount` may be called inside a running loop, where a second one cannot
+    be started; a thread of its own can have one.
+    """
+    asked = 0
+    failure: list[BaseException] = []
+
+    async def once() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked == 1
+
+    async def serve() -> None:
+        loop: Callable[[None, int, int], Awaitable[None]]
+        loop = pyfuse3._session_loop  # type: ignore[attr-defined]  # noqa: SLF001
+        await loop(None, _NEVER_END, _NEVER_START)
+
+    def body() -> None:
+        try:
+            trio.run(serve)
+        except BaseException as error:  # noqa: BLE001 - carried over to the caller's thread
+            failure.append(error)
+
+    pyfuse3_wait = pyfuse3._wait_fuse_readable  # type: ignore[attr-defined]  # noqa: SLF001
+    pyfuse3._wait_fuse_readable = once  # type: ignore[attr-defined]  # noqa: SLF001
+    try:
+        thread = threading.Thread(target=body, name="fuse-init", daemon=True)
+        thread.start()
+        thread.join(_INIT_TIMEOUT_S)
+    finally:
+        pyfuse3._wait_fuse_readable = pyfuse3_wait  # type: ignore[attr-defined]  # noqa: SLF001
+    if failure:
+        raise _Unusable(f"pyfuse3 could not handle FUSE_INIT: {failure[0]}")
+    if asked != 2:
+        raise _Unusable("pyfuse3 does not look up its wait as expected")
+
+
+def _receive_error(error: OSError) -> int:
+    """The errno, if *error* is pyfuse3's own failed receive and not a handler's; else 0."""
+    text = error.args[1] if len(error.args) > 1 else ""
+    if isinstance(text, str) and text.startswith("fuse_session_receive_buf"):
+        return error.errno or 0
+    return 0

@@ -1,0 +1,63 @@
+"""Who this node is, as the handshake tells it and as the decision wants it."""
+
+from __future__ import annotations
+
+from replfs.core.generation import Side
+from replfs.core.messages import Hello, Identity, Welcome
+from replfs.store.state import State
+
+
+def hello_of(state: State) -> Hello:
+    """This store, for a greeting."""
+    mine = state.identity()
+    return Hello(
+        volume=mine.volume,
+        node=mine.node,
+        name=mine.name,
+        store=mine.binding.digest(),
+        role=mine.role,
+        generation=mine.generation,
+        history=list(mine.history),
+        clean=not state.unclean,
+        uninitialized=mine.uninitialized,
+        memory_lost=state.memory_lost,
+        features=[],
+    )
+
+
+def welcome_of(state: State) -> Welcome:
+    """This store, for a reply."""
+    mine = hello_of(state)
+    return Welcome(
+        volume=mine.volume,
+        node=mine.node,
+        name=mine.name,
+        store=mine.store,
+        role=mine.role,
+        generation=mine.generation,
+        history=mine.history,
+        clean=mine.clean,
+        uninitialized=mine.uninitialized,
+        memory_lost=mine.memory_lost,
+        features=["inconsistent"] if state.identity().inconsistent else [],
+    )
+
+
+def side_of(state: State) -> Side:
+    """This store, for a decision."""
+    return side_of_message(welcome_of(state))
+
+
+def side_of_message(said: Identity) -> Side:
+    """The other store, as it described itself."""
+    return Side(
+        store=said.store,
+        node=said.node,
+        volume=said.volume,
+        role=said.role,
+        generation=said.generation,
+        history=tuple(said.history),
+        uninitialized=said.uninitialized,
+        inconsistent="inconsistent" in said.features,
+        memory_lost=said.memory_lost,
+    )

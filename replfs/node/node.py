@@ -1,0 +1,469 @@
+"""One node: what runs where, in which order it starts and stops.
+
+`mount` and `agent` start the same program; the role stands in STORE. A primary has a volume, a
+read-write mount and links to its peers; a secondary a listener, and if asked a read-only mount. The
+control socket is served by a thread of its own, so that a hung event loop is seen from outside.
+
+Start: descriptor of STORE, state (which locks it), tree, role's parts, mount, control, ready.
+Stop: no new callers, what is in flight drains, a checkpoint on both sides, the state is clean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import hashlib
+import logging
+import os
+import resource
+import select
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import trio
+import zmq
+
+from replfs.errors import NotInSync, StoreError, UsageError
+from replfs.front import mounting
+from replfs.front.operations import Operations
+from replfs.front.session import FuseSession, MountOptions
+from replfs.node.config import Settings
+from replfs.node.control import ControlServer
+from replfs.node.events import Events
+from replfs.node.primary import Primary
+from replfs.node.rundir import default_rundir, make_rundir
+from replfs.node.secondary import Secondary
+from replfs.node.status import StatusBoard
+from replfs.node.view import ReadOnlyView
+from replfs.store import syscalls
+from replfs.store.activity import ActivityLog, recover
+from replfs.store.state import State
+from replfs.store.tree import Tree
+from replfs.transport.security import AllowList, Curve, load_keypair, require_curve
+
+log = logging.getLogger(__name__)
+
+_HEARTBEAT_S: Final = 0.25
+_UNMOUNT_RETRY_S: Final = 0.1
+_DRAIN_S: Final = 60.0
+_REPLICA_TIMEOUT_S: Final = 0.5
+"""How long the kernel may trust what a replica's mount told it: changes show within a second."""
+_GENERATION_SIZE: Final = 16
+
+Ready = Callable[[str], None]
+
+
+def run(settings: Settings, ready: Ready) -> int:
+    """Be a node until it is stopped; the exit code.
+
+    *ready* is called once, with the endpoint that is listened on (or an empty text), when the
+    mount is usable and the listener listens.
+
+    Raises:
+        ReplfsError, OSError: it could not start; one sentence.
+    """
+    _raise_limits()
+    node = Node(settings, ready)
+    trio.run(node.main, restrict_keyboard_interrupt_to_checkpoints=True)
+    return node.exit_code
+
+
+def _raise_limits() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+class Node:
+    """The process."""
+
+    def __init__(self, settings: Settings, ready: Ready) -> None:
+        self.settings = settings
+        self.exit_code = 0
+        self._ready = ready
+        self._stop = trio.Event()
+        self._ended = trio.Event()
+        self._beat = time.monotonic_ns()
+        self._began = time.time()
+        self.events = Events()
+        self.listening = ""
+        self.primary: Primary | None = None
+        self.secondary: Secondary | None = None
+        self._fuse: FuseSession | None = None
+        self._session_over = False
+        self._clean = False
+
+    # Start and stop ----------------------------------------------------------------------------
+
+    async def main(self) -> None:
+        """Start, serve, stop."""
+        settings = self.settings
+        with contextlib.ExitStack() as cleanup:
+            store_fd = self._open_store(cleanup)
+            self.state = State(store_fd)
+            cleanup.callback(self.state.close, covered=_is_covering(settings))
+            self._take_role()
+            self.tree = Tree(store_fd)
+            cleanup.callback(self.tree.close_all)
+            context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+            cleanup.callback(context.destroy, 0)
+            curve = self._security()
+            for warning in mounting.become_io_flusher():
+                log.info("%s", warning)
+            rundir = make_rundir(settings.rundir or default_rundir())
+            if self.state.identity().role == "primary":
+                self._build_primary(rundir, context, curve, cleanup)
+            else:
+                self.secondary = Secondary(
+                    settings, self.state, self.tree, context, curve, event=self.events.add
+                )
+            self.state.started()
+            self.board = StatusBoard(self)
+            control = ControlServer(
+                rundir,
+                settings.store,
+                settings.mountpoint,
+                snapshot=self.board.snapshot,
+                commands=self._commands(),
+                beat=lambda: self._beat,
+            )
+            await self._serve(control)
+
+    def _open_store(self, cleanup: contextlib.ExitStack) -> int:
+        store_fd = os.open(self.settings.store, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        cleanup.callback(os.close, store_fd)
+        return store_fd
+
+    def _take_role(self) -> None:
+        """A new store takes its role from the command; an older one keeps its own."""
+        settings = self.settings
+        identity = self.state.identity()
+        if not self.state.is_in_place():
+            raise StoreError(
+                f"{settings.store} is a copy of a store, or was moved: remove its .replfs "
+                "directory to make it a new one, which is compared in full with its peers"
+            )
+        wanted = "primary" if settings.command == "mount" else "secondary"
+        if identity.role == "unset":
+            changes: dict[str, Any] = {"role": wanted, "name": settings.name}
+            if wanted == "primary":
+                changes |= {
+                    "volume": os.urandom(_GENERATION_SIZE),
+                    "generation": os.urandom(_GENERATION_SIZE),
+                    "uninitialized": False,
+                }
+            self.state.update(**changes)
+        elif identity.role != wanted:
+            if identity.role == "secondary":
+                raise UsageError(
+                    f"{settings.store} is a secondary: serve it with 'replfs agent', "
+                    "and mount its replica read-only with --mount"
+                )
+            raise UsageError(f"{settings.store} is a primary: mount it with 'replfs mount'")
+        elif identity.name != settings.name:
+            self.state.update(name=settings.name)
+
+    def _security(self) -> Curve | None:
+        settings = self.settings
+        curve = None
+        if settings.key_file is not None:
+            if settings.peer_keys is None:
+                raise UsageError("key-file needs peer-keys: the file that names allowed peers")
+            curve = Curve(load_keypair(settings.key_file), AllowList(settings.peer_keys))
+        endpoints = [peer.endpoint for peer in settings.peers]
+        if settings.listen:
+            endpoints.append(settings.listen)
+        for endpoint in endpoints:
+            require_curve(endpoint, settings.insecure, curve)
+        return curve
+
+    def _build_primary(
+        self,
+        rundir: str,
+        context: zmq.Context[zmq.Socket[bytes]],
+        curve: Curve | None,
+        cleanup: contextlib.ExitStack,
+    ) -> None:
+        identity = self.state.identity()
+        place = hashlib.sha256(identity.binding.digest()).hexdigest()[:16]
+        path = f"{_memory_directory(rundir)}/activity-{place}"
+        unfinished = recover(path) if self.state.unclean and not self.state.memory_lost else []
+        activity = ActivityLog(path, identity.node)
+        cleanup.callback(activity.close)
+        self.primary = Primary(
+            self.settings,
+            self.state,
+            self.tree,
+            activity,
+            context,
+            curve,
+            event=self.events.add,
+            status=self._status,
+        )
+        self.primary.recover([(one.object, one.kind, one.region, one.handle) for one in unfinished])
+        activity.clear()
+
+    async def _serve(self, control: ControlServer) -> None:
+        settings = self.settings
+        if settings.mountpoint is not None:
+            self._fuse = self._make_mount()
+            self._fuse.mount()
+        try:
+            async with trio.open_nursery() as nursery:
+                background = await self._start(nursery, control)
+                await self._stop.wait()
+                with trio.CancelScope(shield=True):
+                    await self._end()
+                background.cancel()
+                nursery.cancel_scope.cancel()
+        finally:
+            if self._fuse is not None:
+                self._fuse.unmount()
+            if self._clean:
+                self.state.stopped_cleanly()
+            control.stop()
+
+    async def _start(self, nursery: trio.Nursery, control: ControlServer) -> trio.CancelScope:
+        scope = trio.CancelScope()
+        nursery.start_soon(self._watch_signals)
+        nursery.start_soon(self._heartbeat)
+        if self.primary is not None:
+            nursery.start_soon(self.primary.run)
+            nursery.start_soon(self._checkpoints)
+        if self.secondary is not None and settings_listen(self.settings):
+            self.listening = await nursery.start(self.secondary.run)
+        if self._fuse is not None:
+            if not self._fuse.tuned:
+                log.warning("the mount is slower than it could be: %s", self._fuse.reason)
+            nursery.start_soon(self._run_fuse, self._fuse)
+        if self.primary is not None:
+            await self.primary.first_contact()
+        control.start(trio.lowlevel.current_trio_token())
+        gc.collect()
+        gc.freeze()
+        self._ready(self.listening)
+        return scope
+
+    def _make_mount(self) -> FuseSession:
+        settings = self.settings
+        if settings.mountpoint is None:
+            raise UsageError("there is no mountpoint")
+        options = MountOptions(
+            read_only=settings.read_only or self.primary is None,
+            allow_other=settings.allow_other,
+            fsname=settings.store,
+            writeback=settings.writeback,
+            acl=settings.acl,
+            nosuid=settings.nosuid,
+            nodev=settings.nodev,
+            noexec=settings.noexec,
+            noatime=settings.noatime,
+            max_background=settings.max_background,
+        )
+        if self.primary is not None:
+            volume = self.primary.volume
+            session = FuseSession(
+                Operations(volume, acl=settings.acl, writeback=settings.writeback),
+                settings.mountpoint,
+                options,
+                may_spin=lambda: not volume.flights and settings.spin,
+                spin_ns=60_000 if settings.spin else 0,
+            )
+            poller = select.poll()
+
+            def fuse_ready() -> bool:
+                return bool(poller.poll(0))
+
+            def watch() -> None:
+                poller.register(session.fd, select.POLLIN)
+                volume.fuse_ready = fuse_ready
+
+            self._after_mount = watch
+            return session
+        view = ReadOnlyView(self.tree, self._status)
+        self._after_mount = lambda: None
+        return FuseSession(
+            Operations(view, timeout_s=_REPLICA_TIMEOUT_S, keep_cache=False, acl=settings.acl),
+            settings.mountpoint,
+            options,
+            may_spin=lambda: False,
+            spin_ns=0,
+        )
+
+    async def _run_fuse(self, session: FuseSession) -> None:
+        self._after_mount()
+        await session.run()
+        self._session_over = True
+        self._ended.set()
+        # A plain umount(8) ends a primary, which has nothing else to do.
+        if self.primary is not None:
+            self._stop.set()
+
+    async def _watch_signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+            async for number in received:
+                if number != signal.SIGHUP:
+                    log.info("stopping (signal %d)", number)
+                    self._stop.set()
+
+    async def _heartbeat(self) -> None:
+        while True:
+            self._beat = time.monotonic_ns()
+            await trio.sleep(_HEARTBEAT_S)
+
+    async def _checkpoints(self) -> None:
+        """At times: save lazily kept clears, keep room for marks on a full disk."""
+        while True:
+            await trio.sleep(self.settings.checkpoint_interval_s)
+            try:
+                self.state.flush()
+                self.state.reserve_space()
+            except OSError as error:
+                log.warning("the state cannot be saved: %s", error.strerror)
+
+    async def _end(self) -> None:
+        """Nobody new; what is in flight drains; both sides flush; the state is clean."""
+        began = time.monotonic()
+        if self._fuse is not None and not self._session_over:
+            await trio.to_thread.run_sync(self._fuse.detach)
+            with trio.move_on_after(5.0):
+                await self._ended.wait()
+            if not self._session_over:
+                self._fuse.stop()
+                with trio.move_on_after(2 * self.settings.peer_timeout_s):
+                    await self._ended.wait()
+        try:
+            with trio.fail_after(_DRAIN_S):
+                if self.primary is not None:
+                    await self.primary.volume.drained()
+                    await self.primary.checkpoint()
+                else:
+                    await trio.to_thread.run_sync(syscalls.syncfs, self.tree.root_fd)
+        except (trio.TooSlowError, OSError, NotInSync) as error:
+            log.error("not stopped cleanly: %s", error)
+            self.exit_code = NotInSync.exit_code
+            return
+        self._clean = True
+        log.info("drained and checkpointed in %.1f s", time.monotonic() - began)
+
+    def _status(self) -> dict[str, Any]:
+        return self.board.snapshot()
+
+    # Commands ----------------------------------------------------------------------------------
+
+    def _commands(
+        self,
+    ) -> dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]] | dict[str, Any]]]:
+        return {
+            "umount": self._command_umount,
+            "stop": self._command_stop,
+            "sync": self._command_sync,
+            "pause": self._command_pause,
+            "resume": self._command_resume,
+            "resync": self._command_resync,
+            "events": self.events.answer,
+        }
+
+    async def _command_umount(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Unmount where nobody is using it; a primary then ends, a secondary goes on."""
+        if self._fuse is None or self._session_over:
+            raise UsageError("nothing is mounted by this node")
+        mountpoint = self.settings.mountpoint or ""
+        lazy = bool(arguments.get("lazy"))
+        try:
+            await trio.to_thread.run_sync(_unmount, mountpoint, lazy)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                raise UsageError(
+                    f"{mountpoint} is in use: close what is open there, or use --lazy"
+                ) from None
+            raise
+        with trio.fail_after(float(arguments.get("timeout_s", _DRAIN_S))):
+            await self._ended.wait()
+        stopping = self.primary is not None
+        if stopping:
+            self._stop.set()
+        return {"stopping": stopping, "message": ""}
+
+    async def _command_stop(self, _arguments: dict[str, Any]) -> dict[str, Any]:
+        """End the node: drain, checkpoint, exit."""
+        self._stop.set()
+        return {"stopping": True, "message": ""}
+
+    def _must_be_primary(self) -> Primary:
+        if self.primary is None:
+            raise UsageError("this node is a secondary: ask its primary")
+        return self.primary
+
+    async def _command_sync(self, _arguments: dict[str, Any]) -> dict[str, Any]:
+        """Everything acknowledged is on stable storage on both sides."""
+        await self._must_be_primary().checkpoint()
+        return {"message": "stable on this node and on every peer that is in sync"}
+
+    def _peers(self, arguments: dict[str, Any]) -> list[Any]:
+        peers = self._must_be_primary().volume.peers
+        name = arguments.get("peer")
+        chosen = [peer for peer in peers if not name or peer.name == name]
+        if not chosen:
+            raise UsageError(f"there is no peer named {name}" if name else "there are no peers")
+        return chosen
+
+    def _command_pause(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Nothing is sent until `resume`; changes are recorded."""
+        peers = self._peers(arguments)
+        for peer in peers:
+            peer.pause(str(arguments.get("reason") or "by an operator"))
+        return {"message": f"paused: {', '.join(peer.name for peer in peers)}"}
+
+    def _command_resume(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Go on: what was recorded is carried."""
+        peers = self._peers(arguments)
+        for peer in peers:
+            peer.resume()
+        return {"message": f"resumed: {', '.join(peer.name for peer in peers)}"}
+
+    def _command_resync(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Compare everything again; `tentative`: only say what would be done."""
+        peers = self._peers(arguments)
+        if arguments.get("tentative"):
+            lines = [
+                f"{peer.name}: this node -> {peer.name}, {len(peer.log)} objects, "
+                f"{peer.log.dirty_names} names, {peer.log.dirty_bytes} bytes at most"
+                for peer in peers
+            ]
+            return {"message": "\n".join(lines)}
+        for peer in peers:
+            peer.compare_all()
+        return {"message": f"comparing everything with {', '.join(peer.name for peer in peers)}"}
+
+
+def _is_covering(settings: Settings) -> bool:
+    """Whether the mount hides STORE itself."""
+    return settings.mountpoint is not None and (
+        os.path.realpath(settings.mountpoint) == os.path.realpath(settings.store)
+    )
+
+
+def settings_listen(settings: Settings) -> bool:
+    """Whether the node is to listen."""
+    return settings.listen is not None
+
+
+def _memory_directory(rundir: str) -> str:
+    """Where the activity log is: on tmpfs, so that no fault of STORE can touch it."""
+    for candidate in (rundir, "/dev/shm"):  # noqa: S108 - shared memory is what is wanted
+        with contextlib.suppress(OSError):
+            mount = mounting.find_mount(os.path.realpath(candidate))
+            if mount is not None and mount.fstype == "tmpfs":
+                return candidate
+    return rundir
+
+
+def _unmount(mountpoint: str, lazy: bool) -> None:  # noqa: FBT001 - called in a thread
+    if lazy:
+        mounting.unmount_lazily(mountpoint)
+    else:
+        mounting.unmount(mountpoint)

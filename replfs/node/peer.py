@@ -1,0 +1,539 @@
+"""One peer, as its primary sees it: link, dirty region log, relationship state.
+
+Decides for every operation whether it is sent to this peer or recorded, tells the peer where
+objects are before they are first used, and knows what is in sync. What empties the log is
+`node.resync`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections import deque
+from typing import Final, Protocol
+
+import trio
+
+from replfs.core import ops, splitter
+from replfs.core.dirty import DirtyLog
+from replfs.core.generation import Action, Decision
+from replfs.core.messages import Hello, Welcome
+from replfs.core.relationship import Event, State, next_state
+from replfs.errors import PeerLost, Refused
+from replfs.node.flight import Flight, describe
+from replfs.store.inode import Inode
+from replfs.store.record import ROOT_ID
+from replfs.store.tree import Tree
+from replfs.transport.link import Link
+
+log = logging.getLogger(__name__)
+
+LIVE: Final = 0
+BULK: Final = 1
+
+_STATE_SCAN_MAX: Final = 10_000
+"""Dirty objects looked at to tell the state of a directory."""
+
+
+class Home(Protocol):
+    """What a peer needs of the node it belongs to."""
+
+    tree: Tree
+
+    def hello(self) -> Hello:
+        """This node's identity."""
+
+    def decide(self, peer: Peer, welcome: Welcome) -> Decision:
+        """What the two stores are to each other."""
+
+    def diverging(self, peer: Peer) -> None:
+        """The first change that *peer* does not get: a new generation begins before it."""
+
+    def changed(self, peer: Peer) -> None:
+        """The peer's state is another one."""
+
+    async def make_durable(self) -> None:
+        """Dirty marks and generation are on stable storage when this returns."""
+
+
+class LastError:
+    """What went wrong last, for people."""
+
+    __slots__ = ("path", "reason", "when")
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        self.when = time.time()
+
+
+class Peer:
+    """One configured peer."""
+
+    def __init__(
+        self, home: Home, name: str, endpoint: str, dirty: DirtyLog, timeout_s: float
+    ) -> None:
+        self.home = home
+        self.name = name
+        self.endpoint = endpoint
+        self.log = dirty
+        self.timeout_s = timeout_s
+        self.link: Link
+        self.live = False
+        """Operations are sent: the session is up and both sides agreed on it."""
+        self.state = State.UNINITIALIZED
+        self.reason = "not connected yet"
+        self.since = time.time()
+        self.last_in_sync: float | None = None
+        self.paused = False
+        self.peer_node = b""
+        self.peer_generation = b""
+        self.diverged = False
+        """A generation has begun that the peer does not have."""
+        self.last_error: LastError | None = None
+        self.unrepresentable: dict[bytes, str] = {}
+        self.located: tuple[set[bytes], set[bytes]] = (set(), set())
+        self.urgent: deque[Inode] = deque()
+        """Objects a strict change waits for: the resync takes them first."""
+        self._wake = trio.Event()
+        self._progress = trio.Event()
+        self._generation_news = trio.Event()
+        self._state_cache: tuple[float, dict[int, str]] = (0.0, {})
+
+    # State -------------------------------------------------------------------------------------
+
+    def advance(self, event: Event, reason: str = "") -> None:
+        """Something happened; the table says what state that makes."""
+        new = next_state(self.state, event)
+        if reason:
+            self.reason = reason
+        if new is self.state:
+            return
+        log.info(
+            "peer %s: %s (%s)%s", self.name, new.value, event.value, f": {reason}" if reason else ""
+        )
+        if self.state is State.IN_SYNC:
+            self.last_in_sync = time.time()
+        self.state = new
+        if not reason:
+            self.reason = ""
+        self.since = time.time()
+        self.home.changed(self)
+
+    def wake_resync(self) -> None:
+        """There is something to carry, or to stop carrying."""
+        self._wake.set()
+
+    async def wait_work(self) -> None:
+        """Wait until there may be something for the resync to do."""
+        await self._wake.wait()
+        self._wake = trio.Event()
+
+    def progressed(self) -> None:
+        """The log became shorter: whoever waits for something in it may look again."""
+        if self._progress.statistics().tasks_waiting:
+            self._progress.set()
+            self._progress = trio.Event()
+
+    def pause(self, reason: str) -> None:
+        """Nothing is sent from here on; what changes is recorded."""
+        self.paused = True
+        self.live = False
+        self.advance(Event.PAUSE, reason)
+        self.link.fail("paused")
+
+    def resume(self) -> None:
+        """The operator's pause is over; the link comes back, and with it the resync."""
+        if self.paused:
+            self.paused = False
+            self.advance(Event.RESUME, "resumed")
+            self.link.fail("resumed")
+
+    def compare_all(self) -> None:
+        """Everything is to be compared with the peer again."""
+        self.log.mark_unknown(ROOT_ID, directory=True, deep=True)
+        if self.state is State.IN_SYNC:
+            self.advance(Event.OP_LOST, "everything is compared")
+        self.wake_resync()
+
+    def data_word(self) -> str:
+        """What the peer's copy is worth now."""
+        if self.state is State.UNINITIALIZED:
+            return "inconsistent"
+        return "outdated" if not self.live else "inconsistent"
+
+    def wake_generation(self) -> None:
+        """There is a generation that a peer in sync does not know of."""
+        self._generation_news.set()
+
+    async def wait_generation(self) -> None:
+        """Wait until `wake_generation`."""
+        await self._generation_news.wait()
+        self._generation_news = trio.Event()
+
+    # The link's owner --------------------------------------------------------------------------
+
+    def hello(self) -> Hello:
+        """This node, as it is now."""
+        return self.home.hello()
+
+    def welcomed(self, link: Link, welcome: Welcome) -> None:
+        """A session is up: what the stores are to each other decides what happens."""
+        del link
+        decision = self.home.decide(self, welcome)
+        if decision.action is Action.REFUSE:
+            self.advance(Event.REFUSED, decision.sentence)
+            raise Refused(decision.sentence, "refused")
+        if decision.action is Action.SPLIT_BRAIN:
+            self.advance(Event.SPLIT_BRAIN, decision.sentence)
+            raise Refused(decision.sentence, "split-brain")
+        self.peer_node = welcome.node
+        self.peer_generation = welcome.generation
+        self.located = (set(), set())
+        for known in self.located:
+            known.add(ROOT_ID)
+        if decision.action is Action.BASELINE:
+            self.log.mark_names_all(ROOT_ID)
+            self.advance(Event.DECIDED_BASELINE, decision.sentence)
+        elif decision.action is Action.COMPARE:
+            self.log.mark_unknown(ROOT_ID, directory=True, deep=True)
+            self.advance(Event.DECIDED_QUICK, decision.sentence)
+        else:
+            self.advance(Event.DECIDED_QUICK, decision.sentence)
+        self.live = not self.paused
+        self.wake_resync()
+
+    def went_down(self, link: Link, reason: str) -> None:
+        """The session is over; what was unanswered is recorded by its operations."""
+        del link
+        self.live = False
+        self.advance(Event.LINK_DOWN, reason)
+        self.wake_resync()
+        self.progressed()
+
+    # Operations --------------------------------------------------------------------------------
+
+    def send(self, op: ops.AnyOp, payload: bytes | None, flight: Flight, start: int) -> bool:
+        """Send *op* if everything it needs is on the peer; False: it is to be recorded."""
+        if not self.live:
+            return False
+        dirty = self.log
+        if not dirty.is_empty:
+            if type(op) is ops.Write:
+                length = len(payload) if payload is not None else 0
+                if not dirty.data_is_clean(op.object, start, op.offset + length):
+                    return False
+            elif type(op) is ops.Truncate:
+                if not dirty.data_is_clean(op.object, min(start, op.size), None):
+                    return False
+            elif not splitter.is_clean(dirty, op):
+                return False
+        if not self.link.has_room():
+            return False  # only `async` comes here with a full window: the log takes over
+        known = self.located[LIVE]
+        try:
+            match op:
+                case ops.Make():
+                    if op.parent not in known:
+                        self.locate(op.parent, LIVE)
+                    known.add(op.object)
+                case ops.Link():
+                    self.locate(op.object, LIVE)
+                    self.locate(op.parent, LIVE)
+                case ops.Unlink():
+                    self.locate(op.parent, LIVE)
+                case ops.Rename():
+                    self.locate(op.parent, LIVE)
+                    self.locate(op.new_parent, LIVE)
+                case ops.Checkpoint():
+                    pass
+                case _:
+                    if op.object not in known:  # type: ignore[union-attr]
+                        self.locate(op.object, LIVE)  # type: ignore[union-attr]
+            flight.sent(self, op, start)
+            try:
+                self.link.send(op, payload, flight, LIVE)
+            except BaseException:
+                flight.unsent(self)
+                raise
+        except PeerLost:
+            return False
+        return True
+
+    def locate(self, object_id: bytes, stream: int) -> None:
+        """Tell the peer where an object is, once a session, parents first."""
+        known = self.located[stream]
+        chain: list[tuple[bytes, bytes, bytes]] = []
+        while object_id not in known:
+            inode = self.home.tree.table.by_id.get(object_id)
+            if inode is None or inode.parent is None:
+                break
+            above = self.home.tree.ensure_id(inode.parent)
+            chain.append((object_id, above, inode.name))
+            object_id = above
+        for one, parent, name in reversed(chain):
+            self.link.send(ops.Locate(one, parent, name), None, None, stream)
+            known.add(one)
+
+    def forget(self, object_ids: list[bytes], stream: int) -> None:
+        """The peer need not know where these are any more."""
+        known = self.located[stream]
+        gone = [one for one in object_ids if one in known]
+        if not gone or not self.live:
+            return
+        known.difference_update(gone)
+        try:
+            self.link.send(ops.Forget(gone), None, None, stream)
+        except PeerLost:
+            return
+
+    def _locator(self, object_id: bytes) -> bytes:
+        tree = self.home.tree
+        inode = tree.table.by_id.get(object_id)
+        return b"" if inode is None else tree.locator(inode)
+
+    def mark(self, op: ops.AnyOp, *, length: int = 0, start: int = 0) -> None:
+        """Record that the peer lacks what *op* does. Raises ENOSPC if that cannot be kept.
+
+        Before the first contact there is nothing to record: the baseline carries everything.
+        """
+        if self.state is State.UNINITIALIZED and not self.live:
+            return
+        self._begin_divergence()
+        splitter.mark(self.log, op, self._locator, length=length, start=start)
+        self.wake_resync()
+
+    def _begin_divergence(self) -> None:
+        if not self.diverged:
+            self.home.diverging(self)
+            self.diverged = True
+
+    def failed(self, op: ops.AnyOp, number: int, *, length: int, start: int) -> None:
+        """The peer did not do, or did not confirm, what was sent."""
+        if isinstance(op, ops.Sync | ops.Checkpoint):
+            return
+        self.mark(op, length=length, start=start)
+        if number != errno.ETIMEDOUT:
+            self.note_error(op, describe(number))
+            self.advance(Event.OP_LOST, f"the peer could not apply a change: {describe(number)}")
+
+    def note_error(self, op: ops.AnyOp, reason: str) -> None:
+        """Remember what went wrong, with a path where there is one."""
+        object_id = getattr(op, "object", b"")
+        inode = self.home.tree.table.by_id.get(object_id)
+        path = inode.path().decode(errors="backslashreplace") if inode is not None else ""
+        self.last_error = LastError("/" + path, reason)
+
+    def object_removed(self, inode: Inode) -> None:
+        """The object's last name is gone: nothing of it is to be carried any more."""
+        if not inode.id:
+            return
+        if not self.log.is_empty:
+            self.log.forget(inode.id)
+        for known in self.located:
+            known.discard(inode.id)
+
+    def links_changed(self, inode: Inode) -> None:
+        """An object with several names: while the peer is out of sync, all of them are looked at,
+
+        so that the resync finds the object under one of them and links instead of copying.
+        """
+        if not inode.more or (self.live and self.log.is_empty):
+            return
+        tree = self.home.tree
+        for parent, name in inode.names():
+            splitter.mark_name(self.log, tree.ensure_id(parent), name, self._locator)
+
+    def mark_crossing(
+        self,
+        parent: Inode,
+        name: bytes,
+        new_parent: Inode,
+        new_name: bytes,
+        *,
+        appears: tuple[Inode, ...],
+        vanishes: bool,
+    ) -> None:
+        """A rename between replicated and not: a name is to be removed there, or to appear."""
+        tree = self.home.tree
+        self._begin_divergence()
+        splitter.mark_name(self.log, tree.ensure_id(parent), name, self._locator, removal=vanishes)
+        splitter.mark_name(self.log, tree.ensure_id(new_parent), new_name, self._locator)
+        for inode in appears:
+            self._mark_unknown(inode)
+        self.wake_resync()
+
+    def mark_policy_change(
+        self, parent: Inode, name: bytes, inode: Inode, *, removal: bool
+    ) -> None:
+        """The object's name is to vanish from the peer, or to appear there."""
+        self._begin_divergence()
+        splitter.mark_name(
+            self.log, self.home.tree.ensure_id(parent), name, self._locator, removal=removal
+        )
+        if not removal:
+            self._mark_unknown(inode)
+        self.wake_resync()
+
+    def _mark_unknown(self, inode: Inode) -> None:
+        object_id = self.home.tree.ensure_id(inode)
+        handle = self._locator(object_id)
+        if inode.is_directory or inode.type == 0o100000:
+            self.log.mark_unknown(object_id, directory=inode.is_directory, deep=True, handle=handle)
+        else:
+            self.log.mark_attrs(object_id, handle=handle)
+
+    # Waiting -----------------------------------------------------------------------------------
+
+    async def wait_room(self) -> None:
+        """Wait until another operation may be sent, or the peer is lost."""
+        try:
+            await self.link.wait_room()
+        except PeerLost:
+            return
+
+    async def bring_in_sync(self, inodes: tuple[Inode, ...]) -> bool:
+        """Whether what a strict change touches is in sync; if not, wait for it to become so."""
+        if self.log.is_empty:
+            return True
+        with trio.move_on_after(self.timeout_s):
+            while self.live:
+                waiting = [inode for inode in inodes if not self._is_clean(inode)]
+                if not waiting:
+                    return True
+                for inode in waiting:
+                    if inode not in self.urgent:
+                        self.urgent.append(inode)
+                self.wake_resync()
+                await self._progress.wait()
+        return self.live and all(self._is_clean(inode) for inode in inodes)
+
+    def _is_clean(self, inode: Inode) -> bool:
+        """Whether the object, its names and those of its parents are on the peer."""
+        dirty = self.log
+        if inode.is_directory:
+            marks = dirty.marks(inode.id)
+            if marks is not None and marks.names_all:
+                return False
+        elif not dirty.object_is_clean(inode.id):
+            return False
+        one = inode
+        while one.parent is not None:
+            if not dirty.name_is_clean(one.parent.id, one.name):
+                return False
+            one = one.parent
+        return True
+
+    async def marks_durable(self) -> None:
+        """If the peer lacks anything, what it lacks is recorded on stable storage."""
+        if not (self.live and self.log.is_empty):
+            await self.home.make_durable()
+
+    async def ask(self, op: ops.AnyOp, payload: bytes | None = None) -> ops.AnyAnswer:
+        """Send on the bulk stream and wait for the answer. Raises PeerLost."""
+        if not self.link.has_room(BULK):
+            await self.link.wait_room(BULK)
+        question = _Question()
+        self.link.send(op, payload, question, BULK)
+        return await question.answer()
+
+    async def fence(self) -> None:
+        """Wait until what is on its way on the live stream has been answered.
+
+        Only `async` operations can be: all others hold claims, and the caller has its own.
+        """
+        while self.live and self.link.outstanding:
+            await trio.sleep(0.001)
+
+    # What people ask ---------------------------------------------------------------------------
+
+    def state_of(self, inode: Inode) -> str:
+        """`in-sync`, `resync`, `dirty` or `out-of-sync`; of a directory, the worst below it."""
+        if inode.id in self.unrepresentable:
+            return "unrepresentable"
+        base = "in-sync" if self.live else "out-of-sync"
+        if self.log.is_empty:
+            return base
+        worse = "resync" if self.live else "dirty"
+        if not self._is_clean(inode) or not self.log.object_is_clean(inode.id):
+            return worse
+        if not inode.is_directory:
+            return base
+        now = time.monotonic()
+        if now - self._state_cache[0] > 1:
+            self._state_cache = (now, {})
+        cached = self._state_cache[1].get(inode.ino)
+        if cached is None:
+            cached = worse if self._is_dirty_below(inode) else base
+            self._state_cache[1][inode.ino] = cached
+        return cached
+
+    def _is_dirty_below(self, directory: Inode) -> bool:
+        tree = self.home.tree
+        for count, object_id in enumerate(self.log.objects()):
+            if count >= _STATE_SCAN_MAX:
+                return True
+            marks = self.log.marks(object_id)
+            if marks is None:
+                continue
+            inode: Inode | None = tree.find(marks.handle, object_id)
+            while inode is not None:
+                if inode is directory:
+                    return True
+                inode = inode.parent
+        return False
+
+    def dirty_bytes_of(self, inode: Inode) -> int:
+        """Bytes of a file that the peer lacks, in whole regions; of others, 0."""
+        if inode.is_directory:
+            return self.log.dirty_bytes if inode.id == ROOT_ID else 0
+        return (
+            sum(last - first for first, last in self.log.dirty_regions(inode.id, inode.size)) << 16
+        )
+
+    def removal_pending(self, inode: Inode) -> bool:
+        """Whether the peer still has a name that policy took away."""
+        return any(self.log.is_removal(parent.id, name) for parent, name in inode.names())
+
+
+class _Question:
+    """A sink that one task waits for."""
+
+    __slots__ = ("_answer", "_done", "_task")
+
+    def __init__(self) -> None:
+        self._answer: ops.AnyAnswer | None = None
+        self._done = False
+        self._task: trio.lowlevel.Task | None = None
+
+    def answered(self, link: Link, answer: ops.AnyAnswer) -> None:
+        """The peer's answer."""
+        del link
+        self._answer = answer
+        self._finish()
+
+    def lost(self, link: Link) -> None:
+        """There will be none."""
+        del link
+        self._finish()
+
+    def _finish(self) -> None:
+        self._done = True
+        if self._task is not None:
+            trio.lowlevel.reschedule(self._task)
+            self._task = None
+
+    async def answer(self) -> ops.AnyAnswer:
+        """Wait for it. Raises PeerLost if the session ends first."""
+        if not self._done:
+            self._task = trio.lowlevel.current_task()
+
+            def abandon(_: object) -> trio.lowlevel.Abort:
+                self._task = None
+                return trio.lowlevel.Abort.SUCCEEDED
+
+            await trio.lowlevel.wait_task_rescheduled(abandon)
+        if self._answer is None:
+            raise PeerLost("the session ended")
+        return self._answer

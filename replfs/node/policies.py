@@ -1,0 +1,201 @@
+"""Policies of the objects of a mounted volume: asking, setting, and what a change of name means.
+
+The rules are `core.policy`'s; here they meet inodes. An object's own policy stands in its record;
+the effective one is resolved upwards when asked, and cached until any policy or any name with a
+policy below it changes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
+
+from replfs.core import policy as rules
+from replfs.core.policy import POLICIES, Ack, Policy
+from replfs.node.view import ACK_XATTR, POLICY_XATTR, failure
+from replfs.store.inode import Inode
+from replfs.store.tree import Tree
+
+_EFFECTIVE: Final = b"user.replfs.policy.effective"
+_SOURCE: Final = b"user.replfs.policy.source"
+READ_ONLY: Final = frozenset({
+    _EFFECTIVE, _SOURCE, b"user.replfs.state", b"user.replfs.dirty_bytes", b"user.replfs.status",
+})  # fmt: skip
+
+
+class RenamePlan(NamedTuple):
+    """What a rename means on the peers."""
+
+    local: bool
+    """Nothing: neither name is replicated."""
+    crossing: bool
+    """An object appears or vanishes there, though here it only moves."""
+    appears: tuple[Inode, ...]
+    """Objects that the peers do not have, and shall."""
+    vanishes: bool
+    """What stood under the old name is to be removed there."""
+
+
+class Policies:
+    """Effective policies of the inodes of *tree*."""
+
+    def __init__(
+        self,
+        tree: Tree,
+        default: Policy,
+        default_ack: Ack,
+        *,
+        used: bool,
+        on_used: Callable[[], None],
+        generation: Callable[[], bytes],
+    ) -> None:
+        """*used*: some object has, or once had, a policy of its own; *on_used* remembers that."""
+        self._tree = tree
+        self.default = default
+        self.default_ack = default_ack
+        self._used = used
+        self._on_used = on_used
+        self._epoch = 1
+        self.generation = generation
+
+    def effective(self, inode: Inode) -> int:
+        """The policy that counts for an object, never INHERIT."""
+        if not self._used:
+            return self.default
+        cached = inode.resolved
+        if cached is not None and cached[0] == self._epoch:
+            return cached[1]
+        found = self.default
+        one: Inode | None = inode
+        while one is not None:
+            if not one.recorded:
+                self._tree.read_record(one)
+            if one.policy:
+                found = Policy(one.policy)
+                break
+            one = one.parent
+        inode.resolved = self._epoch, found
+        return found
+
+    def _chain(self, inode: Inode) -> Iterator[tuple[str, Policy]]:
+        one: Inode | None = inode
+        while one is not None:
+            self._tree.read_record(one)
+            yield "/" + os.fsdecode(one.path()), Policy(one.policy)
+            one = one.parent
+
+    def source(self, inode: Inode) -> str:
+        """Where the effective policy comes from: `local`, `inherited:/path` or `default`."""
+        return rules.effective(self._chain(inode), self.default)[1]
+
+    def changed(self) -> None:
+        """A policy was set: nothing cached counts any more."""
+        self._epoch += 1
+        if not self._used:
+            self._used = True
+            self._on_used()
+
+    def moved(self, *inodes: Inode | None) -> None:
+        """These have other parents now."""
+        if self._used and any(inode is not None for inode in inodes):
+            self._epoch += 1
+
+    def is_replicated_name(self, parent: Inode, name: bytes, inode: Inode) -> bool:
+        """Whether the peers have this name: its directory is replicated, and its object is."""
+        del name
+        if not self._used:
+            return POLICIES[self.default].replicated
+        return self._replicated(parent) and (
+            POLICIES[Policy(inode.policy)].replicated if inode.policy else True
+        )
+
+    def _replicated(self, inode: Inode) -> bool:
+        return POLICIES[Policy(self.effective(inode))].replicated
+
+    def link_crosses(self, inode: Inode, parent: Inode) -> bool:
+        """Whether a link would give one object two answers."""
+        if not self._used:
+            return False
+        above = inode.parent or parent
+        return not rules.is_link_allowed(
+            Policy(self.effective(above)), Policy(self.effective(parent))
+        )
+
+    def plan_rename(
+        self,
+        parent: Inode,
+        name: bytes,
+        new_parent: Inode,
+        new_name: bytes,
+        inode: Inode,
+        replaced: Inode | None,
+        *,
+        exchange: bool,
+    ) -> RenamePlan:
+        """What the move means on the peers; asked before it is made."""
+        if not self._used:
+            replicated = POLICIES[self.default].replicated
+            return RenamePlan(not replicated, crossing=False, appears=(), vanishes=False)
+        old = self.is_replicated_name(parent, name, inode)
+        new = self.is_replicated_name(new_parent, new_name, inode)
+        there = replaced is not None and self.is_replicated_name(new_parent, new_name, replaced)
+        appears = [inode] if new and not old else []
+        if exchange and replaced is not None and not there:
+            if self.is_replicated_name(parent, name, replaced):
+                appears.append(replaced)
+        replaced_differs = replaced is not None and there != new
+        return RenamePlan(
+            local=not old and not new and not there and not appears,
+            crossing=old != new or bool(appears) or replaced_differs,
+            appears=tuple(appears),
+            vanishes=old and not new,
+        )
+
+    # The xattrs --------------------------------------------------------------------------------
+
+    def virtual_xattr(self, inode: Inode, name: bytes) -> bytes | None:
+        """The value of a policy xattr; None for names that are not about policy."""
+        if name == POLICY_XATTR:
+            self._tree.read_record(inode)
+            if not inode.policy:
+                raise failure(errno.ENODATA)
+            return rules.policy_name(Policy(inode.policy)).encode()
+        if name == ACK_XATTR:
+            self._tree.read_record(inode)
+            if not inode.ack:
+                raise failure(errno.ENODATA)
+            return rules.ack_name(Ack(inode.ack)).encode()
+        if name == _EFFECTIVE:
+            return rules.policy_name(Policy(self.effective(inode))).encode()
+        if name == _SOURCE:
+            return os.fsencode(self.source(inode))
+        return None
+
+    def parse(
+        self, inode: Inode, name: bytes, value: bytes | None, uid: int, found: os.stat_result
+    ) -> tuple[Policy, Ack]:
+        """Policy and acknowledgement level after setting (or, with None, removing) an xattr.
+
+        Errors: EOPNOTSUPP for read-only and unknown names, EPERM for others than the owner and
+        root, EINVAL for a bad value, ENODATA where there is nothing to remove.
+        """
+        if name not in {POLICY_XATTR, ACK_XATTR}:
+            raise failure(errno.EOPNOTSUPP)
+        if uid not in {0, found.st_uid}:
+            raise failure(errno.EPERM)
+        self._tree.read_record(inode)
+        policy, ack = Policy(inode.policy), Ack(inode.ack)
+        if value is None:
+            if not (policy if name == POLICY_XATTR else ack):
+                raise failure(errno.ENODATA)
+            value = b"inherit"
+        try:
+            if name == POLICY_XATTR:
+                policy = rules.parse(value)
+            else:
+                ack = rules.parse_ack(value)
+        except ValueError:
+            raise failure(errno.EINVAL) from None
+        return policy, ack

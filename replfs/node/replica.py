@@ -1,0 +1,499 @@
+"""The secondary's side: applies what the primary sends to the local tree, in order, exactly.
+
+One method per operation. Every object is addressed by id and must have been located in this
+session (or placed by it); what is not known answers ESTALE, and the primary records it dirty.
+Nothing here decides anything about replication: that is the primary's.
+"""
+
+from __future__ import annotations
+
+import bisect
+import errno
+import os
+import stat as _stat
+from collections.abc import Callable
+from typing import Any, Final
+
+import trio
+import xxhash
+
+from replfs.core import ops
+from replfs.node.limbo import Limbo
+from replfs.store import syscalls
+from replfs.store.inode import Inode
+from replfs.store.record import INCOMPLETE, Record
+from replfs.store.tree import Tree
+
+OK: Final = ops.Done(0)
+STALE: Final = ops.Done(errno.ESTALE)
+_FLUSHES_MAX: Final = 16
+"""Flushes at once: each is a thread that waits for the disk."""
+
+Reply = Callable[[ops.AnyAnswer], None]
+
+
+class Replica:
+    """Applies operations to *tree*."""
+
+    def __init__(self, tree: Tree, on_phase: Callable[[ops.Phase], None]) -> None:
+        """*on_phase* records durably that the data became inconsistent or consistent again."""
+        self.tree = tree
+        self.limbo = Limbo(tree)
+        self._on_phase = on_phase
+        self._listing: tuple[bytes, list[bytes]] = (b"", [])
+        self._flush_limit = trio.CapacityLimiter(_FLUSHES_MAX)
+        self._flushes: trio.Nursery | None = None
+        self.applied = 0
+        """Operations applied since the process started."""
+        self._by_type: dict[type, Callable[[Any], ops.AnyAnswer]] = {
+            ops.Truncate: self._truncate,
+            ops.Make: self._make,
+            ops.Link: self._link,
+            ops.Unlink: self._unlink,
+            ops.Rename: self._rename,
+            ops.SetAttr: self._set_attr,
+            ops.SetXattr: self._set_xattr,
+            ops.RemoveXattr: self._remove_xattr,
+            ops.SetPolicy: self._set_policy,
+            ops.Gather: self._gather,
+            ops.Place: self._place,
+            ops.Clear: self._clear,
+            ops.Digest: self._digest,
+            ops.Finish: self._finish,
+            ops.List: self._list,
+            ops.EmptyLimbo: self._empty_limbo,
+            ops.Phase: self._phase,
+        }
+
+    async def run(self) -> None:
+        """Serve flushes until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._flushes = nursery
+            await trio.sleep_forever()
+
+    def forget_all(self) -> None:
+        """A new session: the primary has located nothing yet."""
+        for inode in list(self.tree.table.by_ino.values()):
+            if inode.pins & 3:
+                inode.pins &= ~3
+                self.tree.drop_unused(inode)
+
+    def apply(
+        self, stream: int, op: ops.AnyOp, payload: bytes | memoryview | None, reply: Reply
+    ) -> ops.AnyAnswer | None:
+        """Apply one operation now. None: the answer comes later, through *reply*."""
+        self.applied += 1
+        try:
+            if type(op) is ops.Write:
+                return self._write(op, payload or b"")
+            if type(op) is ops.Locate:
+                self._locate(op, 1 << stream)
+                return OK
+            if type(op) is ops.Forget:
+                self._forget(op, 1 << stream)
+                return OK
+            if type(op) is ops.Data:
+                return self._data(op, payload or b"")
+            if type(op) is ops.Sync or type(op) is ops.Checkpoint:
+                return self._flush(op, reply)
+            answer = self._by_type[type(op)](op)
+            if type(op) is ops.Make or type(op) is ops.Place:
+                made = self.tree.table.by_id.get(op.object)
+                if made is not None:
+                    made.pins |= 1 << stream
+            return answer
+        except OSError as error:
+            return ops.Done(error.errno or errno.EIO)
+
+    # Where things are --------------------------------------------------------------------------
+
+    def _known(self, object_id: bytes) -> Inode:
+        inode = self.tree.table.by_id.get(object_id)
+        if inode is None or not inode.named:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return inode
+
+    def _at(self, parent: Inode, name: bytes) -> Inode | None:
+        """What stands at a name, with its record read; None where nothing does."""
+        try:
+            inode = self.tree.lookup(parent, name)[0]
+        except FileNotFoundError:
+            return None
+        self.tree.read_record(inode)
+        return inode
+
+    def _expect(self, parent: Inode, name: bytes, object_id: bytes) -> Inode:
+        """The object at a name, which must be *object_id*: nothing else may be touched."""
+        inode = self._at(parent, name)
+        if inode is None or inode.id != object_id:
+            if inode is not None:
+                self.tree.drop_unused(inode)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return inode
+
+    def _locate(self, op: ops.Locate, pin: int) -> None:
+        inode = self.tree.table.by_id.get(op.object)
+        if inode is None or not inode.named:
+            parent = self.tree.table.by_id.get(op.parent)
+            if parent is None or not parent.is_directory:
+                return
+            try:
+                inode = self._at(parent, op.name)
+            except OSError:
+                return
+            if inode is None:
+                return
+            if inode.id != op.object:
+                self.tree.drop_unused(inode)
+                return
+        inode.pins |= pin
+
+    def _forget(self, op: ops.Forget, pin: int) -> None:
+        for object_id in op.objects:
+            inode = self.tree.table.by_id.get(object_id)
+            if inode is not None and inode.pins & pin:
+                inode.pins &= ~pin
+                self.tree.drop_unused(inode)
+
+    # Live: data --------------------------------------------------------------------------------
+
+    def _write(self, op: ops.Write, payload: bytes | memoryview) -> ops.AnyAnswer:
+        inode = self.tree.table.by_id.get(op.object)
+        if inode is None:
+            return STALE
+        fd = self.tree.data_fd(inode)
+        written = write_all(fd, payload, op.offset)
+        syscalls.utimens(fd, None, op.mtime)
+        return ops.Done(0, written)
+
+    def _truncate(self, op: ops.Truncate) -> ops.AnyAnswer:
+        inode = self._known(op.object)
+        fd = self.tree.data_fd(inode)
+        os.ftruncate(fd, op.size)
+        syscalls.utimens(fd, None, op.mtime)
+        return OK
+
+    # Live: metadata ----------------------------------------------------------------------------
+
+    def _touch(self, directory: Inode, mtime: int) -> None:
+        syscalls.utimens(self.tree.directory_fd(directory), None, mtime)
+
+    def _make(self, op: ops.Make) -> ops.AnyAnswer:
+        parent = self._known(op.parent)
+        self.tree.set_umask(0)
+        inode, _, _, fd = self.tree.make(
+            parent,
+            op.name,
+            op.mode,
+            rdev=op.rdev,
+            target=op.target,
+            owner=(op.uid, op.gid),
+            inherit_group=False,
+            object_id=op.object,
+        )
+        if fd >= 0:
+            os.fchmod(fd, op.mode & 0o7777)
+            syscalls.utimens(fd, op.mtime, op.mtime)
+            os.close(fd)
+        else:
+            if inode.is_directory:
+                self.tree.set_mode(inode, op.mode)
+            self.tree.set_times(inode, op.mtime, op.mtime)
+        self._touch(parent, op.parent_mtime)
+        return OK
+
+    def _link(self, op: ops.Link) -> ops.AnyAnswer:
+        inode = self._known(op.object)
+        parent = self._known(op.parent)
+        self.tree.link(inode, parent, op.name)
+        self._touch(parent, op.parent_mtime)
+        return OK
+
+    def _unlink(self, op: ops.Unlink) -> ops.AnyAnswer:
+        parent = self._known(op.parent)
+        inode = self._expect(parent, op.name, op.object)
+        links = self.tree.stat(inode).st_nlink
+        if op.directory or links <= 1:
+            inode.pins = 0
+        self.tree.unlink(parent, op.name, inode, directory=op.directory, links=links)
+        self._touch(parent, op.parent_mtime)
+        return OK
+
+    def _rename(self, op: ops.Rename) -> ops.AnyAnswer:
+        parent = self._known(op.parent)
+        new_parent = self._known(op.new_parent)
+        inode = self._expect(parent, op.name, op.object)
+        replaced = self._at(new_parent, op.new_name)
+        if (replaced.id if replaced is not None else b"") != op.replaced:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        links = self.tree.stat(replaced).st_nlink if replaced is not None else 0
+        self.tree.rename(
+            parent,
+            op.name,
+            new_parent,
+            op.new_name,
+            syscalls.RENAME_EXCHANGE if op.exchange else 0,
+            inode=inode,
+            replaced=replaced,
+            replaced_links=links,
+        )
+        self._touch(parent, op.parent_mtime)
+        if new_parent is not parent:
+            self._touch(new_parent, op.new_parent_mtime)
+        return OK
+
+    def _set_attr(self, op: ops.SetAttr) -> ops.AnyAnswer:
+        inode = self._known(op.object)
+        if op.uid != ops.KEEP or op.gid != ops.KEEP:
+            self.tree.set_owner(inode, op.uid, op.gid)
+        if op.mode != ops.KEEP and inode.type != _stat.S_IFLNK:
+            self.tree.set_mode(inode, op.mode)
+        if op.atime is not None or op.mtime is not None:
+            self.tree.set_times(inode, op.atime, op.mtime)
+        return OK
+
+    def _set_xattr(self, op: ops.SetXattr) -> ops.AnyAnswer:
+        self.tree.set_xattr(self._known(op.object), op.name, op.value)
+        return OK
+
+    def _remove_xattr(self, op: ops.RemoveXattr) -> ops.AnyAnswer:
+        try:
+            self.tree.remove_xattr(self._known(op.object), op.name)
+        except OSError as error:
+            if error.errno != errno.ENODATA:
+                raise
+        return OK
+
+    def _set_policy(self, op: ops.SetPolicy) -> ops.AnyAnswer:
+        self.tree.set_policy(self._known(op.object), op.policy, op.ack)
+        return OK
+
+    # Barriers ----------------------------------------------------------------------------------
+
+    def _flush(self, op: ops.Sync | ops.Checkpoint, reply: Reply) -> ops.AnyAnswer | None:
+        if isinstance(op, ops.Checkpoint):
+            fd = os.dup(self.tree.root_fd)
+            call: Callable[[int], None] = syscalls.syncfs
+        else:
+            inode = self._known(op.object)
+            if inode.is_directory:
+                fd = os.dup(self.tree.directory_fd(inode))
+            elif inode.type == _stat.S_IFREG:
+                fd = os.dup(self.tree.data_fd(inode))
+            else:
+                return OK
+            call = os.fdatasync if op.data_only else os.fsync
+        if self._flushes is None:
+            os.close(fd)
+            return ops.Done(errno.EIO)
+        self._flushes.start_soon(self._flush_in_thread, call, fd, reply)
+        return None
+
+    async def _flush_in_thread(self, call: Callable[[int], None], fd: int, reply: Reply) -> None:
+        try:
+            await trio.to_thread.run_sync(call, fd, limiter=self._flush_limit)
+        except OSError as error:
+            reply(ops.Done(error.errno or errno.EIO))
+        else:
+            reply(OK)
+        finally:
+            os.close(fd)
+
+    # Resync: names -----------------------------------------------------------------------------
+
+    def _gather(self, op: ops.Gather) -> ops.AnyAnswer:
+        parent = self._known(op.parent)
+        for name, wanted in zip(op.names, op.wanted, strict=True):
+            inode = self._at(parent, name)
+            if inode is None:
+                continue
+            if inode.id and inode.id == wanted:
+                inode.pins |= 2
+            elif inode.id:
+                # One without an id may be what is wanted, put there by an earlier copy: `Place`
+                # decides.
+                self.limbo.take(parent, name, inode)
+            else:
+                self.tree.drop_unused(inode)
+        return OK
+
+    def _place(self, op: ops.Place) -> ops.AnyAnswer:
+        parent = self._known(op.parent)
+        current = self._at(parent, op.name)
+        if current is not None and current.id == op.object:
+            return ops.Placed(not current.flags & INCOMPLETE, created=False)
+        found = self._find(op)
+        if current is not None:
+            if found is None and self._may_adopt(current, op.attributes):
+                self.tree.set_record(
+                    current, Record(op.object, INCOMPLETE, op.attributes.policy, op.attributes.ack)
+                )
+                return ops.Placed(complete=False, created=False)
+            self.limbo.take(parent, op.name, current)
+        if found is not None:
+            self._bring(found, parent, op.name)
+            return ops.Placed(not found.flags & INCOMPLETE, created=False)
+        attributes = op.attributes
+        self.tree.set_umask(0)
+        _, _, _, fd = self.tree.make(
+            parent,
+            op.name,
+            attributes.mode,
+            rdev=attributes.rdev,
+            target=attributes.target,
+            owner=(attributes.uid, attributes.gid),
+            inherit_group=False,
+            object_id=op.object,
+            flags=INCOMPLETE,
+        )
+        if fd >= 0:
+            os.close(fd)
+        return ops.Placed(complete=False, created=True)
+
+    def _find(self, op: ops.Place) -> Inode | None:
+        """The object, wherever this replica has it."""
+        inode = self.tree.table.by_id.get(op.object)
+        if inode is not None and inode.named:
+            return inode
+        inode = self.limbo.find(op.object)
+        if inode is not None:
+            return inode
+        for parent_id, name in op.hints:
+            parent = self.tree.table.by_id.get(parent_id)
+            if parent is None or not parent.named:
+                continue
+            try:
+                inode = self._at(parent, name)
+            except OSError:
+                continue
+            if inode is not None:
+                if inode.id == op.object:
+                    return inode
+                self.tree.drop_unused(inode)
+        return None
+
+    def _may_adopt(self, inode: Inode, attributes: ops.Attributes) -> bool:
+        """Whether an object without an id can become the wanted one, where it stands."""
+        if inode.id or inode.foreign or inode.type != _stat.S_IFMT(attributes.mode):
+            return False
+        if inode.type == _stat.S_IFLNK:
+            return self.tree.readlink(inode) == attributes.target
+        if inode.type in {_stat.S_IFCHR, _stat.S_IFBLK}:
+            return self.tree.stat(inode).st_rdev == attributes.rdev
+        return True
+
+    def _bring(self, inode: Inode, parent: Inode, name: bytes) -> None:
+        """Give a found object the name: moved out of limbo, else as one more link."""
+        above = inode.parent
+        if above is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        if inode.is_directory or self.limbo.holds(inode):
+            self.tree.rename(
+                above, inode.name, parent, name, 0, inode=inode, replaced=None, replaced_links=0
+            )
+        else:
+            self.tree.link(inode, parent, name)
+
+    def _clear(self, op: ops.Clear) -> ops.AnyAnswer:
+        parent = self._known(op.parent)
+        current = self._at(parent, op.name)
+        if current is not None:
+            self.limbo.take(parent, op.name, current)
+        return OK
+
+    def _empty_limbo(self, _op: ops.EmptyLimbo) -> ops.AnyAnswer:
+        self.limbo.empty()
+        return OK
+
+    def _list(self, op: ops.List) -> ops.AnyAnswer:
+        directory = self._known(op.parent)
+        if not op.after or self._listing[0] != op.parent:
+            self._listing = (op.parent, sorted(self.tree.names(directory)))
+        names = self._listing[1]
+        start = _after(names, op.after)
+        entries = []
+        for name in names[start : start + ops.NAMES_PER_MESSAGE]:
+            inode = self._at(directory, name)
+            if inode is None:
+                continue
+            entries.append(ops.Entry(name, inode.id, not inode.flags & INCOMPLETE))
+            self.tree.drop_unused(inode)
+        more = start + ops.NAMES_PER_MESSAGE < len(names)
+        if not more:
+            self._listing = (b"", [])
+        return ops.Listing(entries, more)
+
+    # Resync: contents --------------------------------------------------------------------------
+
+    def _digest(self, op: ops.Digest) -> ops.AnyAnswer:
+        inode = self._known(op.object)
+        fd = self.tree.data_fd(inode)
+        size = os.fstat(fd).st_size
+        return ops.Digests(digest_regions(fd, op.start, op.count, op.size), size)
+
+    def _data(self, op: ops.Data, payload: bytes | memoryview) -> ops.AnyAnswer:
+        inode = self._known(op.object)
+        fd = self.tree.data_fd(inode)
+        if op.hole:
+            size = os.fstat(fd).st_size
+            if op.offset < size:
+                syscalls.punch_hole(fd, op.offset, min(op.hole, size - op.offset))
+            return OK
+        return ops.Done(0, write_all(fd, payload, op.offset))
+
+    def _finish(self, op: ops.Finish) -> ops.AnyAnswer:
+        inode = self._known(op.object)
+        new = op.attributes
+        found = self.tree.stat(inode)
+        if inode.type == _stat.S_IFREG and found.st_size != new.size:
+            self.tree.truncate(inode, new.size)
+        if (found.st_uid, found.st_gid) != (new.uid, new.gid):
+            self.tree.set_owner(inode, new.uid, new.gid)
+        self._set_xattrs(inode, new.xattrs)
+        if inode.type != _stat.S_IFLNK:
+            self.tree.set_mode(inode, new.mode)
+        self.tree.set_times(inode, None, new.mtime)
+        if (inode.flags & INCOMPLETE, inode.policy, inode.ack) != (0, new.policy, new.ack):
+            self.tree.set_record(
+                inode, Record(inode.id, inode.flags & ~INCOMPLETE, new.policy, new.ack)
+            )
+        return OK
+
+    def _set_xattrs(self, inode: Inode, wanted: dict[bytes, bytes]) -> None:
+        present = set(self.tree.list_xattrs(inode))
+        for name in present - wanted.keys():
+            self.tree.remove_xattr(inode, name)
+        for name, value in wanted.items():
+            if name not in present or self.tree.get_xattr(inode, name) != value:
+                self.tree.set_xattr(inode, name, value)
+
+    def _phase(self, op: ops.Phase) -> ops.AnyAnswer:
+        self._on_phase(op)
+        return OK
+
+
+def write_all(fd: int, data: bytes | memoryview, offset: int) -> int:
+    """pwrite all of *data*; fewer bytes only where the disk takes no more, never an error then."""
+    written = os.pwrite(fd, data, offset)
+    size = len(data)
+    while written < size:
+        try:
+            more = os.pwrite(fd, memoryview(data)[written:], offset + written)
+        except OSError:
+            return written
+        if not more:
+            break
+        written += more
+    return written
+
+
+def digest_regions(fd: int, start: int, count: int, size: int) -> bytes:
+    """xxh3_128 of each of *count* regions of *size* bytes from *start*; the last may be short."""
+    return b"".join(
+        xxhash.xxh3_128_digest(os.pread(fd, size, start + index * size)) for index in range(count)
+    )
+
+
+def _after(names: list[bytes], after: bytes) -> int:
+    """Index of the first name beyond *after* in a sorted list."""
+    return bisect.bisect_right(names, after) if after else 0

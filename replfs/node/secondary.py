@@ -1,0 +1,122 @@
+"""A secondary at work: listens, and applies what its primary sends."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+import trio
+import zmq
+
+from replfs.core import generation as generations
+from replfs.core import ops
+from replfs.core.generation import Action
+from replfs.core.messages import Hello, Welcome
+from replfs.errors import Refused
+from replfs.node.config import Settings
+from replfs.node.identity import side_of, side_of_message, welcome_of
+from replfs.node.replica import Replica
+from replfs.store.state import State
+from replfs.store.tree import Tree
+from replfs.transport.listener import Listener, Session
+from replfs.transport.security import Curve
+
+log = logging.getLogger(__name__)
+
+_CLOCK_DIFFERENCE_NS: Final = 2_000_000_000
+
+
+class Secondary:
+    """Everything a node has while it is a secondary: the listener's applier."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        state: State,
+        tree: Tree,
+        context: zmq.Context[zmq.Socket[bytes]],
+        curve: Curve | None,
+        *,
+        event: Callable[..., None],
+    ) -> None:
+        self._state = state
+        self._event = event
+        self.primary_name = ""
+        self.session: Session | None = None
+        self.replica = Replica(tree, self._phase)
+        self._endpoint = settings.listen or ""
+        self._hello: Hello | None = None
+        self.listener = Listener(
+            context,
+            self._endpoint,
+            self,
+            security=curve,
+            peer_timeout_s=settings.peer_timeout_s,
+        )
+
+    async def run(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen and apply, until cancelled; started with the endpoint."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.replica.run)
+            task_status.started(await nursery.start(self.listener.run))
+
+    # The listener's applier ---------------------------------------------------------------------
+
+    def welcome(self, hello: Hello) -> Welcome:
+        """Whether this primary may be followed."""
+        decision = generations.decide(side_of(self._state), side_of_message(hello))
+        if decision.action in {Action.REFUSE, Action.SPLIT_BRAIN}:
+            raise Refused(decision.sentence, decision.action.value)
+        if decision.action is not Action.FOLLOW:
+            raise Refused(
+                f"{hello.name} is not what this store can follow: {decision.sentence}", "refused"
+            )
+        self._hello = hello
+        return welcome_of(self._state)
+
+    def opened(self, session: Session) -> None:
+        """The primary is there."""
+        self.session = session
+        self.primary_name = session.name
+        self.replica.forget_all()
+        hello = self._hello
+        if hello is not None:
+            identity = self._state.identity()
+            if identity.role != "secondary" or identity.volume != hello.volume:
+                self._state.update(role="secondary", volume=hello.volume)
+        self._event("primary", name=session.name, link="up")
+        log.info("following %s", session.name)
+
+    def closed(self, session: Session, reason: str) -> None:
+        """The primary is gone, or came back with another session."""
+        if self.session is session:
+            self.session = None
+            self._event("primary", name=session.name, link="down", reason=reason)
+            log.info("%s is gone: %s", session.name, reason)
+
+    def apply(
+        self,
+        session: Session,
+        stream: int,
+        seq: int,
+        op: ops.AnyOp,
+        payload: memoryview | bytes | None,
+    ) -> ops.AnyAnswer | None:
+        """Apply one operation."""
+        return self.replica.apply(stream, op, payload, partial(session.answer, stream, seq))
+
+    def _phase(self, op: ops.Phase) -> None:
+        """The primary says that a resync begins or has ended here; durable when it returns."""
+        if op.inconsistent:
+            self._state.update(inconsistent=True)
+        else:
+            self._state.update(
+                inconsistent=False,
+                uninitialized=False,
+                generation=op.generation,
+                history=tuple(op.history),
+            )
+        self._state.flush(durable=True)
+        self._event("data", state="inconsistent" if op.inconsistent else "up-to-date")

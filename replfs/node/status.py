@@ -1,0 +1,149 @@
+"""What `replfs status` shows, from counters alone: it may be called while the event loop hangs."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any, Protocol
+
+import replfs
+from replfs.core.relationship import State
+from replfs.node.config import Settings
+from replfs.node.peer import Peer
+from replfs.node.primary import Primary
+from replfs.node.resync import Resync
+from replfs.node.secondary import Secondary
+from replfs.store.state import State as StoreState
+
+
+class Shown(Protocol):
+    """The node, as far as its status needs it."""
+
+    settings: Settings
+    state: StoreState
+    listening: str
+    primary: Primary | None
+    secondary: Secondary | None
+
+
+class StatusBoard:
+    """Makes the status dictionary; its form is documented in docs/operations/cli.md."""
+
+    def __init__(self, node: Shown) -> None:
+        self._node = node
+        self._began = time.monotonic()
+
+    def snapshot(self) -> dict[str, Any]:
+        """The status as it is now."""
+        node = self._node
+        identity = node.state.identity()
+        found: dict[str, Any] = {
+            "version": replfs.__version__,
+            "pid": os.getpid(),
+            "store": node.settings.store,
+            "mountpoint": node.settings.mountpoint,
+            "role": identity.role,
+            "name": node.settings.name,
+            "volume": identity.volume.hex(),
+            "generation": identity.generation.hex(),
+            "uptime_s": time.monotonic() - self._began,
+            "listen": node.listening or None,
+            "policy_default": node.settings.policy,
+        }
+        if node.primary is not None:
+            found |= self._primary(node.primary)
+        elif node.secondary is not None:
+            found |= self._secondary(node.secondary)
+        return found
+
+    def _primary(self, primary: Primary) -> dict[str, Any]:
+        volume = primary.volume
+        return {
+            "state": primary.state_word(),
+            "in_flight": volume.scheduler.in_flight,
+            "held": dict(volume.scheduler.held),
+            "operations": {
+                kind: {
+                    "count": found.count,
+                    "held": sum(
+                        number
+                        for reason, number in volume.scheduler.held.items()
+                        if reason.startswith(f"{kind} ")
+                    ),
+                    "p50_us": found.quantile_us(0.5),
+                    "p99_us": found.quantile_us(0.99),
+                }
+                for kind, found in list(volume.latencies.items())
+            },
+            "unrepresentable": sum(len(peer.unrepresentable) for peer in volume.peers),
+            "peers": [self._peer(peer, primary.resyncs[peer.name]) for peer in volume.peers],
+        }
+
+    def _peer(self, peer: Peer, resync: Resync) -> dict[str, Any]:
+        link = peer.link.statistics()
+        found: dict[str, Any] = {
+            "name": peer.name,
+            "endpoint": peer.endpoint,
+            "link": {"up": "up", "resuming": "connecting", "connecting": "connecting"}.get(
+                link.state, "down"
+            )
+            if link.sessions or link.state != "connecting"
+            else "connecting",
+            "state": peer.state.value.replace("_", "-"),
+            "data": "up-to-date" if peer.state is State.IN_SYNC else peer.data_word(),
+            "reason": peer.reason or (link.last_error if not peer.live else ""),
+            "since_s": time.time() - peer.since,
+            "last_in_sync": peer.last_in_sync,
+            "dirty_objects": len(peer.log),
+            "dirty_files": peer.log.dirty_files,
+            "dirty_bytes": peer.log.dirty_bytes,
+            "dirty_names": peer.log.dirty_names,
+            "lag_ops": link.outstanding,
+            "lag_bytes": link.outstanding_bytes,
+            "rtt_us": link.rtt_ns // 1000,
+            "sent_ops": link.sent_ops,
+            "sent_bytes": link.sent_bytes,
+        }
+        if peer.live and peer.state is not State.IN_SYNC:
+            progress = resync.progress
+            elapsed = max(time.monotonic() - progress.began, 1e-3)
+            rate = progress.bytes / elapsed
+            found["progress"] = {
+                "phase": peer.state.value.replace("_", "-"),
+                "files": progress.files,
+                "bytes": progress.bytes,
+                "rate": rate,
+                "eta_s": peer.log.dirty_bytes / rate if rate else None,
+            }
+        stuck = list(resync.stuck.values())[:20]
+        if stuck:
+            found["stuck"] = [
+                {
+                    "path": one.path,
+                    "reason": one.reason,
+                    "next_try_s": max(0.0, one.retry_at - time.monotonic()),
+                }
+                for one in stuck
+            ]
+        error = peer.last_error
+        if error is not None:
+            found["last_error"] = {"path": error.path, "reason": error.reason, "when": error.when}
+        return found
+
+    def _secondary(self, secondary: Secondary) -> dict[str, Any]:
+        identity = self._node.state.identity()
+        following = secondary.session is not None
+        if identity.uninitialized:
+            state = "uninitialized"
+        elif identity.inconsistent:
+            state = "inconsistent"
+        else:
+            state = "in-sync" if following else "out-of-sync"
+        return {
+            "state": state,
+            "in_flight": 0,
+            "primary": secondary.primary_name or None,
+            "link": "up" if following else "down",
+            "applied": secondary.replica.applied,
+            "peers": [],
+        }

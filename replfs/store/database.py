@@ -1,0 +1,302 @@
+"""An SQLite database in STORE/.replfs that keeps what it was told through kill -9 and full disks.
+
+WAL mode. What a call has saved survives the death of the process at once (it is in the page cache)
+and a power loss after `harden`; a power loss never damages the database, it only makes it older.
+
+Two connections. The first makes all changes and never waits for a disk: commits sync nothing. The
+second, the keeper, moves the log into the database and syncs, in whatever thread calls `harden`;
+it also makes the first change after that, because that one syncs the head of the log.
+
+SQLite resolves the path it is given when it opens a file, `/proc/self/fd` included. So both
+connections are opened while STORE can be seen, before a mount may cover it, and nothing is opened
+from then on; `close(covered=True)` is for a STORE that is still covered.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from replfs.errors import StoreError
+
+FILE: Final = "state.db"
+LOG: Final = "state.db-wal"
+RESERVE_MIN: Final = 1 << 20
+"""Bytes kept back for a full disk: some 250 marks."""
+
+_BUSY_TIMEOUT_S: Final = 30.0
+_CHECKPOINT_COMMITS: Final = 1000
+"""Commits, some 4 KiB of log each, after which `harden` moves the log into the database."""
+_BACKSTOP_PAGES: Final = 16384
+"""Pages of log after which a commit does so itself, because nobody hardens."""
+_FULL: Final = frozenset(
+    {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_WRITE}
+)
+Statement = tuple[str, Sequence[Any]]
+"""SQL, and the values for its question marks."""
+
+_ABANDONED: Final[list[sqlite3.Connection]] = []
+"""Connections of covered stores: never to be closed, since closing looks for the log by path."""
+
+
+class DatabaseStatistics(msgspec.Struct, frozen=True):
+    """Counters since the database was opened."""
+
+    commits: int
+    checkpoints: int
+    reserve: int
+    """Bytes kept back now."""
+
+
+class Database:
+    """The open database. Belongs to the thread that made it, but for `harden`."""
+
+    def __init__(self, directory: int, where: str, *, application: int, version: int) -> None:
+        """Open the database in *directory*, which remains the caller's.
+
+        Args:
+            directory: a descriptor of STORE/.replfs, open for as long as the database.
+            where: STORE, for messages.
+            application: what `PRAGMA application_id` must be.
+            version: what `PRAGMA user_version` must be.
+
+        Raises:
+            StoreError: the database is damaged, or not of this kind and version.
+            OSError: a system call failed.
+        """
+        self._directory = directory
+        self._where = where
+        self._commits = self._commits_kept = self._checkpoints = 0
+        self._keeping = threading.Lock()
+        self._log = self._reserve = -1
+        self._connections: list[sqlite3.Connection] = []
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._reserve = os.open("reserve", flags, 0o600, dir_fd=directory)
+            self._open()
+            self._check(application, version)
+            self._log = os.open(LOG, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+            os.fsync(directory)
+        except sqlite3.DatabaseError as error:
+            self.abandon()
+            raise self._translated(error) from error
+        except BaseException:
+            self.abandon()
+            raise
+        self.reserve_space()
+
+    def _open(self) -> None:
+        try:
+            self._db = self._connect("NORMAL", pages=_BACKSTOP_PAGES)
+        except sqlite3.DatabaseError as error:
+            # Opening writes too: the index of the log.
+            if error.sqlite_errorcode not in _FULL or not self._give_up_reserve():
+                raise
+            self._db = self._connect("NORMAL", pages=_BACKSTOP_PAGES)
+        self._keeper = self._connect("FULL", pages=0)
+
+    def _connect(self, synchronous: str, *, pages: int) -> sqlite3.Connection:
+        db = sqlite3.connect(
+            f"/proc/self/fd/{self._directory}/{FILE}",
+            timeout=_BUSY_TIMEOUT_S,
+            isolation_level=None,
+            check_same_thread=pages != 0,
+        )
+        self._connections.append(db)
+        if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+            raise StoreError(f"the filesystem of {self._where} cannot hold a write-ahead log")
+        # NORMAL syncs nothing at a commit, but enough around a checkpoint that a power loss
+        # cannot mix old pages with new ones; OFF would not.
+        db.execute(f"PRAGMA synchronous = {synchronous}")
+        db.execute(f"PRAGMA wal_autocheckpoint = {pages}")
+        db.execute("PRAGMA temp_store = MEMORY")
+        return db
+
+    def _check(self, application: int, version: int) -> None:
+        if self._db.execute("PRAGMA application_id").fetchone()[0] != application:
+            raise self.damaged("it is not a replfs state")
+        found = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if found != version:
+            raise StoreError(
+                f"the state of {self._where} has format {found}, this replfs reads {version}; "
+                "use the version of replfs that wrote it"
+            )
+        problem = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if problem != "ok":
+            raise self.damaged(problem)
+
+    def close(self, *, covered: bool = False) -> None:
+        """Move the log into the database, durably, and close.
+
+        *covered*: a mount of this process hides STORE. The files are then left open until the
+        process ends.
+
+        Raises:
+            OSError: the disk failed or is full; the log is complete all the same.
+        """
+        try:
+            self._keeper.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.DatabaseError as error:
+            raise self._translated(error) from error
+        finally:
+            self.abandon(covered=covered)
+
+    def abandon(self, *, covered: bool = False) -> None:
+        """Close without saving anything further."""
+        if covered:
+            _ABANDONED.extend(self._connections)
+        else:
+            for connection in self._connections:
+                connection.close()
+        self._connections = []
+        for descriptor in (self._log, self._reserve):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._log = self._reserve = -1
+
+    # Reading and writing -------------------------------------------------------------------------
+
+    def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows that *query* gives.
+
+        Raises:
+            StoreError: the database is damaged.
+            OSError: it cannot be read.
+        """
+        try:
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise self._translated(error) from error
+
+    def each(self, query: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
+        """The rows that *query* gives, one by one; raises as `rows`."""
+        try:
+            yield from self._db.execute(query, values)
+        except sqlite3.DatabaseError as error:
+            raise self._translated(error) from error
+
+    def execute(self, changes: Sequence[Statement]) -> None:
+        """Make all changes or none; they survive this process when the call returns.
+
+        On a full disk the log is emptied, then the reserve given up, before the call fails.
+
+        Raises:
+            OSError: they could not be made (ENOSPC), and have not been.
+        """
+        remedies = iter((self._empty_log, self._give_up_reserve))
+        while True:
+            try:
+                if len(changes) == 1:
+                    self._db.execute(*changes[0])
+                else:
+                    self._transaction(changes)
+            except sqlite3.DatabaseError as error:
+                if error.sqlite_errorcode not in _FULL or not any(cure() for cure in remedies):
+                    raise self._translated(error) from error
+            else:
+                self._commits += 1
+                return
+
+    def _transaction(self, changes: Sequence[Statement]) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            for statement, values in changes:
+                self._db.execute(statement, values)
+            self._db.execute("COMMIT")
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+
+    # Disk ----------------------------------------------------------------------------------------
+
+    def harden(self) -> None:
+        """Make all that is committed survive a power loss. Waits for the disk; any thread may call.
+
+        Raises:
+            OSError: the disk failed.
+        """
+        with self._keeping:
+            commits = self._commits
+            # Relies on: fsync(2) of a file makes its size durable too, so that the log's new
+            # frames can be read back. Its directory entry is durable since it was opened.
+            os.fsync(self._log)
+            if commits - self._commits_kept >= _CHECKPOINT_COMMITS:
+                self._checkpoint()
+                self._commits_kept = commits
+
+    def _checkpoint(self) -> bool:
+        """Move the log into the database, so that the log starts anew. True if it did."""
+        try:
+            _, log, moved = self._keeper.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            if log != moved:
+                return False
+            # The first commit after a full checkpoint starts the log anew and syncs its head:
+            # here, not where an application waits.
+            self._keeper.execute(f"PRAGMA user_version = {self._version()}")
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode in _FULL | {sqlite3.SQLITE_BUSY}:
+                # Nothing is lost: all of it is in the log.
+                return False
+            raise self._translated(error) from error
+        self._checkpoints += 1
+        return True
+
+    def _version(self) -> int:
+        return int(self._keeper.execute("PRAGMA user_version").fetchone()[0])
+
+    def reserve_space(self) -> bool:
+        """Keep space back for a full disk; True if all of it is there. Call it now and then."""
+        wanted = max(RESERVE_MIN, os.stat(FILE, dir_fd=self._directory).st_size // 8)
+        if os.fstat(self._reserve).st_size >= wanted:
+            return True
+        try:
+            os.posix_fallocate(self._reserve, 0, wanted)
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            # Part of it may have been allocated: keep that.
+            return False
+        return True
+
+    def _give_up_reserve(self) -> bool:
+        if os.fstat(self._reserve).st_size == 0:
+            return False
+        os.ftruncate(self._reserve, 0)
+        # Relies on: blocks that a truncation frees can be used at the latest when it is durable.
+        os.fsync(self._reserve)
+        return True
+
+    def _empty_log(self) -> bool:
+        with self._keeping:
+            return self._checkpoint()
+
+    def statistics(self) -> DatabaseStatistics:
+        """What it did since it was opened."""
+        reserve = os.fstat(self._reserve).st_size
+        return DatabaseStatistics(self._commits, self._checkpoints, reserve)
+
+    # Errors --------------------------------------------------------------------------------------
+
+    def damaged(self, problem: str) -> StoreError:
+        """The sentence for a database that cannot be believed."""
+        return StoreError(
+            f"the state of {self._where}, .replfs/{FILE}, is damaged ({problem.splitlines()[0]}); "
+            "put a good copy back, or move .replfs away to have the store compared in full"
+        )
+
+    def _translated(self, error: sqlite3.DatabaseError) -> Exception:
+        code = getattr(error, "sqlite_errorcode", 0)
+        path = f"{self._where}/.replfs/{FILE}"
+        if code in _FULL:
+            return OSError(errno.ENOSPC, f"no space for the state ({error})", path)
+        if code & 0xFF == sqlite3.SQLITE_READONLY:
+            return OSError(errno.EROFS, f"the state cannot be written ({error})", path)
+        if code & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+            return self.damaged(str(error))
+        return OSError(errno.EIO, f"the state cannot be used ({error})", path)

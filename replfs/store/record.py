@@ -1,0 +1,63 @@
+"""The hidden record every object carries: its id, its own policy, whether its replica is complete.
+
+One xattr (`trusted.replfs`), written with the object and moved by every rename with it. It counts
+only on the inode it was written for: the inode number is part of it, so a copied file (`cp -a` of
+a store, a restored backup) does not bring a second object with the same id; it gets a new one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import struct
+from typing import Final, NamedTuple
+
+XATTR: Final = b"trusted.replfs"
+HIDDEN_PREFIXES: Final = (b"trusted.replfs", b"user.replfs")
+ROOT_ID: Final = b"\0" * 15 + b"\1"
+"""The root of every store: the same on both sides, so that it need not be located."""
+
+INCOMPLETE: Final = 1
+"""Flag: a resync made or adopted this replica, and has not finished it."""
+
+_FORMAT: Final = struct.Struct("<B16sQBBB")
+_VERSION: Final = 1
+
+
+class Record(NamedTuple):
+    """What the hidden xattr says."""
+
+    object: bytes
+    flags: int
+    policy: int
+    ack: int
+
+
+def pack(record: Record, ino: int) -> bytes:
+    """The xattr's value, bound to inode number *ino*."""
+    return _FORMAT.pack(_VERSION, record.object, ino, record.flags, record.policy, record.ack)
+
+
+def unpack(value: bytes, ino: int) -> Record | None:
+    """The record, or None where it is another format's or another inode's."""
+    if len(value) != _FORMAT.size:
+        return None
+    version, obj, bound, flags, policy, ack = _FORMAT.unpack(value)
+    if version != _VERSION or bound != ino:
+        return None
+    return Record(obj, flags, policy, ack)
+
+
+class IdSource:
+    """New object ids: 8 random bytes a process, then a counter. Never the same id twice."""
+
+    def __init__(self) -> None:
+        prefix = b"\0" * 8
+        while prefix == b"\0" * 8:
+            prefix = os.urandom(8)
+        self._prefix = prefix
+        self._count = itertools.count(1)
+
+    def __call__(self) -> bytes:
+        """The next id."""
+        return self._prefix + next(self._count).to_bytes(8, "big")

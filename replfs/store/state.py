@@ -1,0 +1,569 @@
+"""The durable state of one STORE: who it is, its peers, and what each of them is missing.
+
+All of it stands in STORE/.replfs/state.db (see `store.database` for what survives what). One
+process has a STORE at a time, by a lock on STORE/.replfs/lock. One thread uses the state, the one
+that opened it, except for `harden`.
+
+In the database:
+
+    meta      `identity`: an `Identity`
+    peers     `Peer`, and the number by which the three tables below know it
+    objects, regions, names
+              the peers' dirty region logs: a row for each `SaveObject`, `SaveRegions`, `SaveName`
+
+Every row carries a checksum of itself, because SQLite checks its pages' structure and not what is
+in them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import sqlite3
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from replfs.core.dirty import DirtyLog
+from replfs.core.marks import (
+    Change,
+    DropAll,
+    DropName,
+    DropObject,
+    SaveName,
+    SaveObject,
+    SaveRegions,
+)
+from replfs.core.ops import OBJECT_ID_SIZE
+from replfs.errors import StoreBusy, StoreError
+from replfs.store.binding import Binding, boot_id, mount_id
+from replfs.store.database import FILE, Database, Statement
+
+RESERVED: Final = ".replfs"
+"""The directory in STORE that is replfs's own."""
+FORMAT: Final = 1
+HISTORY_MAX: Final = 64
+"""Generations remembered."""
+ROLES: Final = frozenset({"unset", "primary", "secondary"})
+
+_APPLICATION: Final = 0x7265706C
+_CREATING: Final = ".replfs.new"
+_PENDING_MAX: Final = 1024
+_SCHEMA: Final = f"""
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL, sum INT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE peers (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        name TEXT NOT NULL UNIQUE, value BLOB NOT NULL, sum INT NOT NULL
+    );
+    CREATE TABLE objects (
+        peer INT NOT NULL, object BLOB NOT NULL, flags INT NOT NULL, tail INT NOT NULL,
+        extent INT NOT NULL, handle BLOB NOT NULL, sum INT NOT NULL, PRIMARY KEY (peer, object)
+    ) WITHOUT ROWID;
+    CREATE TABLE regions (
+        peer INT NOT NULL, object BLOB NOT NULL, chunk INT NOT NULL, regions BLOB NOT NULL,
+        sum INT NOT NULL, PRIMARY KEY (peer, object, chunk)
+    ) WITHOUT ROWID;
+    CREATE TABLE names (
+        peer INT NOT NULL, directory BLOB NOT NULL, name BLOB NOT NULL, removal INT NOT NULL,
+        sum INT NOT NULL, PRIMARY KEY (peer, directory, name)
+    ) WITHOUT ROWID;
+    PRAGMA application_id = {_APPLICATION};
+    PRAGMA user_version = {FORMAT};
+"""
+_TABLES: Final = ("objects", "regions", "names")
+_SAVE_META: Final = "INSERT OR REPLACE INTO meta VALUES (?, ?, ?)"
+
+_Record = TypeVar("_Record", bound=msgspec.Struct)
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """Who a STORE is."""
+
+    node: bytes
+    """16 random bytes, given when the state is made."""
+    binding: Binding
+    """Where STORE stood then, so that a copy of it is known as one."""
+    volume: bytes = b""
+    """16 bytes that all replicas share; empty before the store belongs to a volume."""
+    name: str = ""
+    role: str = "unset"
+    generation: bytes = b""
+    """16 bytes; empty before there is one."""
+    history: tuple[bytes, ...] = ()
+    """Earlier generations, newest first, at most `HISTORY_MAX`."""
+    uninitialized: bool = True
+    """The store never was a primary, nor a complete replica."""
+    inconsistent: bool = False
+    """A resync into this store has begun and not ended."""
+    policies_used: bool = False
+    """Some object has, or once had, a policy of its own."""
+    clean: bool = True
+    """The last run ended with a drain and a checkpoint, or there was none."""
+    boot_id: str = ""
+    mount_id: str = ""
+    """Both those of the last run: see `State.memory_lost`."""
+
+
+class Peer(msgspec.Struct, frozen=True, kw_only=True):
+    """What is remembered about a peer between runs."""
+
+    name: str
+    endpoint: str = ""
+    node: bytes = b""
+    """16 bytes; empty if never met."""
+    state: str = "uninitialized"
+    """A replication state of `core.relationship`, by its value."""
+    data: str = "inconsistent"
+    """What the peer's data is, as there."""
+    reason: str = ""
+    paused_by: str = ""
+    generation: bytes = b""
+    """The peer's, when last seen."""
+    last_in_sync_ns: int = 0
+    """Nanoseconds since the epoch, to be shown. It decides nothing."""
+    settings: dict[str, str] = {}
+
+
+class _PeerJournal:
+    """One peer's `Journal`."""
+
+    __slots__ = ("_number", "_state", "behind")
+
+    def __init__(self, state: State, number: int) -> None:
+        self.behind = False
+        self._state = state
+        self._number = number
+
+    def __call__(self, changes: Sequence[Change], *, lazily: bool = False) -> None:
+        self._state._save(self._number, changes, lazily=lazily)  # noqa: SLF001
+
+
+class State:
+    """The open state of one STORE."""
+
+    def __init__(self, dirfd: int) -> None:
+        """Open the state of the STORE that *dirfd*, which remains the caller's, is open on.
+
+        A state is made where there is none.
+
+        Raises:
+            StoreBusy: another process has the STORE.
+            StoreError: there is a state but it cannot be believed; it is left as it is.
+            OSError: a system call failed.
+        """
+        self._pending: dict[tuple[object, ...], tuple[int, Change]] = {}
+        self._journals: dict[str, _PeerJournal] = {}
+        self._batches = 0
+        self._is_open = True
+        self._is_behind = False
+        with contextlib.ExitStack() as cleanup:
+            self._root = _opened(".", dirfd, cleanup)
+            self._where = os.readlink(f"/proc/self/fd/{self._root}")
+            self._directory = self._enter(cleanup)
+            self._lock(cleanup)
+            if not _exists(FILE, self._directory):
+                raise StoreError(
+                    f"{self._where} has a {RESERVED} without a {FILE}; put it back, or move "
+                    f"{RESERVED} away to have the store compared in full with its peers"
+                )
+            self._database = Database(
+                self._directory, self._where, application=_APPLICATION, version=FORMAT
+            )
+            cleanup.callback(self._database.abandon)
+            self._identity = self._read("identity", Identity)
+            self._cleanup = cleanup.pop_all()
+        previous = self._identity
+        self.unclean = not previous.clean
+        """The run before this one did not end with a drain and a checkpoint."""
+        self.memory_lost = self.unclean and (
+            previous.boot_id != boot_id() or previous.mount_id != mount_id(self._root)
+        )
+        """And since then the kernel that had its writes in memory, or the mount, has gone."""
+
+    def _enter(self, cleanup: contextlib.ExitStack) -> int:
+        # Held for a moment: it keeps two first starts apart.
+        fcntl.flock(self._root, fcntl.LOCK_EX)
+        try:
+            if not _exists(RESERVED, self._root):
+                self._create()
+            return _opened(RESERVED, self._root, cleanup)
+        except NotADirectoryError:
+            raise StoreError(
+                f"{self._where}/{RESERVED} is not a directory, and that name is reserved; rename it"
+            ) from None
+        finally:
+            fcntl.flock(self._root, fcntl.LOCK_UN)
+
+    def _create(self) -> None:
+        """Make the state aside and put it in place at once: a half-made one is never seen."""
+        aside = f"/proc/self/fd/{self._root}/{_CREATING}"
+        shutil.rmtree(aside, ignore_errors=True)
+        for name in ("", "limbo", "kept"):
+            os.mkdir(f"{_CREATING}/{name}", 0o700, dir_fd=self._root)
+        identity = Identity(node=os.urandom(OBJECT_ID_SIZE), binding=Binding.of(self._root))
+        try:
+            with contextlib.closing(sqlite3.connect(f"{aside}/{FILE}")) as db, db:
+                db.executescript(f"BEGIN; {_SCHEMA}")
+                db.execute(*_meta("identity", identity))
+        except sqlite3.Error as error:
+            raise StoreError(f"cannot make the state of {self._where}: {error}") from error
+        os.rename(_CREATING, RESERVED, src_dir_fd=self._root, dst_dir_fd=self._root)
+        os.fsync(self._root)
+
+    def _lock(self, cleanup: contextlib.ExitStack) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        lock = os.open("lock", flags, 0o600, dir_fd=self._directory)
+        cleanup.callback(os.close, lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(lock, 20, 0).decode("ascii", "replace").strip()
+            raise StoreBusy(
+                f"{self._where} is in use by another replfs process ({holder or 'unknown'})"
+            ) from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, b"%d\n" % os.getpid(), 0)
+
+    def close(self, *, covered: bool = False) -> None:
+        """Save what is pending and give the STORE up; closing twice is harmless.
+
+        *covered*: a mount of this process still hides STORE. The database files then stay open
+        until the process ends, because SQLite would look for them by path.
+
+        Raises:
+            OSError: not all could be saved.
+        """
+        with self._cleanup.pop_all():
+            if not self._is_open:
+                return
+            self._is_open = False
+            try:
+                self._commit()
+            finally:
+                self._database.close(covered=covered)
+
+    # Who -----------------------------------------------------------------------------------------
+
+    def identity(self) -> Identity:
+        """Who this STORE is."""
+        return self._identity
+
+    def update(self, **changes: Any) -> Identity:
+        """Change fields of the identity; saved when it returns.
+
+        Raises:
+            ValueError: a value is not one the field can have.
+            OSError: it cannot be saved (ENOSPC); nothing is changed.
+        """
+        if "history" in changes:
+            changes["history"] = tuple(changes["history"])[:HISTORY_MAX]
+        identity = msgspec.structs.replace(self._identity, **changes)
+        ids = (identity.volume, identity.generation, *identity.history)
+        if any(len(value) not in {0, OBJECT_ID_SIZE} for value in ids):
+            raise ValueError("a volume or generation is 16 bytes long, or empty")
+        if len(identity.node) != OBJECT_ID_SIZE or identity.role not in ROLES:
+            raise ValueError(f"impossible node {identity.node!r} or role {identity.role!r}")
+        if identity != self._identity:
+            self._write("identity", identity)
+            self._identity = identity
+        return identity
+
+    def new_generation(self) -> bytes:
+        """Begin a generation; the one before goes into the history. Raises as `update`."""
+        old = self._identity
+        history = (old.generation, *old.history) if old.generation else old.history
+        return self.update(generation=os.urandom(OBJECT_ID_SIZE), history=history).generation
+
+    def started(self) -> None:
+        """A run begins, and the store is not clean until it ends. Durable when it returns."""
+        self.update(clean=False, boot_id=boot_id(), mount_id=mount_id(self._root))
+        self.flush(durable=True)
+
+    def stopped_cleanly(self) -> None:
+        """The run ends, with a drain and a checkpoint. Durable when it returns."""
+        self.update(clean=True)
+        self.flush(durable=True)
+
+    def place(self) -> Binding:
+        """Where STORE stands now; `update(binding=state.place())` adopts it."""
+        return Binding.of(self._root)
+
+    def is_in_place(self) -> bool:
+        """STORE stands where it got its node id; False: it is a copy, or was moved."""
+        return self._identity.binding.is_same_place(self.place())
+
+    # Peers ---------------------------------------------------------------------------------------
+
+    def peers(self) -> list[Peer]:
+        """All peers, by name.
+
+        Raises:
+            StoreError: the state is damaged.
+        """
+        rows = self._database.rows("SELECT value, sum FROM peers ORDER BY name")
+        return [self._decoded(value, checksum, Peer) for value, checksum in rows]
+
+    def save_peer(self, name: str, **changes: Any) -> Peer:
+        """Add the peer, or change fields of it; saved when it returns.
+
+        Raises:
+            OSError: it cannot be saved (ENOSPC); nothing is changed.
+        """
+        found = {peer.name: peer for peer in self.peers()}.get(name)
+        peer = msgspec.structs.replace(found or Peer(name=name), **changes)
+        if peer != found:
+            value = msgspec.msgpack.encode(peer)
+            statement = (
+                "INSERT INTO peers (name, value, sum) VALUES (?, ?, ?) ON CONFLICT (name) "
+                "DO UPDATE SET value = excluded.value, sum = excluded.sum"
+            )
+            self._database.execute([(statement, (name, value, zlib.crc32(value)))])
+        return peer
+
+    def remove_peer(self, name: str) -> None:
+        """Forget the peer and its log, which must not be marked any more.
+
+        Raises:
+            OSError: that cannot be saved; nothing is removed.
+        """
+        number = self._number(name)
+        work: list[Statement] = [
+            (f"DELETE FROM {table} WHERE peer = ?", (number,))  # noqa: S608
+            for table in _TABLES
+        ]
+        self._database.execute([*work, ("DELETE FROM peers WHERE id = ?", (number,))])
+        self._pending = {key: each for key, each in self._pending.items() if each[0] != number}
+        self._journals.pop(name, None)
+
+    def _number(self, name: str) -> int:
+        rows = self._database.rows("SELECT id FROM peers WHERE name = ?", (name,))
+        if not rows:
+            raise StoreError(f"{self._where} has no peer named {name}; add it first")
+        return int(rows[0][0])
+
+    # Logs ----------------------------------------------------------------------------------------
+
+    def journal(self, peer: str) -> _PeerJournal:
+        """Where the log of *peer* is kept.
+
+        Raises:
+            StoreError: there is no such peer.
+        """
+        found = self._journals.get(peer)
+        if found is None:
+            found = self._journals[peer] = _PeerJournal(self, self._number(peer))
+        return found
+
+    def load_log(self, peer: str) -> DirtyLog:
+        """The log of *peer* as it was saved, kept from here on.
+
+        Raises:
+            StoreError: there is no such peer, or the log is damaged.
+        """
+        journal = self.journal(peer)
+        number = self._number(peer)
+        log = DirtyLog()
+        # Objects first: regions that a tail covers are not taken in again.
+        for kind, table in ((SaveObject, "objects"), (SaveRegions, "regions"), (SaveName, "names")):
+            query = f"SELECT * FROM {table} WHERE peer = ?"  # noqa: S608
+            for row in self._database.each(query, (number,)):
+                try:
+                    change = kind(*row[1:-1])
+                    if _row(number, change) != row:
+                        raise ValueError("a checksum is wrong")
+                    log.restore(change)
+                except (TypeError, ValueError, OverflowError) as error:
+                    raise self._database.damaged(f"in table {table}, {error}") from error
+        log.attach(journal)
+        return log
+
+    @contextlib.contextmanager
+    def batch(self) -> Iterator[None]:
+        """Marks made inside are saved together, at the end: for scans, not for applications.
+
+        A mark made inside is not safe before the end, and counts in memory even if the end
+        fails; every later mark then fails until all of them could be saved.
+
+        Raises:
+            OSError: they cannot be saved (ENOSPC).
+        """
+        self._batches += 1
+        try:
+            yield
+        finally:
+            self._batches -= 1
+            if not self._batches:
+                self._commit()
+
+    def flush(self, *, durable: bool = False) -> None:
+        """Save what is pending. With *durable* it survives a power loss too, see `harden`.
+
+        Raises:
+            OSError: it cannot be saved.
+        """
+        self._commit()
+        if durable:
+            self.harden()
+
+    def harden(self) -> None:
+        """Make what is saved survive a power loss. Waits for the disk; any thread may call it.
+
+        Raises:
+            OSError: the disk failed.
+        """
+        self._database.harden()
+
+    def reserve_space(self) -> bool:
+        """Keep space back for marks on a full disk; True if there is. To be called at times."""
+        return self._database.reserve_space()
+
+    def _save(self, number: int, changes: Sequence[Change], *, lazily: bool) -> None:
+        if lazily or self._batches:
+            self._put_off(number, changes, lazily=lazily)
+        elif not self._pending and len(changes) == 1:
+            self._database.execute(_statements(number, changes[0]))
+        else:
+            self._commit([(number, change) for change in changes])
+
+    def _put_off(self, number: int, changes: Sequence[Change], *, lazily: bool) -> None:
+        if len(self._pending) >= _PENDING_MAX:
+            try:
+                self._commit()
+            except OSError:
+                if not lazily:
+                    raise
+                # Clears may be lost. Marks may not be, and what was before them stays with them.
+                if not self._is_behind:
+                    self._pending.clear()
+        for change in changes:
+            # The last change of a key stands for all of them, and takes its place at the end.
+            key = (number, *_key(change))
+            self._pending.pop(key, None)
+            self._pending[key] = (number, change)
+        if not lazily:
+            self._set_behind(behind=True)
+
+    def _commit(self, more: Sequence[tuple[int, Change]] = ()) -> None:
+        work = [*self._pending.values(), *more]
+        if work:
+            self._database.execute([one for each in work for one in _statements(*each)])
+            self._pending.clear()
+            self._set_behind(behind=False)
+
+    def _set_behind(self, *, behind: bool) -> None:
+        if behind != self._is_behind:
+            self._is_behind = behind
+            for journal in self._journals.values():
+                journal.behind = behind
+
+    # Records -------------------------------------------------------------------------------------
+
+    def _read(self, key: str, kind: type[_Record]) -> _Record:
+        rows = self._database.rows("SELECT value, sum FROM meta WHERE key = ?", (key,))
+        if not rows:
+            raise self._database.damaged(f"it has no {key}")
+        return self._decoded(rows[0][0], rows[0][1], kind)
+
+    def _write(self, key: str, record: msgspec.Struct) -> None:
+        self._database.execute([_meta(key, record)])
+
+    def _decoded(self, value: bytes, checksum: int, kind: type[_Record]) -> _Record:
+        try:
+            if zlib.crc32(value) != checksum:
+                raise ValueError("a checksum is wrong")
+            return msgspec.msgpack.decode(value, type=kind)
+        except (TypeError, ValueError) as error:
+            raise self._database.damaged(f"{kind.__name__.lower()}: {error}") from error
+
+
+def _exists(name: str, directory: int) -> bool:
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _opened(name: str, directory: int, cleanup: contextlib.ExitStack) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(name, flags, dir_fd=directory)
+    cleanup.callback(os.close, descriptor)
+    return descriptor
+
+
+def _meta(key: str, record: msgspec.Struct) -> Statement:
+    value = msgspec.msgpack.encode(record)
+    return "INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (key, value, zlib.crc32(value))
+
+
+def _key(change: Change) -> tuple[object, ...]:
+    match change:
+        case SaveObject(object_id):
+            return "o", object_id
+        case SaveRegions(object_id, chunk):
+            return "r", object_id, chunk
+        case SaveName(directory, name) | DropName(directory, name):
+            return "n", directory, name
+        case DropObject(object_id):
+            return "d", object_id
+        case DropAll():
+            return ("a",)
+
+
+def _statements(number: int, change: Change) -> tuple[Statement, ...]:
+    match change:
+        case DropObject(object_id):
+            return (
+                ("DELETE FROM objects WHERE peer = ? AND object = ?", (number, object_id)),
+                ("DELETE FROM regions WHERE peer = ? AND object = ?", (number, object_id)),
+                ("DELETE FROM names WHERE peer = ? AND directory = ?", (number, object_id)),
+            )
+        case DropAll():
+            return tuple(
+                (f"DELETE FROM {table} WHERE peer = ?", (number,))  # noqa: S608
+                for table in _TABLES
+            )
+        case _:
+            return (_statement(number, change),)
+
+
+def _statement(number: int, change: SaveObject | SaveRegions | SaveName | DropName) -> Statement:
+    match change:
+        case SaveRegions(object_id, chunk, b""):
+            return (
+                "DELETE FROM regions WHERE peer = ? AND object = ? AND chunk = ?",
+                (number, object_id, chunk),
+            )
+        case SaveRegions():
+            return "INSERT OR REPLACE INTO regions VALUES (?, ?, ?, ?, ?)", _row(number, change)
+        case SaveName():
+            return "INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?, ?)", _row(number, change)
+        case SaveObject():
+            return (
+                "INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?, ?, ?)",
+                _row(number, change),
+            )
+        case DropName(directory, name):
+            return (
+                "DELETE FROM names WHERE peer = ? AND directory = ? AND name = ?",
+                (number, directory, name),
+            )
+
+
+def _row(number: int, change: SaveObject | SaveRegions | SaveName) -> tuple[Any, ...]:
+    """The change as a row of its table, with its checksum."""
+    match change:
+        case SaveRegions(object_id, chunk, regions):
+            checksum = zlib.crc32(b"%d %d " % (number, chunk) + object_id + regions)
+            return number, object_id, chunk, regions, checksum
+        case SaveName(directory, name, removal):
+            checksum = zlib.crc32(b"%d %d " % (number, removal) + directory + name)
+            return number, directory, name, int(removal), checksum
+        case SaveObject(object_id, flags, tail, extent, handle):
+            numbers = b"%d %d %d %d " % (number, flags, tail, extent)
+            checksum = zlib.crc32(numbers + object_id + handle)
+            return number, object_id, flags, tail, extent, handle, checksum

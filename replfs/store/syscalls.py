@@ -1,0 +1,136 @@
+"""System calls that Python's os module does not offer, or not with what is needed here.
+
+Thin: each function is one call, raises OSError with the call's own errno, and keeps the GIL
+released as ctypes does. Sources: the man page of the same name, section 2.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from typing import Final
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+AT_FDCWD: Final = -100
+AT_SYMLINK_NOFOLLOW: Final = 0x100
+AT_EMPTY_PATH: Final = 0x1000
+RENAME_NOREPLACE: Final = 1
+RENAME_EXCHANGE: Final = 2
+FALLOC_FL_KEEP_SIZE: Final = 1
+FALLOC_FL_PUNCH_HOLE: Final = 2
+UTIME_OMIT: Final = (1 << 30) - 2
+HANDLE_BYTES_MAX: Final = 128
+
+_SECOND: Final = 1_000_000_000
+
+_renameat2 = _libc.renameat2
+_renameat2.argtypes = (
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_uint,
+)
+_utimensat = _libc.utimensat
+_utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
+_futimens = _libc.futimens
+_futimens.argtypes = (ctypes.c_int, ctypes.c_void_p)
+_fallocate = _libc.fallocate
+_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_syncfs = _libc.syncfs
+_syncfs.argtypes = (ctypes.c_int,)
+_name_to_handle_at = _libc.name_to_handle_at
+_name_to_handle_at.argtypes = (
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+    ctypes.c_int,
+)
+_open_by_handle_at = _libc.open_by_handle_at
+_open_by_handle_at.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
+
+_times = ctypes.create_string_buffer(32)
+_times_address = ctypes.addressof(_times)
+_pack_times = struct.Struct("qqqq").pack_into
+_handle_head = struct.Struct("=Ii")
+
+
+def _fail() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))
+
+
+def renameat2(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) -> None:
+    """Rename with flags (`RENAME_NOREPLACE`, `RENAME_EXCHANGE`)."""
+    if _renameat2(old_dir, old, new_dir, new, flags):
+        raise _fail()
+
+
+def utimens(fd: int, atime: int | None, mtime: int | None) -> None:
+    """Set an open file's times, in ns since the epoch; None leaves one as it is.
+
+    Only the event loop's thread may call this and `utimensat`: they share one buffer.
+    """
+    _fill_times(atime, mtime)
+    if _futimens(fd, _times_address):
+        raise _fail()
+
+
+def utimensat(directory: int, name: bytes, atime: int | None, mtime: int | None) -> None:
+    """As `utimens`, by name, not following a symlink."""
+    _fill_times(atime, mtime)
+    if _utimensat(directory, name, _times_address, AT_SYMLINK_NOFOLLOW):
+        raise _fail()
+
+
+def _fill_times(atime: int | None, mtime: int | None) -> None:
+    if mtime is None:
+        m_sec, m_nsec = 0, UTIME_OMIT
+    else:
+        m_sec, m_nsec = divmod(mtime, _SECOND)
+    if atime is None:
+        _pack_times(_times, 0, 0, UTIME_OMIT, m_sec, m_nsec)
+    else:
+        a_sec, a_nsec = divmod(atime, _SECOND)
+        _pack_times(_times, 0, a_sec, a_nsec, m_sec, m_nsec)
+
+
+def punch_hole(fd: int, start: int, length: int) -> None:
+    """Make a hole; the size stays."""
+    if _fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, start, length):
+        raise _fail()
+
+
+def syncfs(fd: int) -> None:
+    """Flush the file system that *fd* is on to stable storage. Blocks: call it in a thread."""
+    if _syncfs(fd):
+        raise _fail()
+
+
+def name_to_handle(fd: int, name: bytes = b"") -> bytes:
+    """A handle that finds the object again however it is renamed, and never another one.
+
+    Type (int) and bytes, as `open_by_handle` takes it. With no name, the object of *fd* itself.
+    """
+    buffer = ctypes.create_string_buffer(8 + HANDLE_BYTES_MAX)
+    _handle_head.pack_into(buffer, 0, HANDLE_BYTES_MAX, 0)
+    mount_id = ctypes.c_int()
+    flags = 0 if name else AT_EMPTY_PATH
+    if _name_to_handle_at(fd, name, buffer, ctypes.byref(mount_id), flags):
+        raise _fail()
+    size, kind = _handle_head.unpack_from(buffer, 0)
+    return struct.pack("=i", kind) + bytes(buffer.raw[8 : 8 + size])
+
+
+def open_by_handle(mount_fd: int, handle: bytes, flags: int) -> int:
+    """Open an object by its handle; ESTALE if it is gone. Needs CAP_DAC_READ_SEARCH."""
+    body = handle[4:]
+    (kind,) = struct.unpack_from("=i", handle)
+    buffer = ctypes.create_string_buffer(_handle_head.pack(len(body), kind) + body)
+    fd = int(_open_by_handle_at(mount_fd, buffer, flags | os.O_CLOEXEC))
+    if fd < 0:
+        raise _fail()
+    return fd

@@ -1,0 +1,753 @@
+"""The dialling side: one `Link` per peer, with a live and a bulk stream to it.
+
+A *session* is agreed in the handshake and outlives its TCP connections. Operations are numbered
+per stream, kept until they are answered, and sent again, in order and under the same number, when
+a broken connection has been replaced within `peer_timeout_s`; the peer applies each number once.
+If that fails the session is lost: nobody knows then whether what was unanswered has been applied,
+and the owner and every sink are told so.
+
+Each connection is a ZeroMQ socket of its own (`socket.Connection`). What is handed to `send`
+never waits: it leaves at once, or with the next connection.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, Literal, NamedTuple, Protocol
+
+import msgspec
+import trio
+import zmq
+
+from replfs.core import messages, ops
+from replfs.core.messages import BULK, LIVE, Hello, Refuse, Welcome
+from replfs.errors import PeerLost, ProtocolError, Refused, UsageError
+from replfs.transport.security import Curve
+from replfs.transport.socket import LINGER_MS, Connection
+
+logger = logging.getLogger(__name__)
+
+WINDOW_OPS: Final = 512
+WINDOW_BYTES: Final = 32 << 20
+BACKOFF_MIN_S: Final = 0.1
+BACKOFF_MAX_S: Final = 5.0
+REFUSED_BACKOFF_MAX_S: Final = 30.0
+PINGS_PER_TIMEOUT: Final = 5
+CHECKS_PER_TIMEOUT: Final = 20
+BUSY_CHECK_S: Final = 0.05
+"""How often a stream with unanswered operations is looked at although nothing woke its task."""
+DEFERRED_TIMEOUTS: Final = 6
+"""Peer timeouts that an operation may take which the peer has accepted and is working on."""
+FRUITLESS_RESUMES: Final = 3
+RESUME_DELAY_MIN_S: Final = 0.02
+RESUME_DELAY_MAX_S: Final = 0.5
+_LISTING_BYTES: Final = 256 << 10
+_DIGEST_BYTES: Final = 16
+
+LinkState = Literal["connecting", "up", "resuming", "refused", "closed"]
+
+
+class Sink(Protocol):
+    """What the caller hands in with an operation. Called synchronously; must not raise."""
+
+    def answered(self, link: Link, answer: ops.AnyAnswer) -> None:
+        """The peer's answer."""
+
+    def lost(self, link: Link) -> None:
+        """The session ended before an answer; the operation may or may not have been applied."""
+
+
+class LinkOwner(Protocol):
+    """Who a link works for. Called synchronously."""
+
+    def hello(self) -> Hello:
+        """This node, as it is now; asked before each connection."""
+
+    def welcomed(self, link: Link, welcome: Welcome) -> None:
+        """A new session is up and can be used at once. Raises `Refused` to give it up again."""
+
+    def went_down(self, link: Link, reason: str) -> None:
+        """An established session is over; called once for it, before the sinks' `lost`."""
+
+
+class LinkStatistics(msgspec.Struct, frozen=True):
+    """A link at one moment. Times in nanoseconds, `since_ns` on the monotonic clock."""
+
+    name: str
+    endpoint: str
+    state: LinkState
+    since_ns: int
+    session: int
+    rtt_ns: int
+    outstanding: int
+    outstanding_bytes: int
+    sent_ops: int
+    sent_bytes: int
+    answers: int
+    sessions: int
+    resumes: int
+    attempts: int
+    last_error: str
+
+
+class _Gone(Exception):
+    """An attempt to connect failed; `unreachable` if nothing listens there at all."""
+
+    def __init__(self, reason: str, *, unreachable: bool = False) -> None:
+        super().__init__(reason)
+        self.unreachable = unreachable
+
+
+class _Call(NamedTuple):
+    head: bytes
+    payload: bytes | None
+    sink: Sink | None
+    answer_type: type[ops.Answer]
+    cost: int
+    sent_ns: int
+
+
+_ANSWER_TYPES: Final[dict[type[ops.Op], type[ops.Answer]]] = {
+    ops.Place: ops.Placed,
+    ops.Digest: ops.Digests,
+    ops.List: ops.Listing,
+}
+
+
+class _Flow:
+    """One stream of a session: its connection, and what has been sent and not been answered."""
+
+    __slots__ = (
+        "applied", "bytes", "calls", "connection", "fruitless", "greeting", "heard_ns", "next_seq",
+        "noticed", "open", "progress_ns", "reply", "room", "silent", "stream",
+    )  # fmt: skip
+
+    def __init__(self, stream: int) -> None:
+        self.stream = stream
+        self.connection: Connection | None = None
+        self.open = False
+        """Whether operations may be put on the connection; if not, they wait for the next."""
+        self.calls: dict[int, _Call] = {}
+        """By sequence number, ascending."""
+        self.silent: deque[int] = deque()
+        """The calls without a sink; `applied` settles them."""
+        self.bytes = 0
+        self.next_seq = 1
+        self.applied = 0
+        self.progress_ns = 0
+        self.heard_ns = 0
+        self.fruitless = 0
+        self.noticed: dict[int, int] = {}
+        """When the peer was first seen to have accepted a call that it has not answered."""
+        self.greeting = 0
+        self.reply: Welcome | Refuse | None = None
+        self.room = trio.lowlevel.ParkingLot()
+
+    def has_room(self) -> bool:
+        return len(self.calls) < WINDOW_OPS and self.bytes < WINDOW_BYTES
+
+    def answered(self) -> int:
+        return next(iter(self.calls), self.next_seq) - 1
+
+    def settle(self, applied: int) -> None:
+        """The peer has applied all up to *applied*. Raises `ProtocolError` if it cannot have."""
+        if applied >= self.next_seq:
+            raise ProtocolError(f"operation {applied} was applied, {self.next_seq - 1} was sent")
+        if applied <= self.applied:
+            return
+        self.applied = applied
+        self.progress_ns = time.monotonic_ns()
+        self.fruitless = 0
+        silent = self.silent
+        while silent and silent[0] <= applied:
+            self.bytes -= self.calls.pop(silent.popleft()).cost
+
+    def close(self, linger_ms: int = 0) -> None:
+        self.open = False
+        if self.connection is not None:
+            self.connection.close(linger_ms)
+
+
+class Link:
+    """The link to one peer. `is_up`, `session` and `outstanding` are plain attributes to read.
+
+    Args:
+        context: the process's ZeroMQ context.
+        endpoint: where the peer listens.
+        owner: told of sessions coming and going.
+        peer_timeout_s: how long the peer may take for anything.
+        security: keys, or None for plain text.
+        name: the peer's name, in messages and to find its key.
+        on_refused: called when the peer refuses a session, or the owner does.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoint: str,
+        owner: LinkOwner,
+        *,
+        peer_timeout_s: float,
+        security: Curve | None = None,
+        name: str,
+        on_refused: Callable[[Link, Refuse], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.endpoint = endpoint
+        self.is_up = False
+        self.session = 0
+        self.outstanding = 0
+        """Operations on the live stream that have a sink and no answer."""
+        self._context = context
+        self._owner = owner
+        self._security = security
+        self._on_refused = on_refused
+        self._timeout_s = peer_timeout_s
+        self._timeout_ns = int(peer_timeout_s * 1e9)
+        self._flows = (_Flow(LIVE), _Flow(BULK))
+        self._established = False
+        self._doom = ""
+        self._scope: trio.CancelScope | None = None
+        self._nursery: trio.Nursery | None = None
+        self._greetings = 0
+        self._pings = 0
+        self._ping_sent_ns = 0
+        self._next_ping_ns = 0
+        self._state: LinkState = "closed"
+        self._since_ns = time.monotonic_ns()
+        self._rtt_ns = 0
+        self._sent_ops = self._sent_bytes = self._answers = 0
+        self._sessions = self._resumes = self._attempts = 0
+        self._last_error = ""
+
+    # For the caller ------------------------------------------------------------------------------
+
+    def send(
+        self, op: ops.AnyOp, payload: bytes | None, sink: Sink | None, stream: int = LIVE
+    ) -> int:
+        """Send an operation; its sequence number. Never waits: see `has_room` for the window.
+
+        Answers of earlier operations may be delivered meanwhile.
+
+        Raises:
+            PeerLost: there is no session.
+            ProtocolError: the operation cannot be sent; nothing has happened.
+        """
+        if not self.is_up:
+            raise PeerLost(f"{self.name} is not connected")
+        flow = self._flows[stream]
+        seq = flow.next_seq
+        head = messages.encode_op(stream, self.session, seq, op, payload)
+        cost = len(head) if payload is None else len(head) + len(payload)
+        kind = type(op)
+        if kind is ops.List:  # the window also bounds what the peer has to remember
+            cost += _LISTING_BYTES
+        elif kind is ops.Digest:
+            cost += op.count * _DIGEST_BYTES  # type: ignore[union-attr]  # narrowed by `kind`
+        flow.next_seq = seq + 1
+        alone = not flow.calls and not self._ping_sent_ns
+        flow.calls[seq] = _Call(
+            head, payload, sink, _ANSWER_TYPES.get(kind, ops.Done), cost, time.monotonic_ns()
+        )
+        flow.bytes += cost
+        self._sent_ops += 1
+        self._sent_bytes += cost
+        if sink is None:
+            flow.silent.append(seq)
+        elif stream == LIVE:
+            self.outstanding += 1
+        connection = flow.connection
+        if flow.open and connection is not None:
+            try:
+                connection.send(head, payload)
+            except zmq.ZMQError as error:
+                self._broken(flow, error)
+            else:
+                # Relies on: zmq_send looks for commands before it hands a message on, never
+                # after; so it can have consumed the sign of an answer only if one was due.
+                if not alone:
+                    connection.drain()
+        return seq
+
+    def pump(self) -> bool:
+        """Handle what has come on the live stream, without waiting; whether anything had."""
+        connection = self._flows[LIVE].connection
+        if connection is None or connection.closed or not connection.readable():
+            return False
+        return connection.drain() > 0
+
+    @property
+    def fd(self) -> int:
+        """For poll(2): readable when `pump` may have something to do; -1 if there is nothing."""
+        connection = self._flows[LIVE].connection
+        return -1 if connection is None or connection.closed else connection.fd
+
+    def has_room(self, stream: int = LIVE) -> bool:
+        """Whether the window of *stream* admits another operation."""
+        return self._flows[stream].has_room()
+
+    async def wait_room(self, stream: int = LIVE) -> None:
+        """Wait until `has_room`. Raises `PeerLost` if there is no session."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while True:
+            if not self.is_up:
+                raise PeerLost(f"{self.name} is not connected")
+            flow = self._flows[stream]
+            if flow.has_room():
+                return
+            await flow.room.park()
+
+    def fail(self, reason: str) -> None:
+        """End the session, if there is one; the link then tries to get another."""
+        if self.is_up:
+            self._end(reason)
+
+    def statistics(self) -> LinkStatistics:
+        """Counters since the link was made, and its state."""
+        flows = self._flows
+        state = self._state
+        if state == "up" and not (flows[LIVE].open and flows[BULK].open):
+            state = "resuming"
+        return LinkStatistics(
+            name=self.name,
+            endpoint=self.endpoint,
+            state=state,
+            since_ns=self._since_ns,
+            session=self.session,
+            rtt_ns=self._rtt_ns,
+            outstanding=sum(len(flow.calls) for flow in flows),
+            outstanding_bytes=sum(flow.bytes for flow in flows),
+            sent_ops=self._sent_ops,
+            sent_bytes=self._sent_bytes,
+            answers=self._answers,
+            sessions=self._sessions,
+            resumes=self._resumes,
+            attempts=self._attempts,
+            last_error=self._last_error,
+        )
+
+    async def run(self) -> None:
+        """Keep a session going, until cancelled."""
+        delay = BACKOFF_MIN_S
+        refused_delay = 1.0
+        try:
+            async with trio.open_nursery() as self._nursery:
+                while True:
+                    if self._state != "refused":
+                        self._enter("connecting")
+                    began = time.monotonic_ns()
+                    try:
+                        await self._session()
+                    except Refused as error:
+                        self._refused(error)
+                        await trio.sleep(refused_delay)
+                        refused_delay = min(refused_delay * 2, REFUSED_BACKOFF_MAX_S)
+                        continue
+                    except _Gone as error:
+                        self._last_error = str(error)
+                        self._enter("connecting")
+                    else:
+                        refused_delay = 1.0
+                        if time.monotonic_ns() - began > self._timeout_ns:
+                            delay = BACKOFF_MIN_S
+                    await trio.sleep(delay)
+                    delay = min(delay * 2, BACKOFF_MAX_S)
+        finally:
+            self._nursery = None
+            self._enter("closed")
+
+    # Sessions ------------------------------------------------------------------------------------
+
+    def _enter(self, state: LinkState) -> None:
+        if state != self._state:
+            self._state = state
+            self._since_ns = time.monotonic_ns()
+
+    def _refused(self, error: Refused) -> None:
+        reason = str(error.args[0]) if error.args else "refused"
+        code = str(error.args[1]) if len(error.args) > 1 else "refused"
+        if reason != self._last_error:
+            logger.warning("no session with %s: %s", self.name, reason)
+        self._last_error = reason
+        self._enter("refused")
+        if self._on_refused is not None:
+            self._on_refused(self, Refuse(reason, code))
+
+    async def _session(self) -> None:
+        """One session from greeting to end. Raises `_Gone` or `Refused` if there is none."""
+        live, bulk = self._flows = (_Flow(LIVE), _Flow(BULK))
+        try:
+            welcome = await self._greet(live, 0, self._timeout_s)
+            self.session = welcome.session
+            # The second greeting confirms the session: only now does the peer give up an older
+            # one, so a greeting that was under way too long cannot replace anything.
+            second = await self._greet(bulk, self.session, self._timeout_s)
+            if not self.session or second.session != self.session or second.applied:
+                raise _Gone("the peer gave each stream another session")
+            now = time.monotonic_ns()
+            for flow in self._flows:
+                flow.open = True
+                flow.progress_ns = flow.heard_ns = now
+            self.outstanding = 0
+            self._doom = ""
+            self._ping_sent_ns = 0
+            self._next_ping_ns = now
+            self.is_up = True
+            self._owner.welcomed(self, welcome)
+            if not self.is_up:
+                return
+            self._established = True
+            self._sessions += 1
+            self._last_error = ""
+            self._enter("up")
+            logger.info("session with %s at %s is up", self.name, self.endpoint)
+            async with trio.open_nursery() as nursery:
+                self._scope = nursery.cancel_scope
+                nursery.start_soon(self._serve, live)
+                nursery.start_soon(self._serve, bulk)
+                nursery.start_soon(self._watch)
+        finally:
+            self._scope = None
+            if self.is_up:
+                self._end("this node ended the session", farewell=True)
+            for flow in (live, bulk):
+                flow.close(LINGER_MS)
+
+    def _end(self, reason: str, *, farewell: bool = True) -> None:
+        """The session is over, whoever noticed."""
+        self.is_up = False
+        self._last_error = reason
+        live = self._flows[LIVE]
+        linger_ms = 0
+        if farewell and live.open and live.connection is not None:
+            try:
+                live.connection.send(messages.encode_bye(self.session, reason))
+                linger_ms = LINGER_MS
+            except zmq.ZMQError:
+                pass
+        # What has not left yet must not leave any more: the owner takes it for lost. Only
+        # the farewell of an idle stream may linger.
+        if any(flow.calls for flow in self._flows):
+            linger_ms = 0
+        for flow in self._flows:
+            flow.close(linger_ms)
+        self.outstanding = 0
+        if self._established:
+            self._established = False
+            logger.warning("session with %s is over: %s", self.name, reason)
+            try:
+                self._owner.went_down(self, reason)
+            except Exception:
+                logger.exception("while telling that the session with %s is over", self.name)
+        for flow in self._flows:
+            calls, flow.calls = flow.calls, {}
+            flow.silent.clear()
+            flow.bytes = 0
+            for call in calls.values():
+                if call.sink is not None:
+                    try:
+                        call.sink.lost(self)
+                    except Exception:
+                        logger.exception("while telling that an operation was lost")
+            flow.room.unpark_all()
+        if self._scope is not None:
+            self._scope.cancel()
+
+    async def _greet(self, flow: _Flow, resume: int, seconds: float) -> Welcome:
+        """Connect *flow* and agree on a session. Raises `_Gone` or `Refused`."""
+        nursery = self._nursery
+        if nursery is None:
+            raise _Gone("the link is not running")
+        self._attempts += 1
+        self._greetings += 1
+        flow.greeting = self._greetings
+        flow.reply = None
+        hello = msgspec.structs.replace(
+            self._owner.hello(),
+            version=messages.PROTOCOL_VERSION,
+            clock_ns=time.time_ns(),
+            resume=resume,
+            answered=flow.answered(),
+            stream=flow.stream,
+        )
+        secure = None
+        if self._security is not None:
+            secure = partial(self._security.prepare_dialling, peer=self.name)
+        try:
+            connection = Connection(
+                self._context,
+                self.endpoint,
+                partial(self._received, flow),
+                self._malformed,
+                secure=secure,
+                message_max=messages.HEAD_MAX,
+            )
+        except (zmq.ZMQError, UsageError) as error:
+            raise _Gone(f"cannot connect to {self.endpoint}: {error}") from error
+        flow.connection = connection
+        connected = False
+        try:
+            nursery.start_soon(connection.watch)
+            connection.send(messages.encode_hello(flow.greeting, hello))
+            deadline = trio.current_time() + seconds
+            while flow.reply is None:
+                connection.drain()
+                if flow.reply is not None:
+                    break
+                if connection.gone:
+                    raise _Gone(connection.gone, unreachable=connection.unreachable)
+                left = deadline - trio.current_time()
+                if left <= 0:
+                    what = "answer to the greeting" if connection.established else "connection"
+                    raise _Gone(f"no {what} for {seconds:.1f} s")
+                await connection.wait(left)
+            reply: Welcome | Refuse = flow.reply
+            if isinstance(reply, Refuse):
+                raise Refused(reply.reason, reply.code)
+            connected = True
+            return reply
+        except zmq.ZMQError as error:
+            raise _Gone(f"cannot greet {self.endpoint}: {error}") from error
+        finally:
+            if not connected:
+                connection.close()
+
+    async def _serve(self, flow: _Flow) -> None:
+        """Receive on one stream, and replace its connection when it breaks."""
+        while True:
+            connection = flow.connection
+            if connection is None:
+                return
+            limit = 256
+            count = connection.drain(limit)
+            if self._doom:
+                self.fail(self._doom)
+            if not self.is_up:
+                return
+            if connection.gone:
+                await self._resume(flow, connection.gone)
+            elif count >= limit:
+                await trio.lowlevel.checkpoint()
+            else:
+                await connection.wait()
+
+    async def _resume(self, flow: _Flow, reason: str) -> None:
+        began = trio.current_time()
+        delay = RESUME_DELAY_MIN_S
+        flow.close()
+        self._last_error = reason
+        flow.fruitless += 1
+        if flow.calls and flow.fruitless > FRUITLESS_RESUMES:
+            self.fail(f"{reason}, again and again")
+        while self.is_up:
+            elapsed = trio.current_time() - began
+            left = self._timeout_s - elapsed
+            if left <= 0:
+                self.fail(f"{reason}, and no other came about for {self._timeout_s:.1f} s")
+                return
+            try:
+                welcome = await self._greet(flow, self.session, left)
+            except Refused as error:
+                self.fail(f"{reason}, and the peer does not go on: {error.args[0]}")
+            except _Gone as error:
+                # A peer that is not there at all has lost the session with its memory: waiting
+                # for it would only delay applications.
+                if error.unreachable and elapsed > min(1.0, self._timeout_s / 5):
+                    self.fail(f"{reason}, then: {error}")
+                    return
+                await trio.sleep(min(delay, left))
+                delay = min(delay * 2, RESUME_DELAY_MAX_S)
+            else:
+                self._resumed(flow, welcome)
+                return
+
+    def _resumed(self, flow: _Flow, welcome: Welcome) -> None:
+        """Send again what the peer has not applied; the answers to the rest come by themselves."""
+        connection = flow.connection
+        if connection is None or not self.is_up:
+            return
+        if welcome.session != self.session or not welcome.resumed:
+            self.fail("the peer went on with another session")
+            return
+        try:
+            flow.settle(welcome.applied)
+        except ProtocolError as error:
+            self.fail(str(error))
+            return
+        now = time.monotonic_ns()
+        flow.open = True
+        flow.heard_ns = now
+        flow.progress_ns = max(flow.progress_ns, now - self._timeout_ns // 2)
+        if flow.stream == LIVE:
+            self._ping_sent_ns = 0
+            self._next_ping_ns = now
+        self._resumes += 1
+        try:
+            for seq, call in flow.calls.items():
+                if seq > welcome.applied:
+                    connection.send(call.head, call.payload)
+        except zmq.ZMQError as error:
+            self._broken(flow, error)
+        logger.info("the connection to %s was replaced, the session goes on", self.name)
+
+    def _broken(self, flow: _Flow, error: zmq.ZMQError) -> None:
+        flow.open = False
+        connection = flow.connection
+        if connection is not None:
+            if error.errno != errno.EAGAIN:
+                logger.warning("cannot send to %s: %s", self.name, error)
+            connection.gone = connection.gone or "the connection broke"
+            connection.poke()
+
+    # Messages ------------------------------------------------------------------------------------
+
+    def _received(self, flow: _Flow, _identity: bytes, head: bytes, payload: Any) -> None:
+        try:
+            header = messages.open_head(head, payload)
+            if header.stream != flow.stream:
+                raise ProtocolError(f"a message of stream {header.stream} on stream {flow.stream}")
+            kind = header.kind
+            if kind == messages.ANSWER:
+                if self.is_up and header.session == self.session:
+                    self._answered(flow, header.seq, messages.decode_answers(head))
+            elif kind == messages.PONG:
+                if self.is_up and header.session == self.session:
+                    self._pong(flow, header.seq, messages.decode_pong(head))
+            elif kind == messages.WELCOME:
+                if header.seq == flow.greeting:
+                    flow.reply = messages.decode_welcome(head)
+            elif kind == messages.REFUSE:
+                if header.seq == flow.greeting:
+                    flow.reply = messages.decode_refuse(head)
+            elif kind == messages.BYE:
+                if self.is_up and header.session == self.session:
+                    self._fate(f"the peer ended the session: {messages.decode_bye(head)}")
+            else:
+                raise ProtocolError(f"message kind {kind} from a listener")
+        except ProtocolError as error:
+            self._malformed(b"", str(error))
+
+    def _malformed(self, _identity: bytes, what: str) -> None:
+        self._fate(f"the peer sent something wrong: {what}")
+
+    def _fate(self, reason: str) -> None:
+        """End the session soon, in its own task: this may be inside somebody's `send`."""
+        self._doom = self._doom or reason
+        for flow in self._flows:
+            if flow.connection is not None:
+                flow.connection.poke()
+
+    def _answered(
+        self, flow: _Flow, applied: int, answers: list[tuple[int, ops.AnyAnswer]]
+    ) -> None:
+        flow.settle(applied)
+        calls = flow.calls
+        now = time.monotonic_ns()
+        flow.heard_ns = flow.progress_ns = now
+        flow.fruitless = 0
+        for seq, answer in answers:
+            call = calls.get(seq)
+            if call is None:
+                if seq >= flow.next_seq:
+                    raise ProtocolError(f"an answer to operation {seq}, which was never sent")
+                continue  # answered before the connection was replaced
+            kind = type(answer)
+            if kind is ops.Done:
+                size = 0 if call.payload is None else len(call.payload)
+                if answer.written > size:  # type: ignore[union-attr]  # narrowed by `kind`
+                    raise ProtocolError(f"more bytes written than the {size} sent")
+            elif kind is not call.answer_type:
+                raise ProtocolError(f"{kind.__name__} answers {call.answer_type.__name__}")
+            del calls[seq]
+            flow.bytes -= call.cost
+            self._answers += 1
+            sink = call.sink
+            if sink is None:
+                continue
+            if flow.stream == LIVE:
+                self.outstanding -= 1
+            try:
+                sink.answered(self, answer)
+            except Exception:
+                logger.exception("while delivering an answer from %s", self.name)
+            if flow.calls is not calls:
+                return  # the sink ended the session
+        if flow.room and flow.has_room():
+            flow.room.unpark_all()
+
+    def _pong(self, flow: _Flow, number: int, applied: int) -> None:
+        flow.settle(applied)
+        flow.heard_ns = time.monotonic_ns()
+        if number == self._pings and self._ping_sent_ns:
+            self._rtt_ns = flow.heard_ns - self._ping_sent_ns
+            self._ping_sent_ns = 0
+        if flow.room and flow.has_room():
+            flow.room.unpark_all()
+
+    # Deadlines -----------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Heartbeats and deadlines, and the net under the edge-triggered descriptors."""
+        idle_s = self._timeout_s / CHECKS_PER_TIMEOUT
+        sent_before = -1
+        while self.is_up:
+            now = time.monotonic_ns()
+            busy = self._sent_ops != sent_before
+            sent_before = self._sent_ops
+            for flow in self._flows:
+                if flow.open and flow.connection is not None and not self._overdue(flow, now):
+                    busy = busy or bool(flow.calls)
+                    flow.connection.drain()
+            if self._doom:
+                self.fail(self._doom)
+            if not self.is_up:
+                return
+            self._heartbeat(now)
+            await trio.sleep(min(idle_s, BUSY_CHECK_S) if busy else idle_s)
+
+    def _heartbeat(self, now: int) -> None:
+        live = self._flows[LIVE]
+        if not live.open or live.connection is None:
+            return
+        if self._ping_sent_ns:
+            if now - max(self._ping_sent_ns, live.heard_ns) > self._timeout_ns:
+                self._end(f"no answer for {self._timeout_s:.1f} s", farewell=False)
+        elif now >= self._next_ping_ns:
+            self._pings += 1
+            self._ping_sent_ns = now
+            self._next_ping_ns = now + self._timeout_ns // PINGS_PER_TIMEOUT
+            try:
+                live.connection.send(messages.encode_ping(self.session, self._pings))
+            except zmq.ZMQError as error:
+                self._broken(live, error)
+            else:
+                live.connection.drain()
+
+    def _overdue(self, flow: _Flow, now: int) -> bool:
+        """End the session if an operation has waited too long.
+
+        What the peer has not yet applied must move: the deadline runs from when it was sent, or
+        from the last progress if that was later, so that a slow link is not taken for a dead one.
+        What it has accepted and not answered (an fsync, say) has a deadline of its own.
+        """
+        noticed: dict[int, int] = {}
+        reason = ""
+        for seq, call in flow.calls.items():
+            if seq > flow.applied:
+                if now - max(call.sent_ns, flow.progress_ns) > self._timeout_ns:
+                    reason = f"no answer for {self._timeout_s:.1f} s"
+                break
+            if call.sink is not None:
+                noticed[seq] = since = flow.noticed.get(seq, now)
+                if now - since > self._timeout_ns * DEFERRED_TIMEOUTS:
+                    reason = f"no result for {self._timeout_s * DEFERRED_TIMEOUTS:.1f} s"
+                    break
+        flow.noticed = noticed
+        if reason:
+            self._end(reason, farewell=False)
+        return bool(reason)

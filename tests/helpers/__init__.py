@@ -1,0 +1,1 @@
+"""What the tests share: processes, comparison of trees, cases and exercisers."""

@@ -1,0 +1,387 @@
+"""Whatever is sent to a listener, nothing wrong is applied and it goes on serving."""
+
+from __future__ import annotations
+
+import random
+import socket
+import struct
+import time
+
+import pytest
+import trio
+import zmq
+from helpers.linkage import RecordingSink, identity, object_id, port_of, running_pair, until, write
+
+from replfs.core import messages, ops
+from replfs.core.messages import Hello
+
+MAGIC = 0xF5
+
+
+@pytest.fixture
+async def pair():
+    async with running_pair() as made:
+        yield made
+
+
+class Stranger:
+    """A bare DEALER that sends what it is told."""
+
+    def __init__(self, context, endpoint):
+        self.socket = context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.SNDHWM, 0)
+        self.socket.connect(endpoint)
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *_exc):
+        self.socket.close(0)
+
+    def send(self, *frames):
+        self.socket.send_multipart(frames, zmq.NOBLOCK)
+
+    async def receive(self):
+        with trio.fail_after(60):
+            while not self.socket.poll(0):
+                await trio.sleep(0.005)
+        return self.socket.recv_multipart()[0]
+
+    async def greet(self, resume=0, stream=0, answered=0, number=1):
+        hello = Hello(
+            **identity(name="stranger"),
+            version=messages.PROTOCOL_VERSION,
+            resume=resume,
+            answered=answered,
+            stream=stream,
+            clock_ns=time.time_ns(),
+        )
+        self.send(messages.encode_hello(number, hello))
+        while True:
+            head = await self.receive()
+            header = messages.open_head(head, None)
+            if header.kind in (messages.WELCOME, messages.REFUSE):
+                return header, head
+
+
+class Impostor:
+    """Two strangers that have a session, and so are taken seriously."""
+
+    def __init__(self, context, endpoint):
+        self.live = Stranger(context, endpoint)
+        self.bulk = Stranger(context, endpoint)
+        self.session = 0
+
+    async def __aenter__(self):
+        header, head = await self.live.greet()
+        assert header.kind == messages.WELCOME
+        self.session = messages.decode_welcome(head).session
+        header, head = await self.bulk.greet(resume=self.session, stream=1)
+        assert header.kind == messages.WELCOME
+        assert messages.decode_welcome(head).resumed
+        return self
+
+    async def __aexit__(self, *_exc):
+        self.live.socket.close(0)
+        self.bulk.socket.close(0)
+
+    def op(self, seq, op=None, payload=None, stream=0):
+        if op is None:
+            op, payload = write(seq)
+        return [messages.encode_op(stream, self.session, seq, op, payload)] + (
+            [payload] if payload is not None else []
+        )
+
+
+async def bye_to(stranger):
+    while True:
+        head = await stranger.receive()
+        if messages.open_head(head, None).kind == messages.BYE:
+            return messages.decode_bye(head)
+
+
+def junk(rng, genuine):
+    """Frames that are random, or genuine and then damaged."""
+    choice = rng.randrange(6)
+    if choice == 0:
+        return [rng.randbytes(rng.randrange(200)) for _ in range(rng.randrange(1, 5))]
+    if choice == 1:
+        header = struct.pack(
+            "<BBBBQQI",
+            MAGIC,
+            rng.choice([0, 1, 2, 255]),
+            rng.randrange(10),
+            rng.randrange(3),
+            rng.getrandbits(64),
+            rng.getrandbits(64),
+            rng.choice([0, 1, 2**32 - 1]),
+        )
+        return [header + rng.randbytes(rng.randrange(100))]
+    frames = [bytearray(frame) for frame in rng.choice(genuine)]
+    victim = rng.choice(frames)
+    if choice == 2 and victim:
+        victim[rng.randrange(len(victim))] ^= 1 << rng.randrange(8)
+    elif choice == 3:
+        del victim[rng.randrange(len(victim)) :]
+    elif choice == 4:
+        victim += rng.randbytes(rng.randrange(1, 50))
+    else:
+        frames.append(bytearray(rng.randbytes(20)))
+    return [bytes(frame) for frame in frames]
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_strangers_do_not_disturb_a_session(pair, seed):
+    rng = random.Random(seed)
+    link = await pair.up()
+    op, payload = write(1)
+    genuine = [
+        [messages.encode_op(0, link.session, seq, op, payload), payload] for seq in range(1, 5)
+    ]
+    genuine += [[messages.encode_ping(link.session, 1)], [messages.encode_bye(link.session, "x")]]
+    genuine += [[messages.encode_answers(0, link.session, 1, [(1, ops.Done(0))])]]
+    async with Stranger(pair.context, pair.listener.endpoint) as stranger:
+        sinks = []
+        for number in range(1, 400):
+            stranger.send(*(junk(rng, genuine) if rng.random() < 0.8 else rng.choice(genuine)))
+            sink = RecordingSink()
+            sinks.append(sink)
+            link.send(*write(number), sink)
+            if number % 8 == 0:
+                await trio.lowlevel.checkpoint()
+            await link.wait_room()
+        await until(lambda: link.outstanding == 0, "all is answered")
+    assert all(sink.answer for sink in sinks)
+    assert pair.applier.applied == [(0, n, *write(n)) for n in range(1, 400)]
+    assert pair.owner.events == ["up"]
+    assert pair.applier.events == ["opened"]
+    await until(lambda: pair.listener.statistics().malformed > 100, "the junk was seen")
+    assert pair.listener.statistics().strays > 0
+
+
+async def test_raw_bytes_instead_of_zeromq(pair):
+    rng = random.Random(1)
+    endpoint = await pair.listen()
+    for _ in range(20):
+        stream = await trio.open_tcp_stream("127.0.0.1", port_of(endpoint))
+        async with stream:
+            try:
+                await stream.send_all(rng.randbytes(rng.randrange(1, 5000)))
+            except trio.BrokenResourceError:
+                pass
+    link = await pair.up(endpoint)
+    assert link.is_up
+
+
+DAMAGED = {
+    "random": lambda i: [b"\xf5" + random.Random(3).randbytes(60)],
+    "empty": lambda i: [b""],
+    "too long": lambda i: [bytes(messages.HEAD_MAX - 1)],
+    "three frames": lambda i: [*i.op(1), b"x"],
+    "ten frames": lambda i: [*i.op(1), *[b"x"] * 8],
+    "missing payload": lambda i: i.op(1)[:1],
+    "empty payload": lambda i: [i.op(1)[0], b""],
+    "other payload": lambda i: [i.op(1)[0], b"y" * len(i.op(1)[1])],
+    "shorter payload": lambda i: [i.op(1)[0], i.op(1)[1][:-1]],
+    "wrong checksum": lambda i: [i.op(1)[0][:-1] + b"\0", i.op(1)[1]],
+    "gap": lambda i: i.op(2),
+    "zero": lambda i: [messages._seal(messages.OP, 0, i.session, 0, b"", None)],
+    "bulk operation on live": lambda i: [
+        messages._seal(messages.OP, 0, i.session, 1, messages._encode_body(ops.EmptyLimbo()), None)
+    ],
+    "a bad name": lambda i: [
+        messages._seal(
+            messages.OP,
+            0,
+            i.session,
+            1,
+            messages._encode_body(ops.Locate(object_id(1), object_id(2), b"../x")),
+            None,
+        )
+    ],
+    "a short id": lambda i: [
+        messages._seal(
+            messages.OP,
+            0,
+            i.session,
+            1,
+            messages._encode_body(ops.Truncate(b"id", 1, 1)),
+            None,
+        )
+    ],
+    "an answer": lambda i: [messages.encode_answers(0, i.session, 0, [])],
+    "a welcome": lambda i: [messages._seal(messages.WELCOME, 0, i.session, 0, b"", None)],
+    "other version": lambda i: [
+        i.op(1)[0][:1] + b"\x02" + i.op(1)[0][2:],
+        i.op(1)[1],
+    ],
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+async def test_a_peer_that_sends_something_wrong_loses_its_session(pair, what):
+    endpoint = await pair.listen()
+    async with Impostor(pair.context, endpoint) as impostor:
+        impostor.live.send(*DAMAGED[what](impostor))
+        impostor.live.send(*impostor.op(1))  # too late
+        reason = await bye_to(impostor.live)
+        assert reason.startswith("something wrong was received")
+        assert pair.applier.events == ["opened", f"closed: {reason}"]
+        header, _ = await impostor.bulk.greet(resume=impostor.session, stream=1)
+        assert header.kind == messages.REFUSE
+    assert pair.applier.applied == []
+    link = await pair.up(endpoint)
+    sink = RecordingSink()
+    link.send(*write(1), sink)
+    await until(lambda: sink.answer, "it goes on serving")
+
+
+async def test_frames_over_the_limit_close_the_connection(pair):
+    """ZeroMQ itself refuses them, before anything is read into memory."""
+    endpoint = await pair.listen()
+    async with Impostor(pair.context, endpoint) as impostor:
+        impostor.live.send(bytes(messages.HEAD_MAX + 1))
+        header, _ = await impostor.live.greet(resume=impostor.session, number=7)
+        assert header.seq == 7
+    assert pair.applier.applied == []
+
+
+async def test_a_retry_gets_the_remembered_answer(pair):
+    endpoint = await pair.listen()
+    async with Impostor(pair.context, endpoint) as impostor:
+        for _ in range(3):
+            impostor.live.send(*impostor.op(1))
+            answers = messages.decode_answers(await impostor.live.receive())
+            assert answers == [(1, ops.Done(0, len(impostor.op(1)[1])))]
+        assert len(pair.applier.applied) == 1
+        assert pair.listener.statistics().session.retries == 2
+
+
+async def test_answers_are_given_again_after_resuming(pair):
+    endpoint = await pair.listen()
+    pair.applier.defer = lambda op: isinstance(op, ops.Sync)
+    async with Impostor(pair.context, endpoint) as impostor:
+        for seq in range(1, 6):
+            impostor.live.send(*impostor.op(seq))
+        impostor.live.send(*impostor.op(6, ops.Sync(object_id(1), data_only=True)))
+        await until(lambda: len(pair.applier.applied) == 6, "all are applied")
+        async with Stranger(pair.context, endpoint) as again:
+            header, head = await again.greet(resume=impostor.session, answered=2)
+            assert messages.decode_welcome(head).applied == 6
+            answers = messages.decode_answers(await again.receive())
+            assert [seq for seq, _ in answers] == [3, 4, 5]
+            impostor.live.send(*impostor.op(7))  # no longer the session's connection
+            pair.applier.sessions[0].answer(0, 6, ops.Done(0))
+            assert messages.decode_answers(await again.receive()) == [(6, ops.Done(0))]
+            again.send(*impostor.op(7))
+            await until(lambda: len(pair.applier.applied) == 7, "it goes on")
+
+
+async def test_resuming_what_is_not_there(pair):
+    endpoint = await pair.listen()
+    async with (
+        Impostor(pair.context, endpoint) as impostor,
+        Stranger(pair.context, endpoint) as stranger,
+    ):
+        for resume, stream, answered in (
+            (12345, 0, 0),
+            (12345, 1, 0),
+            (impostor.session, 0, 99),
+        ):
+            header, head = await stranger.greet(resume, stream, answered)
+            assert header.kind == messages.REFUSE
+            assert messages.decode_refuse(head).code == "unknown-session"
+        impostor.live.send(*impostor.op(1))
+        await until(lambda: pair.applier.applied, "the session is untouched")
+
+
+async def test_an_offer_replaces_nothing_until_it_is_taken(pair):
+    link = await pair.up()
+    async with Stranger(pair.context, pair.listener.endpoint) as stranger:
+        for number in range(1, 30):
+            header, _ = await stranger.greet(number=number)
+            assert header.kind == messages.WELCOME
+    assert pair.applier.events == ["opened"]
+    sink = RecordingSink()
+    link.send(*write(1), sink)
+    await until(lambda: sink.answer, "the session goes on")
+
+
+async def test_another_protocol_version_is_told(pair):
+    endpoint = await pair.listen()
+    async with Stranger(pair.context, endpoint) as stranger:
+        hello = Hello(**identity(), version=2)
+        body = messages._encode_body(hello)
+        front = struct.pack("<BBBBQQI", MAGIC, 2, messages.HELLO, 0, 0, 5, 0) + body
+        stranger.send(front + struct.pack("<Q", messages.xxh3_64_intdigest(front, 0)))
+        head = await stranger.receive()
+        assert messages.open_head(head, None).seq == 5
+        refuse = messages.decode_refuse(head)
+        assert refuse.code == "version"
+        assert "version 2 is not supported" in refuse.reason
+
+
+async def test_a_peer_that_does_not_read_its_answers(pair):
+    """It may lose its answers, but costs bounded memory and harms nobody."""
+    endpoint = await pair.listen()
+    async with Impostor(pair.context, endpoint) as impostor:
+        impostor.bulk.socket.setsockopt(zmq.RCVHWM, 1)
+        for seq in range(1, 800):
+            while True:
+                try:
+                    frames = impostor.op(seq, ops.List(object_id(1), b""), stream=1)
+                    impostor.bulk.send(*frames)
+                except zmq.Again:
+                    await trio.sleep(0.005)
+                else:
+                    break
+        await until(lambda: len(pair.applier.applied) == 799, "all are applied")
+        lane = pair.applier.sessions[0].lanes[1]
+        assert lane.answers_bytes <= 64 << 20
+    link = await pair.up(endpoint)
+    assert link.is_up
+
+
+async def test_a_peer_that_asks_for_too_much_at_once(pair):
+    endpoint = await pair.listen()
+    pair.applier.defer = lambda _op: True
+    async with Impostor(pair.context, endpoint) as impostor:
+        for seq in range(1, 2060):
+            impostor.live.send(*impostor.op(seq))
+            if seq % 50 == 0:
+                await trio.sleep(0)
+        assert "operations without an answer" in await bye_to(impostor.live)
+
+
+async def test_silence_ends_a_session():
+    async with running_pair(0.2) as pair:
+        endpoint = await pair.listen()
+        async with Impostor(pair.context, endpoint):
+            await until(lambda: len(pair.applier.events) == 2, "it is closed")
+            assert pair.applier.events[1] == "closed: silent for 0.6 s"
+
+
+async def test_a_claimed_identity_takes_nothing_over(pair):
+    """A connection that claims the identity of a session's connection is turned away."""
+    link = await pair.up()
+    lane = pair.applier.sessions[0].lanes[0]
+    with socket.create_connection(("127.0.0.1", port_of(pair.listener.endpoint))) as raw:
+        raw.setblocking(False)
+        properties = b""
+        for name, value in ((b"Socket-Type", b"DEALER"), (b"Identity", lane.identity)):
+            properties += bytes([len(name)]) + name + struct.pack(">I", len(value)) + value
+        ready = b"\x05READY" + properties
+        greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
+        op, payload = write(1)
+        head = messages.encode_op(0, link.session, 1, op, payload)
+        raw.send(greeting)
+        raw.send(b"\x04" + bytes([len(ready)]) + ready)
+        raw.send(b"\x01" + bytes([len(head)]) + head + b"\x00" + bytes([len(payload)]) + payload)
+        sink = RecordingSink()
+        for number in range(50, 60):
+            sink = RecordingSink()
+            link.send(*write(number), sink)
+            await until(lambda: sink.answer, "the session goes on")  # noqa: B023
+        assert pair.owner.events == ["up"]
+        assert [op.offset for _, _, op, _ in pair.applier.applied] == list(range(50, 60))

@@ -1,0 +1,122 @@
+"""The policy table, the words for it, and inheritance."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from replfs.core import policy
+from replfs.core.policy import Ack, Policy
+
+
+def test_values_are_those_on_disk_and_on_the_wire():
+    assert [int(p) for p in Policy] == [0, 1, 2, 3, 4]
+    assert [p.name for p in Policy] == ["INHERIT", "SYNC", "STRICT", "ASYNC", "NONE"]
+    assert [int(a) for a in Ack] == [0, 1, 2]
+    assert [a.name for a in Ack] == ["INHERIT", "OP", "CLOSE"]
+
+
+def test_the_table_has_every_policy_but_inherit():
+    assert set(policy.POLICIES) == set(Policy) - {Policy.INHERIT}
+
+
+@pytest.mark.parametrize("setting", list(Policy))
+@pytest.mark.parametrize("tail", [b"", b"\n", b"\0"])
+def test_every_policy_is_parsed_from_its_own_name(setting, tail):
+    assert policy.parse(policy.policy_name(setting).encode() + tail) is setting
+
+
+@pytest.mark.parametrize("setting", list(Ack))
+def test_every_level_is_parsed_from_its_own_name(setting):
+    assert policy.parse_ack(policy.ack_name(setting).encode()) is setting
+
+
+@pytest.mark.parametrize("value", [b"", b"SYNC", b"sync ", b"sync\n\n", b"\n", b"1", b"\xff" * 9])
+def test_anything_else_is_an_error_that_names_the_choices(value):
+    with pytest.raises(ValueError, match="sync, strict, async, none"):
+        policy.parse(value)
+    with pytest.raises(ValueError, match="op, close"):
+        policy.parse_ack(value)
+
+
+@given(st.binary(max_size=20))
+def test_parse_raises_nothing_but_value_error(value):
+    try:
+        found = policy.parse(value)
+    except ValueError:
+        return
+    assert policy.policy_name(found).encode() == value.rstrip(b"\n\0")
+
+
+def test_own_value_counts_first():
+    chain = [("/a/f", Policy.ASYNC), ("/a", Policy.NONE), ("/", Policy.STRICT)]
+    assert policy.effective(chain, Policy.SYNC) == (Policy.ASYNC, "local")
+
+
+def test_nearest_ancestor_counts_next():
+    chain = [("/a/b/f", Policy.INHERIT), ("/a/b", Policy.INHERIT), ("/a", Policy.NONE)]
+    assert policy.effective([*chain, ("/", Policy.STRICT)], Policy.SYNC) == (
+        Policy.NONE,
+        "inherited:/a",
+    )
+
+
+def test_default_counts_last():
+    assert policy.effective([("/f", Policy.INHERIT)], Policy.STRICT) == (Policy.STRICT, "default")
+    assert policy.effective([], Policy.STRICT) == (Policy.STRICT, "default")
+
+
+def test_the_chain_is_not_read_further_than_needed():
+    def chain():
+        yield "/f", Policy.SYNC
+        raise RuntimeError("read on")
+
+    assert policy.effective(chain(), Policy.NONE)[0] is Policy.SYNC
+
+
+def test_default_must_not_inherit():
+    with pytest.raises(ValueError, match="nothing to inherit"):
+        policy.effective([], Policy.INHERIT)
+
+
+@given(st.lists(st.sampled_from(Policy)), st.sampled_from([p for p in Policy if p]))
+def test_effective_is_the_first_that_is_set(settings, default):
+    chain = [(f"/{depth}", setting) for depth, setting in enumerate(settings)]
+    found, source = policy.effective(chain, default)
+    set_ones = [(path, setting) for path, setting in chain if setting]
+    if not set_ones:
+        assert (found, source) == (default, "default")
+    elif set_ones[0][0] == "/0":
+        assert (found, source) == (set_ones[0][1], "local")
+    else:
+        assert (found, source) == (set_ones[0][1], f"inherited:{set_ones[0][0]}")
+
+
+def test_strict_is_always_confirmed_per_operation():
+    chain = [("/f", Ack.CLOSE)]
+    assert policy.effective_ack(chain, Ack.CLOSE, Policy.STRICT) == (Ack.OP, "policy")
+    assert policy.effective_ack(chain, Ack.OP, Policy.SYNC) == (Ack.CLOSE, "local")
+    assert policy.effective_ack([("/f", Ack.INHERIT)], Ack.CLOSE, Policy.SYNC) == (
+        Ack.CLOSE,
+        "default",
+    )
+
+
+@pytest.mark.parametrize("directory", [p for p in Policy if p])
+@pytest.mark.parametrize("own", [p for p in Policy if p])
+def test_a_name_is_replicated_unless_it_or_its_directory_is_none(directory, own):
+    assert policy.is_name_replicated(directory, own) == (Policy.NONE not in {directory, own})
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "allowed"),
+    [
+        (Policy.SYNC, Policy.ASYNC, True),
+        (Policy.NONE, Policy.NONE, True),
+        (Policy.SYNC, Policy.NONE, False),
+        (Policy.NONE, Policy.STRICT, False),
+    ],
+)
+def test_no_link_between_replicated_and_unreplicated(source, target, allowed):
+    assert policy.is_link_allowed(source, target) is allowed

@@ -82,10 +82,7 @@ class SaveObject(msgspec.Struct, frozen=True, gc=False):
 
 
 class SaveRegions(msgspec.Struct, frozen=True, gc=False):
-    """Chunk *chunk* of the object's regions is exactly this serialised bitmap; empty: no region.
-
-    The bitmap holds region numbers relative to the chunk's first.
-    """
+    """Chunk *chunk* of the object's regions is exactly this (see `regions.encode_chunk`)."""
 
     object: ObjectId
     chunk: int

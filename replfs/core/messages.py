@@ -42,6 +42,7 @@ HEAD_MAX: Final = 2 << 20
 ANSWERS_PER_MESSAGE: Final = 64
 DIGESTS_PER_ANSWER: Final = 16384
 XATTRS_MAX: Final = 1024
+FORGET_MAX: Final = 65536
 HISTORY_MAX: Final = 64
 
 _MAGIC: Final = 0xF5
@@ -449,7 +450,7 @@ def _check_place_name(op: ops.Locate | ops.Link | ops.Unlink) -> None:
 
 
 def _check_forget(op: ops.Forget) -> None:
-    _count(op.objects, ops.NAMES_PER_MESSAGE)
+    _count(op.objects, FORGET_MAX)
     for item in op.objects:
         _object(item)
 

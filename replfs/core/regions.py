@@ -17,18 +17,15 @@ REGION_SIZE: Final = 1 << REGION_SHIFT
 """Bytes."""
 REGION_LIMIT: Final = 1 << 32
 """Regions from here on, 256 TiB into a file, are in no set."""
-CHUNK_SHIFT: Final = 10
+CHUNK_SHIFT: Final = 8
 CHUNK_REGIONS: Final = 1 << CHUNK_SHIFT
-"""Regions in a chunk, 64 MiB of a file. A chunk is at most 1,040 bytes when saved."""
+"""Regions in a chunk, 16 MiB of a file. A chunk is at most 32 bytes when saved."""
 
 Regions = int | BitMap
 """The empty set is always 0, never an empty bitmap. A bitmap is changed in place: a set has one
 owner, who keeps what `add` and `remove` return."""
 
 _MASK_BITS: Final = 64
-_FULL = BitMap(range(CHUNK_REGIONS))
-_FULL.run_optimize()
-_FULL_CHUNK: Final = _FULL.serialize()
 
 
 def overlaps(regions: Regions, first: int, last: int) -> bool:
@@ -110,21 +107,19 @@ def run_end(regions: Regions, first: int, limit: int) -> int:
 
 
 def encode_chunk(regions: Regions, chunk: int, first: int, last: int) -> bytes:
-    """A chunk of the regions and of [first, last), serialised; empty if there is none."""
+    """A chunk of the regions and of [first, last), to be saved; empty if there is none.
+
+    One bit a region, the lowest first, without the zero bytes at the end.
+    """
     base = chunk << CHUNK_SHIFT
-    low, high = max(first - base, 0), min(last - base, CHUNK_REGIONS)
-    if low == 0 and high == CHUNK_REGIONS:
-        return _FULL_CHUNK
-    if not isinstance(regions, int):
-        part = (regions & BitMap(range(base, base + CHUNK_REGIONS))).shift(-base)
+    if isinstance(regions, int):
+        bits = regions if chunk == 0 else 0
     else:
-        part = _bitmap(regions) if chunk == 0 else BitMap()
+        bits = _bits((regions & BitMap(range(base, base + CHUNK_REGIONS))).shift(-base))
+    low, high = max(first - base, 0), min(last - base, CHUNK_REGIONS)
     if high > low:
-        part.add_range(low, high)
-    if not part:
-        return b""
-    part.run_optimize()
-    return part.serialize()
+        bits |= (1 << high) - (1 << low)
+    return bits.to_bytes((bits.bit_length() + 7) >> 3, "little")
 
 
 def decode_chunk(saved: bytes, chunk: int) -> Iterator[tuple[int, int]]:
@@ -133,18 +128,27 @@ def decode_chunk(saved: bytes, chunk: int) -> Iterator[tuple[int, int]]:
     Raises:
         ValueError: it cannot have made this.
     """
-    if not saved:
-        raise ValueError("no set of regions")
-    regions = BitMap.deserialize(saved)
+    bits = int.from_bytes(saved, "little")
     base = chunk << CHUNK_SHIFT
-    if not regions or regions.max() >= CHUNK_REGIONS or not 0 <= base < REGION_LIMIT:
+    if not bits or bits.bit_length() > CHUNK_REGIONS or not 0 <= base < REGION_LIMIT:
         raise ValueError("impossible set of regions")
     first = 0
-    while (first := first_from(regions, first)) >= 0:
-        last = run_end(regions, first, CHUNK_REGIONS)
+    while (first := first_from(bits, first)) >= 0:
+        last = run_end(bits, first, CHUNK_REGIONS)
         yield base + first, base + last
         first = last
 
 
 def _bitmap(regions: int) -> BitMap:
     return BitMap([bit for bit in range(regions.bit_length()) if regions >> bit & 1])
+
+
+def _bits(regions: BitMap) -> int:
+    size = len(regions)
+    if not size:
+        return 0
+    low = regions.min()
+    if regions.max() - low + 1 == size:
+        return ((1 << size) - 1) << low
+    # `sum` and `map` stay in C: some 12 us for the worst of chunks.
+    return sum(map((1).__lshift__, regions))

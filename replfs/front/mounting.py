@@ -337,6 +337,7 @@ INIT_OPCODE: Final = 26
 _INIT_TIMEOUT_S: Final = 10.0
 DONT_MASK: Final = 1 << 6
 AUTO_INVAL_DATA: Final = 1 << 12
+PARALLEL_DIROPS: Final = 1 << 18
 CACHE_SYMLINKS: Final = 1 << 23
 HANDLE_KILLPRIV_V2: Final = 1 << 28
 

@@ -6,7 +6,9 @@ at mount says that this pyfuse3, libfuse, kernel or user does not allow it (`tun
 - *The INIT proxy.* We mount /dev/fuse ourselves, let libfuse answer a copy of the kernel's
   FUSE_INIT over a socket pair, and add flags to the answer which pyfuse3 cannot ask for:
   HANDLE_KILLPRIV_V2 (else the kernel asks for `security.capability` before every write),
-  DONT_MASK (else default ACLs come out wrong), CACHE_SYMLINKS, and max_background.
+  DONT_MASK (else default ACLs come out wrong), CACHE_SYMLINKS, PARALLEL_DIROPS (else lookups in
+  one directory come one at a time), and max_background. Without HANDLE_KILLPRIV_V2 the kernel
+  clears setuid and setgid bits by a setattr of its own; with it that is the handlers' duty.
 - *The wait.* pyfuse3's workers queue on a lock and go through epoll for each request. Ours poll
   the descriptor first, spin a little while requests keep coming (waking an idle core is the
   largest cost of a request), and enter epoll, one worker of them, only when it is quiet.
@@ -96,6 +98,13 @@ _TURN_WHILE_WAITING: Final = 8
 _HOT: Final = 2
 """Requests in quick succession after which spinning starts."""
 _HOTTEST: Final = 16
+
+_INIT_FLAGS: Final = (
+    mounting.HANDLE_KILLPRIV_V2
+    | mounting.DONT_MASK
+    | mounting.CACHE_SYMLINKS
+    | mounting.PARALLEL_DIROPS
+)
 
 _NEVER_END: Final = 1 << 30
 _NEVER_START: Final = -(1 << 31)
@@ -339,7 +348,7 @@ class FuseSession:
                 reply, _flags = mounting.patch_init_reply(
                     request,
                     reply,
-                    add=mounting.HANDLE_KILLPRIV_V2 | mounting.DONT_MASK | mounting.CACHE_SYMLINKS,
+                    add=_INIT_FLAGS,
                     drop=mounting.AUTO_INVAL_DATA if self._options.exclusive else 0,
                     max_background=self._options.max_background,
                 )

@@ -20,13 +20,13 @@ import resource
 import select
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
 import trio
 import zmq
 
-from replfs.errors import NotInSync, StoreError, UsageError
+from replfs.errors import NotInSync, ReplfsError, StoreError, UsageError
 from replfs.front import mounting
 from replfs.front.operations import Operations
 from replfs.front.session import FuseSession, MountOptions
@@ -67,8 +67,23 @@ def run(settings: Settings, ready: Ready) -> int:
     """
     _raise_limits()
     node = Node(settings, ready)
-    trio.run(node.main, restrict_keyboard_interrupt_to_checkpoints=True)
+    try:
+        trio.run(node.main, restrict_keyboard_interrupt_to_checkpoints=True)
+    except BaseExceptionGroup as group:
+        # What nurseries wrap: the first sentence a person can do something about.
+        for error in _leaves(group):
+            if isinstance(error, ReplfsError | OSError):
+                raise error from None
+        raise
     return node.exit_code
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
 
 
 def _raise_limits() -> None:
@@ -265,11 +280,12 @@ class Node:
         )
         if self.primary is not None:
             volume = self.primary.volume
+            pipeline = self.primary.pipeline
             session = FuseSession(
                 Operations(volume, acl=settings.acl, writeback=settings.writeback),
                 settings.mountpoint,
                 options,
-                may_spin=lambda: not volume.flights and settings.spin,
+                may_spin=lambda: not pipeline.flights and settings.spin,
                 spin_ns=60_000 if settings.spin else 0,
             )
             poller = select.poll()
@@ -279,7 +295,7 @@ class Node:
 
             def watch() -> None:
                 poller.register(session.fd, select.POLLIN)
-                volume.fuse_ready = fuse_ready
+                pipeline.fuse_ready = fuse_ready
 
             self._after_mount = watch
             return session
@@ -338,7 +354,7 @@ class Node:
         try:
             with trio.fail_after(_DRAIN_S):
                 if self.primary is not None:
-                    await self.primary.volume.drained()
+                    await self.primary.pipeline.drained()
                     await self.primary.checkpoint()
                 else:
                     await trio.to_thread.run_sync(syscalls.syncfs, self.tree.root_fd)
@@ -404,7 +420,7 @@ class Node:
         return {"message": "stable on this node and on every peer that is in sync"}
 
     def _peers(self, arguments: dict[str, Any]) -> list[Any]:
-        peers = self._must_be_primary().volume.peers
+        peers = self._must_be_primary().pipeline.peers
         name = arguments.get("peer")
         chosen = [peer for peer in peers if not name or peer.name == name]
         if not chosen:

@@ -23,10 +23,11 @@ from replfs.errors import PeerLost
 from replfs.node.config import Settings
 from replfs.node.identity import hello_of, side_of, side_of_message
 from replfs.node.peer import Peer
+from replfs.node.pipeline import Pipeline
 from replfs.node.policies import Policies
 from replfs.node.resync import Resync
 from replfs.node.volume import Volume
-from replfs.store.activity import KIND_DATA, KIND_NAMES, ActivityLog
+from replfs.store.activity import KIND_DATA, KIND_FILE, KIND_NAMES, ActivityLog
 from replfs.store.record import ROOT_ID
 from replfs.store.state import State as StoreState
 from replfs.store.tree import Tree
@@ -69,8 +70,9 @@ class Primary:
             on_used=lambda: void(state.update(policies_used=True)),
             generation=lambda: state.identity().generation,
         )
-        self.volume = Volume(tree, activity, self.policies, status=status)
-        self.volume.strict_peers = settings.strict_peers or 0
+        self.pipeline = Pipeline(tree, activity, self.policies)
+        self.volume = Volume(self.pipeline, status)
+        self.pipeline.strict_peers = settings.strict_peers or 0
         self.resyncs: dict[str, Resync] = {}
         for wanted in settings.peers:
             self._add_peer(wanted.name, wanted.endpoint, context, curve)
@@ -103,8 +105,8 @@ class Primary:
             security=curve,
             name=name,
         )
-        self.volume.peers.append(peer)
-        self.resyncs[name] = Resync(self.volume, peer, self.settings.resync_rate_bytes)
+        self.pipeline.peers.append(peer)
+        self.resyncs[name] = Resync(self.pipeline, peer, self.settings.resync_rate_bytes)
 
     # After a start -----------------------------------------------------------------------------
 
@@ -113,10 +115,10 @@ class Primary:
 
         Everything after a power loss, else what was in flight when its process ended.
         """
-        if not self.volume.peers:
+        if not self.pipeline.peers:
             return
         with self.state.batch():
-            for peer in self.volume.peers:
+            for peer in self.pipeline.peers:
                 if self.state.memory_lost:
                     peer.log.mark_unknown(ROOT_ID, directory=True, deep=True)
                     continue
@@ -136,8 +138,10 @@ class Primary:
             peer.log.mark_data(
                 object_id, start, start + (1 << _ACTIVITY_SHIFT), handle=handle, compare=True
             )
-        else:
+        elif kind == KIND_FILE:
             peer.log.mark_tail(object_id, 0, handle=handle, compare=True)
+        else:
+            peer.log.mark_attrs(object_id, handle=handle)
 
     # What peers need ---------------------------------------------------------------------------
 
@@ -165,7 +169,7 @@ class Primary:
             self.state.new_generation()
             self._dirty_since_durable = True
             log.info("a new generation begins: %s does not get what follows", peer.name)
-            for other in self.volume.peers:
+            for other in self.pipeline.peers:
                 if other is not peer and other.live and other.state is State.IN_SYNC:
                     other.wake_generation()
 
@@ -195,7 +199,7 @@ class Primary:
     async def run(self) -> None:
         """Links and resyncs, until cancelled."""
         async with trio.open_nursery() as nursery:
-            for peer in self.volume.peers:
+            for peer in self.pipeline.peers:
                 nursery.start_soon(peer.link.run)
                 nursery.start_soon(self.resyncs[peer.name].run)
                 nursery.start_soon(self._carry_generations, peer)
@@ -224,7 +228,7 @@ class Primary:
     async def first_contact(self) -> None:
         """Wait a moment for the peers that answer at once."""
         with trio.move_on_after(_FIRST_CONTACT_S):
-            while not all(peer.live for peer in self.volume.peers):
+            while not all(peer.live for peer in self.pipeline.peers):
                 await trio.sleep(0.01)
 
     async def checkpoint(self) -> None:
@@ -234,7 +238,7 @@ class Primary:
 
     def state_word(self) -> str:
         """The worst of the peers' states."""
-        states = [peer.state for peer in self.volume.peers]
+        states = [peer.state for peer in self.pipeline.peers]
         if not states:
             return "alone"
         order = [State.IN_SYNC, *(state for state in State if state is not State.IN_SYNC)]

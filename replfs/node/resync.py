@@ -40,7 +40,7 @@ from replfs.core.scheduler import Claim
 from replfs.errors import PeerLost
 from replfs.node.flight import describe
 from replfs.node.peer import BULK, Peer
-from replfs.node.volume import Volume
+from replfs.node.pipeline import Pipeline
 from replfs.store.inode import Inode
 from replfs.store.record import ROOT_ID
 
@@ -94,10 +94,10 @@ class Progress:
 class Resync:
     """The resync of one peer."""
 
-    def __init__(self, volume: Volume, peer: Peer, rate_bytes: int = 0) -> None:
+    def __init__(self, pipeline: Pipeline, peer: Peer, rate_bytes: int = 0) -> None:
         """*rate_bytes*: payload bytes a second at most; 0: as fast as it goes."""
-        self._volume = volume
-        self._tree = volume.tree
+        self._pipeline = pipeline
+        self._tree = pipeline.tree
         self._peer = peer
         self._log = peer.log
         self.rate_bytes = rate_bytes
@@ -202,14 +202,14 @@ class Resync:
 
     @asynccontextmanager
     async def _claim(self, claims: tuple[Claim, ...]) -> AsyncIterator[None]:
-        ticket = await self._volume.claim(claims, "resync")
+        ticket = await self._pipeline.claim(claims, "resync")
         try:
             await self._peer.fence()
             if not self._peer.live:
                 raise PeerLost("the session ended")
             yield
         finally:
-            self._volume.release_claim(ticket)
+            self._pipeline.release_claim(ticket)
 
     # Failures ----------------------------------------------------------------------------------
 
@@ -246,7 +246,7 @@ class Resync:
             self._log.mark_unknown(ROOT_ID, directory=True, deep=True)
             self._log.forget(object_id)
             return None
-        policies = self._volume.policies
+        policies = self._pipeline.policies
         if inode.parent is not None and not policies.is_replicated_name(
             inode.parent, inode.name, inode
         ):
@@ -263,7 +263,7 @@ class Resync:
                 return None
             raise
         self._tree.read_record(inode)
-        if inode.foreign or not self._volume.policies.is_replicated_name(directory, name, inode):
+        if inode.foreign or not self._pipeline.policies.is_replicated_name(directory, name, inode):
             self._tree.drop_unused(inode)
             return None
         self._tree.ensure_id(inode)
@@ -570,6 +570,10 @@ class Resync:
             return
         inode = self._find(object_id)
         if inode is None or not await self._is_placed(inode):
+            return
+        if inode.type != _stat.S_IFREG:
+            self._log.clear_tail(object_id, None)
+            self._log.clear_regions(object_id, 0, None)
             return
         try:
             fd = self._tree.open(inode, os.O_RDONLY)

@@ -57,26 +57,26 @@ class StatusBoard:
         return found
 
     def _primary(self, primary: Primary) -> dict[str, Any]:
-        volume = primary.volume
+        pipeline = primary.pipeline
         return {
             "state": primary.state_word(),
-            "in_flight": volume.scheduler.in_flight,
-            "held": dict(volume.scheduler.held),
+            "in_flight": pipeline.scheduler.in_flight,
+            "held": dict(pipeline.scheduler.held),
             "operations": {
                 kind: {
                     "count": found.count,
                     "held": sum(
                         number
-                        for reason, number in volume.scheduler.held.items()
+                        for reason, number in pipeline.scheduler.held.items()
                         if reason.startswith(f"{kind} ")
                     ),
                     "p50_us": found.quantile_us(0.5),
                     "p99_us": found.quantile_us(0.99),
                 }
-                for kind, found in list(volume.latencies.items())
+                for kind, found in list(pipeline.latencies.items())
             },
-            "unrepresentable": sum(len(peer.unrepresentable) for peer in volume.peers),
-            "peers": [self._peer(peer, primary.resyncs[peer.name]) for peer in volume.peers],
+            "unrepresentable": sum(len(peer.unrepresentable) for peer in pipeline.peers),
+            "peers": [self._peer(peer, primary.resyncs[peer.name]) for peer in pipeline.peers],
         }
 
     def _peer(self, peer: Peer, resync: Resync) -> dict[str, Any]:

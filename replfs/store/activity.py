@@ -26,10 +26,14 @@ from replfs.errors import StoreError
 FREE: Final = 0
 KIND_DATA: Final = 1
 """One region of `1 << 20` bytes of a file, and its attributes."""
-KIND_OBJECT: Final = 2
-"""All of an object."""
+KIND_FILE: Final = 2
+"""All of a file's data, its size and its attributes."""
 KIND_NAMES: Final = 3
 """The names in a directory, and its attributes."""
+KIND_ATTRS: Final = 4
+"""Attributes and extended attributes of any object."""
+
+_KINDS: Final = frozenset({KIND_DATA, KIND_FILE, KIND_NAMES, KIND_ATTRS})
 
 SLOTS: Final = 2048
 SLOT_SIZE: Final = 128
@@ -95,10 +99,13 @@ class ActivityLog:
         if slot is not None:
             slot.refs += 1
             return slot
+        handle = locator()
+        if len(handle) > HANDLE_MAX:
+            # Half a handle finds nothing, or another object.
+            handle = b""
         slot = self._take()
         if slot is None:
             return None
-        handle = locator()[:HANDLE_MAX]
         body = _BODY.pack(kind, len(handle), 0, region, object_id) + handle
         at = slot.offset
         self._map[at : at + 4 + len(body)] = zlib.crc32(body).to_bytes(4, "little") + body
@@ -108,7 +115,7 @@ class ActivityLog:
         return slot
 
     def _take(self) -> Slot | None:
-        """A free slot, or the one that has been idle longest."""
+        """A free slot, or of the idle ones the one that was written first."""
         if self._free:
             return self._free.pop()
         for key, slot in self._by_key.items():
@@ -141,6 +148,23 @@ class ActivityLog:
         self._map.close()
 
 
+def is_lost(path: str, node: bytes) -> bool:
+    """Whether *path* cannot tell what a killed run of *node* had in flight.
+
+    True where it was removed, or is another store's, or of another size or version: after a run
+    that did not end cleanly everything is to be compared then, as after a loss of memory.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEADER.size)
+            size = os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        return True
+    if size != (SLOTS + 1) * SLOT_SIZE:
+        return True
+    return _HEADER.unpack(head) != (_MAGIC, _VERSION, node)
+
+
 def recover(path: str) -> list[Recovered]:
     """What the process that last used *path* had in flight; nothing where there is no file.
 
@@ -162,7 +186,7 @@ def recover(path: str) -> list[Recovered]:
     found = []
     for at in range(SLOT_SIZE, len(data), SLOT_SIZE):
         checksum, kind, length, _, region, object_id = _SLOT.unpack_from(data, at)
-        if kind not in {KIND_DATA, KIND_OBJECT, KIND_NAMES} or length > HANDLE_MAX:
+        if kind not in _KINDS or length > HANDLE_MAX:
             continue
         body = data[at + 4 : at + _SLOT.size + length]
         if zlib.crc32(body) != checksum:

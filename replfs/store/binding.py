@@ -73,12 +73,27 @@ def mount_id(directory: int) -> str:
     unique = _unique_mount_id(directory)
     if unique:
         return f"{device}:unique:{unique}"
-    # Older kernels (before 6.8) give a number that a later mount may get again.
+    # Kernels before 6.8 give a number that a later mount may get again.
+    return f"{device}:{_mount_number(directory)}"
+
+
+def filesystem_type(directory: int) -> str:
+    """The kernel's name for the kind of filesystem *directory* is on, or empty if it is hidden."""
+    number = _mount_number(directory)
+    with open("/proc/self/mountinfo", "rb") as mounts:
+        for mount in mounts:
+            fields = mount.split(b" ")
+            if fields[0] == number.encode():
+                return fields[fields.index(b"-") + 1].decode("ascii", "replace")
+    return ""
+
+
+def _mount_number(directory: int) -> str:
     with open(f"/proc/self/fdinfo/{directory}", encoding="ascii") as lines:
         for line in lines:
             if line.startswith("mnt_id:"):
-                return f"{device}:{line.split()[1]}"
-    return f"{device}:"
+                return line.split()[1]
+    return ""
 
 
 def _unique_mount_id(directory: int) -> int:

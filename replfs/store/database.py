@@ -3,11 +3,16 @@
 WAL mode. What a call has saved survives the death of the process at once (it is in the page cache)
 and a power loss after `harden`; a power loss never damages the database, it only makes it older.
 
-Two connections. The first makes all changes and never waits for a disk: commits sync nothing. The
-second, the keeper, moves the log into the database and syncs, in whatever thread calls `harden`;
-it also makes the first change after that, because that one syncs the head of the log.
+The owner's connection makes all changes and never waits for a disk: commits sync nothing. A second
+one, the keeper, moves the log into the database and syncs, in whatever thread calls `harden`; it
+also makes the first change after that, because that one syncs the head of the log.
 
-SQLite resolves the path it is given when it opens a file, `/proc/self/fd` included. So both
+Two connections share the log's index, a file in STORE that SQLite maps into memory. Where a write
+to a mapped page may need space, on copy-on-write filesystems and where blocks are smaller than
+pages, a full disk would kill the process by SIGBUS. There (see `_SHARES_SAFELY`) the owner's is the
+only connection, keeps the index to itself in its own memory, and moves the log in `tidy`.
+
+SQLite resolves the path it is given when it opens a file, `/proc/self/fd` included. So all
 connections are opened while STORE can be seen, before a mount may cover it, and nothing is opened
 from then on; `close(covered=True)` is for a STORE that is still covered.
 """
@@ -15,6 +20,7 @@ from then on; `close(covered=True)` is for a STORE that is still covered.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import sqlite3
 import threading
@@ -24,17 +30,23 @@ from typing import Any, Final
 import msgspec
 
 from replfs.errors import StoreError
+from replfs.store.binding import filesystem_type
 
 FILE: Final = "state.db"
 LOG: Final = "state.db-wal"
 RESERVE_MIN: Final = 1 << 20
-"""Bytes kept back for a full disk: some 250 marks."""
+"""Bytes kept back for a full disk: some thousand marks."""
 
 _BUSY_TIMEOUT_S: Final = 30.0
 _CHECKPOINT_COMMITS: Final = 1000
 """Commits, some 4 KiB of log each, after which `harden` moves the log into the database."""
+_LONG_COMMITS: Final = 32
+"""Commits after which emptying the log is worth it on a full disk."""
 _BACKSTOP_PAGES: Final = 16384
 """Pages of log after which a commit does so itself, because nobody hardens."""
+_SHARES_SAFELY: Final = frozenset({"ext2", "ext3", "ext4", "tmpfs", "xfs"})
+"""Filesystems that overwrite a file's pages in place, by the names in /proc/filesystems."""
+_PAGE_SIZE: Final = mmap.PAGESIZE
 _FULL: Final = frozenset(
     {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_WRITE}
 )
@@ -92,29 +104,36 @@ class Database:
         self.reserve_space()
 
     def _open(self) -> None:
+        self._shares = (
+            filesystem_type(self._directory) in _SHARES_SAFELY
+            and os.fstatvfs(self._directory).f_bsize >= _PAGE_SIZE
+        )
         try:
-            self._db = self._connect("NORMAL", pages=_BACKSTOP_PAGES)
+            self._db = self._connect(keeps=False)
         except sqlite3.DatabaseError as error:
-            # Opening writes too: the index of the log.
-            if error.sqlite_errorcode not in _FULL or not self._give_up_reserve():
+            # Opening writes too, the index of the log.
+            if error.sqlite_errorcode not in _FULL or not self._shrink_reserve(0):
                 raise
-            self._db = self._connect("NORMAL", pages=_BACKSTOP_PAGES)
-        self._keeper = self._connect("FULL", pages=0)
+            self._db = self._connect(keeps=False)
+        self._keeper = self._connect(keeps=True) if self._shares else self._db
 
-    def _connect(self, synchronous: str, *, pages: int) -> sqlite3.Connection:
+    def _connect(self, *, keeps: bool) -> sqlite3.Connection:
         db = sqlite3.connect(
             f"/proc/self/fd/{self._directory}/{FILE}",
             timeout=_BUSY_TIMEOUT_S,
             isolation_level=None,
-            check_same_thread=pages != 0,
+            check_same_thread=not keeps,
         )
         self._connections.append(db)
+        if not self._shares:
+            # Before the log is first read: then its index is not a file.
+            db.execute("PRAGMA locking_mode = EXCLUSIVE")
         if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
             raise StoreError(f"the filesystem of {self._where} cannot hold a write-ahead log")
         # NORMAL syncs nothing at a commit, but enough around a checkpoint that a power loss
         # cannot mix old pages with new ones; OFF would not.
-        db.execute(f"PRAGMA synchronous = {synchronous}")
-        db.execute(f"PRAGMA wal_autocheckpoint = {pages}")
+        db.execute("PRAGMA synchronous = NORMAL")
+        db.execute(f"PRAGMA wal_autocheckpoint = {0 if keeps else _BACKSTOP_PAGES}")
         db.execute("PRAGMA temp_store = MEMORY")
         return db
 
@@ -138,12 +157,15 @@ class Database:
         process ends.
 
         Raises:
-            OSError: the disk failed or is full; the log is complete all the same.
+            OSError: the disk failed.
         """
         try:
+            os.fsync(self._log)
             self._keeper.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except sqlite3.DatabaseError as error:
-            raise self._translated(error) from error
+            # A full disk costs nothing but the log's staying where it is.
+            if error.sqlite_errorcode not in _FULL:
+                raise self._translated(error) from error
         finally:
             self.abandon(covered=covered)
 
@@ -184,12 +206,12 @@ class Database:
     def execute(self, changes: Sequence[Statement]) -> None:
         """Make all changes or none; they survive this process when the call returns.
 
-        On a full disk the log is emptied, then the reserve given up, before the call fails.
+        On a full disk the reserve is given up, then the log emptied, before the call fails.
 
         Raises:
             OSError: they could not be made (ENOSPC), and have not been.
         """
-        remedies = iter((self._empty_log, self._give_up_reserve))
+        remedies = iter((self._empty_long_log, self._use_reserve, self._use_all_reserve))
         while True:
             try:
                 if len(changes) == 1:
@@ -222,16 +244,24 @@ class Database:
             OSError: the disk failed.
         """
         with self._keeping:
-            commits = self._commits
             # Relies on: fsync(2) of a file makes its size durable too, so that the log's new
             # frames can be read back. Its directory entry is durable since it was opened.
             os.fsync(self._log)
-            if commits - self._commits_kept >= _CHECKPOINT_COMMITS:
+            if self._shares and self._commits - self._commits_kept >= _CHECKPOINT_COMMITS:
                 self._checkpoint()
-                self._commits_kept = commits
+
+    def tidy(self) -> None:
+        """Where `harden` may not: move the log into the database, if it is long.
+
+        Raises:
+            OSError: the disk failed.
+        """
+        if not self._shares and self._commits - self._commits_kept >= _CHECKPOINT_COMMITS:
+            self._empty_log()
 
     def _checkpoint(self) -> bool:
         """Move the log into the database, so that the log starts anew. True if it did."""
+        commits = self._commits
         try:
             _, log, moved = self._keeper.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             if log != moved:
@@ -245,6 +275,7 @@ class Database:
                 return False
             raise self._translated(error) from error
         self._checkpoints += 1
+        self._commits_kept = commits
         return True
 
     def _version(self) -> int:
@@ -264,10 +295,26 @@ class Database:
             return False
         return True
 
-    def _give_up_reserve(self) -> bool:
-        if os.fstat(self._reserve).st_size == 0:
+    def _empty_long_log(self) -> bool:
+        return self._commits - self._commits_kept >= _LONG_COMMITS and self._empty_log()
+
+    def _use_reserve(self) -> bool:
+        # By halves: a full log takes what it gets, but emptying it needs little.
+        if not self._shrink_reserve(os.fstat(self._reserve).st_size // 2):
             return False
-        os.ftruncate(self._reserve, 0)
+        self._empty_long_log()
+        return True
+
+    def _use_all_reserve(self) -> bool:
+        if not self._shrink_reserve(0):
+            return False
+        self._empty_long_log()
+        return True
+
+    def _shrink_reserve(self, size: int) -> bool:
+        if os.fstat(self._reserve).st_size <= size:
+            return False
+        os.ftruncate(self._reserve, size)
         # Relies on: blocks that a truncation frees can be used at the latest when it is durable.
         os.fsync(self._reserve)
         return True

@@ -128,6 +128,17 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, str] = {}
 
 
+class StateStatistics(msgspec.Struct, frozen=True):
+    """Counters since the state was opened."""
+
+    commits: int
+    checkpoints: int
+    reserve: int
+    """Bytes kept back now for marks on a full disk."""
+    pending: int
+    """Changes that will be saved with the next commit."""
+
+
 class _PeerJournal:
     """One peer's `Journal`."""
 
@@ -225,8 +236,9 @@ class State:
             raise StoreBusy(
                 f"{self._where} is in use by another replfs process ({holder or 'unknown'})"
             ) from None
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, b"%d\n" % os.getpid(), 0)
+        with contextlib.suppress(OSError):  # a full disk; it is for messages only
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, b"%d\n" % os.getpid(), 0)
 
     def close(self, *, covered: bool = False) -> None:
         """Save what is pending and give the STORE up; closing twice is harmless.
@@ -408,6 +420,7 @@ class State:
         self._commit()
         if durable:
             self.harden()
+        self._database.tidy()
 
     def harden(self) -> None:
         """Make what is saved survive a power loss. Waits for the disk; any thread may call it.
@@ -420,6 +433,13 @@ class State:
     def reserve_space(self) -> bool:
         """Keep space back for marks on a full disk; True if there is. To be called at times."""
         return self._database.reserve_space()
+
+    def statistics(self) -> StateStatistics:
+        """What it did since it was opened."""
+        counters = self._database.statistics()
+        return StateStatistics(
+            counters.commits, counters.checkpoints, counters.reserve, len(self._pending)
+        )
 
     def _save(self, number: int, changes: Sequence[Change], *, lazily: bool) -> None:
         if lazily or self._batches:

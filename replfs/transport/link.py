@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import time
-from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 import trio
@@ -27,13 +27,12 @@ import zmq
 from replfs.core import messages, ops
 from replfs.core.messages import BULK, LIVE, Hello, Refuse, Welcome
 from replfs.errors import PeerLost, ProtocolError, Refused, UsageError
+from replfs.transport.flow import ANSWER_TYPES, Call, Flow, LinkState, LinkStatistics, cost_of
 from replfs.transport.security import Curve
 from replfs.transport.socket import LINGER_MS, Connection
 
 logger = logging.getLogger(__name__)
 
-WINDOW_OPS: Final = 512
-WINDOW_BYTES: Final = 32 << 20
 BACKOFF_MIN_S: Final = 0.1
 BACKOFF_MAX_S: Final = 5.0
 REFUSED_BACKOFF_MAX_S: Final = 30.0
@@ -41,15 +40,10 @@ PINGS_PER_TIMEOUT: Final = 5
 CHECKS_PER_TIMEOUT: Final = 20
 BUSY_CHECK_S: Final = 0.05
 """How often a stream with unanswered operations is looked at although nothing woke its task."""
-DEFERRED_TIMEOUTS: Final = 6
-"""Peer timeouts that an operation may take which the peer has accepted and is working on."""
 FRUITLESS_RESUMES: Final = 3
+STOPPED: Final = "this node ended the session"
 RESUME_DELAY_MIN_S: Final = 0.02
 RESUME_DELAY_MAX_S: Final = 0.5
-_LISTING_BYTES: Final = 256 << 10
-_DIGEST_BYTES: Final = 16
-
-LinkState = Literal["connecting", "up", "resuming", "refused", "closed"]
 
 
 class Sink(Protocol):
@@ -75,102 +69,12 @@ class LinkOwner(Protocol):
         """An established session is over; called once for it, before the sinks' `lost`."""
 
 
-class LinkStatistics(msgspec.Struct, frozen=True):
-    """A link at one moment. Times in nanoseconds, `since_ns` on the monotonic clock."""
-
-    name: str
-    endpoint: str
-    state: LinkState
-    since_ns: int
-    session: int
-    rtt_ns: int
-    outstanding: int
-    outstanding_bytes: int
-    sent_ops: int
-    sent_bytes: int
-    answers: int
-    sessions: int
-    resumes: int
-    attempts: int
-    last_error: str
-
-
 class _Gone(Exception):
     """An attempt to connect failed; `unreachable` if nothing listens there at all."""
 
     def __init__(self, reason: str, *, unreachable: bool = False) -> None:
         super().__init__(reason)
         self.unreachable = unreachable
-
-
-class _Call(NamedTuple):
-    head: bytes
-    payload: bytes | None
-    sink: Sink | None
-    answer_type: type[ops.Answer]
-    cost: int
-    sent_ns: int
-
-
-_ANSWER_TYPES: Final[dict[type[ops.Op], type[ops.Answer]]] = {
-    ops.Place: ops.Placed,
-    ops.Digest: ops.Digests,
-    ops.List: ops.Listing,
-}
-
-
-class _Flow:
-    """One stream of a session: its connection, and what has been sent and not been answered."""
-
-    __slots__ = (
-        "applied", "bytes", "calls", "connection", "fruitless", "greeting", "heard_ns", "next_seq",
-        "noticed", "open", "progress_ns", "reply", "room", "silent", "stream",
-    )  # fmt: skip
-
-    def __init__(self, stream: int) -> None:
-        self.stream = stream
-        self.connection: Connection | None = None
-        self.open = False
-        """Whether operations may be put on the connection; if not, they wait for the next."""
-        self.calls: dict[int, _Call] = {}
-        """By sequence number, ascending."""
-        self.silent: deque[int] = deque()
-        """The calls without a sink; `applied` settles them."""
-        self.bytes = 0
-        self.next_seq = 1
-        self.applied = 0
-        self.progress_ns = 0
-        self.heard_ns = 0
-        self.fruitless = 0
-        self.noticed: dict[int, int] = {}
-        """When the peer was first seen to have accepted a call that it has not answered."""
-        self.greeting = 0
-        self.reply: Welcome | Refuse | None = None
-        self.room = trio.lowlevel.ParkingLot()
-
-    def has_room(self) -> bool:
-        return len(self.calls) < WINDOW_OPS and self.bytes < WINDOW_BYTES
-
-    def answered(self) -> int:
-        return next(iter(self.calls), self.next_seq) - 1
-
-    def settle(self, applied: int) -> None:
-        """The peer has applied all up to *applied*. Raises `ProtocolError` if it cannot have."""
-        if applied >= self.next_seq:
-            raise ProtocolError(f"operation {applied} was applied, {self.next_seq - 1} was sent")
-        if applied <= self.applied:
-            return
-        self.applied = applied
-        self.progress_ns = time.monotonic_ns()
-        self.fruitless = 0
-        silent = self.silent
-        while silent and silent[0] <= applied:
-            self.bytes -= self.calls.pop(silent.popleft()).cost
-
-    def close(self, linger_ms: int = 0) -> None:
-        self.open = False
-        if self.connection is not None:
-            self.connection.close(linger_ms)
 
 
 class Link:
@@ -209,7 +113,7 @@ class Link:
         self._on_refused = on_refused
         self._timeout_s = peer_timeout_s
         self._timeout_ns = int(peer_timeout_s * 1e9)
-        self._flows = (_Flow(LIVE), _Flow(BULK))
+        self._flows: tuple[Flow[Sink], Flow[Sink]] = (Flow(LIVE), Flow(BULK))
         self._established = False
         self._doom = ""
         self._scope: trio.CancelScope | None = None
@@ -243,20 +147,14 @@ class Link:
         flow = self._flows[stream]
         seq = flow.next_seq
         head = messages.encode_op(stream, self.session, seq, op, payload)
-        cost = len(head) if payload is None else len(head) + len(payload)
-        kind = type(op)
-        if kind is ops.List:  # the window also bounds what the peer has to remember
-            cost += _LISTING_BYTES
-        elif kind is ops.Digest:
-            cost += op.count * _DIGEST_BYTES  # type: ignore[union-attr]  # narrowed by `kind`
+        cost = cost_of(op, head, payload)
         flow.next_seq = seq + 1
         alone = not flow.calls and not self._ping_sent_ns
-        flow.calls[seq] = _Call(
-            head, payload, sink, _ANSWER_TYPES.get(kind, ops.Done), cost, time.monotonic_ns()
-        )
+        answer_type = ANSWER_TYPES.get(type(op), ops.Done)
+        flow.calls[seq] = Call(head, payload, sink, answer_type, cost, time.monotonic_ns())
         flow.bytes += cost
         self._sent_ops += 1
-        self._sent_bytes += cost
+        self._sent_bytes += len(head) if payload is None else len(head) + len(payload)
         if sink is None:
             flow.silent.append(seq)
         elif stream == LIVE:
@@ -275,11 +173,18 @@ class Link:
         return seq
 
     def pump(self) -> bool:
-        """Handle what has come on the live stream, without waiting; whether anything had."""
+        """Handle what has come on the live stream, without waiting; whether anything had.
+
+        Made to be called in a loop: if there is nothing it yields the processor for a moment, as
+        `Socket.spin` does.
+        """
         connection = self._flows[LIVE].connection
-        if connection is None or connection.closed or not connection.readable():
+        if connection is None or connection.closed:
             return False
-        return connection.drain() > 0
+        if connection.readable():
+            return connection.drain() > 0
+        os.sched_yield()
+        return False
 
     @property
     def fd(self) -> int:
@@ -380,7 +285,7 @@ class Link:
 
     async def _session(self) -> None:
         """One session from greeting to end. Raises `_Gone` or `Refused` if there is none."""
-        live, bulk = self._flows = (_Flow(LIVE), _Flow(BULK))
+        live, bulk = self._flows = (Flow(LIVE), Flow(BULK))
         try:
             welcome = await self._greet(live, 0, self._timeout_s)
             self.session = welcome.session
@@ -414,7 +319,7 @@ class Link:
         finally:
             self._scope = None
             if self.is_up:
-                self._end("this node ended the session", farewell=True)
+                self._end(STOPPED)
             for flow in (live, bulk):
                 flow.close(LINGER_MS)
 
@@ -439,7 +344,8 @@ class Link:
         self.outstanding = 0
         if self._established:
             self._established = False
-            logger.warning("session with %s is over: %s", self.name, reason)
+            level = logging.INFO if reason == STOPPED else logging.WARNING
+            logger.log(level, "session with %s is over: %s", self.name, reason)
             try:
                 self._owner.went_down(self, reason)
             except Exception:
@@ -458,7 +364,7 @@ class Link:
         if self._scope is not None:
             self._scope.cancel()
 
-    async def _greet(self, flow: _Flow, resume: int, seconds: float) -> Welcome:
+    async def _greet(self, flow: Flow[Sink], resume: int, seconds: float) -> Welcome:
         """Connect *flow* and agree on a session. Raises `_Gone` or `Refused`."""
         nursery = self._nursery
         if nursery is None:
@@ -517,7 +423,7 @@ class Link:
             if not connected:
                 connection.close()
 
-    async def _serve(self, flow: _Flow) -> None:
+    async def _serve(self, flow: Flow[Sink]) -> None:
         """Receive on one stream, and replace its connection when it breaks."""
         while True:
             connection = flow.connection
@@ -536,7 +442,7 @@ class Link:
             else:
                 await connection.wait()
 
-    async def _resume(self, flow: _Flow, reason: str) -> None:
+    async def _resume(self, flow: Flow[Sink], reason: str) -> None:
         began = trio.current_time()
         delay = RESUME_DELAY_MIN_S
         flow.close()
@@ -566,7 +472,7 @@ class Link:
                 self._resumed(flow, welcome)
                 return
 
-    def _resumed(self, flow: _Flow, welcome: Welcome) -> None:
+    def _resumed(self, flow: Flow[Sink], welcome: Welcome) -> None:
         """Send again what the peer has not applied; the answers to the rest come by themselves."""
         connection = flow.connection
         if connection is None or not self.is_up:
@@ -575,7 +481,7 @@ class Link:
             self.fail("the peer went on with another session")
             return
         try:
-            flow.settle(welcome.applied)
+            flow.settle(welcome.applied, time.monotonic_ns())
         except ProtocolError as error:
             self.fail(str(error))
             return
@@ -595,7 +501,7 @@ class Link:
             self._broken(flow, error)
         logger.info("the connection to %s was replaced, the session goes on", self.name)
 
-    def _broken(self, flow: _Flow, error: zmq.ZMQError) -> None:
+    def _broken(self, flow: Flow[Sink], error: zmq.ZMQError) -> None:
         flow.open = False
         connection = flow.connection
         if connection is not None:
@@ -606,7 +512,7 @@ class Link:
 
     # Messages ------------------------------------------------------------------------------------
 
-    def _received(self, flow: _Flow, _identity: bytes, head: bytes, payload: Any) -> None:
+    def _received(self, flow: Flow[Sink], _identity: bytes, head: bytes, payload: Any) -> None:
         try:
             header = messages.open_head(head, payload)
             if header.stream != flow.stream:
@@ -643,28 +549,16 @@ class Link:
                 flow.connection.poke()
 
     def _answered(
-        self, flow: _Flow, applied: int, answers: list[tuple[int, ops.AnyAnswer]]
+        self, flow: Flow[Sink], applied: int, answers: list[tuple[int, ops.AnyAnswer]]
     ) -> None:
-        flow.settle(applied)
-        calls = flow.calls
         now = time.monotonic_ns()
-        flow.heard_ns = flow.progress_ns = now
-        flow.fruitless = 0
+        flow.settle(applied, now)
+        flow.heard(now)
+        calls = flow.calls
         for seq, answer in answers:
-            call = calls.get(seq)
+            call = flow.take(seq, answer)
             if call is None:
-                if seq >= flow.next_seq:
-                    raise ProtocolError(f"an answer to operation {seq}, which was never sent")
                 continue  # answered before the connection was replaced
-            kind = type(answer)
-            if kind is ops.Done:
-                size = 0 if call.payload is None else len(call.payload)
-                if answer.written > size:  # type: ignore[union-attr]  # narrowed by `kind`
-                    raise ProtocolError(f"more bytes written than the {size} sent")
-            elif kind is not call.answer_type:
-                raise ProtocolError(f"{kind.__name__} answers {call.answer_type.__name__}")
-            del calls[seq]
-            flow.bytes -= call.cost
             self._answers += 1
             sink = call.sink
             if sink is None:
@@ -680,9 +574,9 @@ class Link:
         if flow.room and flow.has_room():
             flow.room.unpark_all()
 
-    def _pong(self, flow: _Flow, number: int, applied: int) -> None:
-        flow.settle(applied)
+    def _pong(self, flow: Flow[Sink], number: int, applied: int) -> None:
         flow.heard_ns = time.monotonic_ns()
+        flow.settle(applied, flow.heard_ns)
         if number == self._pings and self._ping_sent_ns:
             self._rtt_ns = flow.heard_ns - self._ping_sent_ns
             self._ping_sent_ns = 0
@@ -700,9 +594,14 @@ class Link:
             busy = self._sent_ops != sent_before
             sent_before = self._sent_ops
             for flow in self._flows:
-                if flow.open and flow.connection is not None and not self._overdue(flow, now):
-                    busy = busy or bool(flow.calls)
-                    flow.connection.drain()
+                if not flow.open or flow.connection is None:
+                    continue
+                overdue = flow.overdue(now, self._timeout_ns)
+                if overdue:
+                    self._end(overdue, farewell=False)
+                    return
+                busy = busy or bool(flow.calls)
+                flow.connection.drain()
             if self._doom:
                 self.fail(self._doom)
             if not self.is_up:
@@ -727,27 +626,3 @@ class Link:
                 self._broken(live, error)
             else:
                 live.connection.drain()
-
-    def _overdue(self, flow: _Flow, now: int) -> bool:
-        """End the session if an operation has waited too long.
-
-        What the peer has not yet applied must move: the deadline runs from when it was sent, or
-        from the last progress if that was later, so that a slow link is not taken for a dead one.
-        What it has accepted and not answered (an fsync, say) has a deadline of its own.
-        """
-        noticed: dict[int, int] = {}
-        reason = ""
-        for seq, call in flow.calls.items():
-            if seq > flow.applied:
-                if now - max(call.sent_ns, flow.progress_ns) > self._timeout_ns:
-                    reason = f"no answer for {self._timeout_s:.1f} s"
-                break
-            if call.sink is not None:
-                noticed[seq] = since = flow.noticed.get(seq, now)
-                if now - since > self._timeout_ns * DEFERRED_TIMEOUTS:
-                    reason = f"no result for {self._timeout_s * DEFERRED_TIMEOUTS:.1f} s"
-                    break
-        flow.noticed = noticed
-        if reason:
-            self._end(reason, farewell=False)
-        return bool(reason)

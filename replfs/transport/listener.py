@@ -30,7 +30,7 @@ from replfs.transport.socket import LINGER_MS, Seldom, Socket, prepare
 
 logger = logging.getLogger(__name__)
 
-SPIN_NS: Final = 50_000
+SPIN_NS: Final = 200_000
 SPIN_MISSES: Final = 16
 """Vain spins in a row after which it sleeps at once, until messages come close together again."""
 TURN_MESSAGES: Final = 64
@@ -46,6 +46,7 @@ SILENT_UNTOLD: Final = 64
 SILENCE_TIMEOUTS: Final = 3
 NET_S: Final = 0.05
 FAREWELL_S: Final = 0.1
+STOPPED: Final = "the listener stops"
 RECEIVE_QUEUE: Final = 64
 """Messages that ZeroMQ reads ahead per connection: bounds what a stranger can make it hold."""
 SEND_QUEUE: Final = 4096
@@ -269,6 +270,8 @@ class Listener:
             raw.bind(self.endpoint)
         except zmq.ZMQError as error:
             raw.close(0)
+            if self._zap is not None:
+                self._zap.close()
             raise UsageError(f"cannot listen on {self.endpoint}: {error.strerror}") from error
         self.endpoint = bytes(raw.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
         self._socket = Socket(raw, self._received, self._malformed)
@@ -281,7 +284,7 @@ class Listener:
                 await self._serve(self._socket)
         finally:
             if self._session is not None:
-                self._close(self._session, "the listener stops")
+                self._close(self._session, STOPPED)
                 # Closing at once could overtake the farewell: a DEALER that does not reconnect
                 # drops what it has not read when the connection ends.
                 with trio.CancelScope(shield=True):
@@ -301,8 +304,7 @@ class Listener:
                 handled = 0
                 await trio.lowlevel.checkpoint()
                 since = clock()
-                if count >= TURN_MESSAGES:
-                    continue
+                continue  # other tasks may have sent, so the socket must be looked at again
             if misses < SPIN_MISSES:
                 if socket.spin(self._spin_ns):
                     misses = 0
@@ -391,15 +393,14 @@ class Listener:
             if error.errno not in (errno.EHOSTUNREACH, errno.EAGAIN):
                 logger.warning("cannot send an answer: %s", error)
             return False
+        if not self._in_turn and socket.pending():
+            socket.poke()  # `send` may have hidden a message from the sleeping loop
         return True
 
     def _deferred_answer(self, session: Session, lane: _Lane) -> None:
-        """An answer came outside of `apply`: send it, and see to what `send` may have hidden."""
-        if self._in_turn or session is not self._session:
-            return
-        self._send_answers(session, lane)
-        if self._socket is not None and self._socket.pending():
-            self._socket.poke()
+        """An answer came later than `apply`; inside a turn it waits for the turn's end."""
+        if not self._in_turn and session is self._session:
+            self._send_answers(session, lane)
 
     # Messages ------------------------------------------------------------------------------------
 
@@ -579,7 +580,8 @@ class Listener:
         identity = session.lanes[LIVE].identity
         if farewell and identity:
             self._send(identity, messages.encode_bye(session.id, reason))
-        logger.warning("session with %s is over: %s", session.name, reason)
+        level = logging.WARNING if farewell and reason != STOPPED else logging.INFO
+        logger.log(level, "session with %s is over: %s", session.name, reason)
         try:
             self._applier.closed(session, reason)
         except Exception:
@@ -597,5 +599,3 @@ class Listener:
             for offered in list(self._offered.values()):
                 if now - offered.heard_ns > limit_ns:
                     del self._offered[offered.id]
-            if self._socket is not None and self._socket.pending():
-                self._socket.poke()

@@ -215,7 +215,11 @@ class Zap:
                     self._answer(self._socket.recv_multipart(zmq.NOBLOCK))
                 await trio.lowlevel.wait_readable(fd)
         finally:
-            self._socket.close()
+            self.close()
+
+    def close(self) -> None:
+        """Close the socket; nobody new can connect from then on. Idempotent."""
+        self._socket.close()
 
     def _answer(self, request: list[bytes]) -> None:
         name = None

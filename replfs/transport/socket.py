@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import select
 import time
 from collections.abc import Callable
@@ -141,14 +142,18 @@ class Socket:
     def spin(self, duration_ns: int) -> bool:
         """Wait without sleeping; whether something may have come.
 
-        Waking an idle core costs more than most operations take.
+        Waking an idle core costs more than most operations take. Yielding between looks is what
+        lets ZeroMQ's own threads run where there is no core to spare: without it a round trip
+        takes a third longer, and its slowest percent several times as long.
         """
         poll = self._poll.poll
         clock = time.monotonic_ns
+        relax = os.sched_yield
         end = clock() + duration_ns
         while not poll(0):
             if clock() >= end:
                 return False
+            relax()
         return True
 
     async def wait(self, seconds: float = math.inf) -> None:

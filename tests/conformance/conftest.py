@@ -64,11 +64,3 @@ def on_mount(tree):
     if not tree.mounted:
         pytest.skip("only on a replfs mount")
     return tree
-
-
-@pytest.fixture
-def plain(tree):
-    """Only in a plain directory: a mount cannot do it, see test_limits.py."""
-    if tree.mounted:
-        pytest.skip("a FUSE mount cannot do this; what it answers is in test_limits.py")
-    return tree

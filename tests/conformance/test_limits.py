@@ -82,12 +82,3 @@ def test_whiteouts(on_mount):
         renameat2(on_mount / "file", on_mount / "moved", RENAME_WHITEOUT)
     assert os.listdir(on_mount) == ["file"]
     assert not exists(on_mount / "moved")
-
-
-def test_on_a_plain_filesystem_these_work(plain):
-    with fd_of(plain / "file", os.O_CREAT | os.O_RDWR) as fd:
-        os.write(fd, b"x" * 10_000)
-        fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 0, 4096)
-        assert os.pread(fd, 4096, 0) == bytes(4096)
-        assert os.lseek(fd, 0, os.SEEK_DATA) == 4096
-    os.close(os.open(plain, os.O_TMPFILE | os.O_RDWR, 0o600))

@@ -144,7 +144,7 @@ def test_an_unlinked_file_in_a_removed_directory(tree):
 def test_many_unlinked_files_at_once(tree):
     fds = []
     try:
-        for number in range(200):
+        for number in range(100):
             fds.append(os.open(tree / "temporary", os.O_CREAT | os.O_EXCL | os.O_RDWR))
             os.unlink(tree / "temporary")
             os.pwrite(fds[-1], b"%d" % number, number)

@@ -194,11 +194,13 @@ def test_a_change_by_a_user_clears_set_id_bits(tree, change, before, after):
 
 
 @changes
-def test_a_change_by_root_keeps_set_id_bits(tree, change):
+def test_a_change_by_root_and_set_id_bits(tree, change):
     write(tree / "file", b"12345")
     os.chmod(tree / "file", 0o6777)
     change(tree / "file")
-    assert mode_of(tree / "file") == 0o6777
+    # Who writes is not visible through FUSE here, so a mount clears them for root, too. POSIX
+    # (write(), "Upon successful completion") leaves that to the implementation.
+    assert mode_of(tree / "file") == (0o777 if tree.mounted else 0o6777)
 
 
 def test_writing_nothing_changes_nothing(tree):

@@ -144,6 +144,8 @@ def read(path: AnyPath) -> bytes:
 
 def error_name(code: int) -> str:
     """`EACCES` for 13; `ok` for 0."""
+    if code == errno.EOPNOTSUPP:
+        return "EOPNOTSUPP"  # one number with ENOTSUP here
     return errno.errorcode.get(code, str(code)) if code else "ok"
 
 

@@ -179,9 +179,14 @@ class Pair:
         return str(await self.nursery.start(run))
 
     def dial(self, endpoint: str, **arguments: Any) -> Link:
-        arguments = {"peer_timeout_s": self.timeout_s, "name": "secondary"} | arguments
         link = self.link = Link(
-            self.context, endpoint, self.owner, on_refused=self.owner.refused, **arguments
+            self.context,
+            endpoint,
+            self.owner,
+            peer_timeout_s=self.timeout_s,
+            name="secondary",
+            on_refused=self.owner.refused,
+            **arguments,
         )
         self.link_scope = trio.CancelScope()
 

@@ -5,13 +5,14 @@
 Commands come on standard input, one a line; each is answered by one line of JSON:
 
     stats      counters of the session and calls per handler; then they start from zero
+    open       let all who wait at a gate go on
     stop       stop(), wait for run(), unmount, exit
     detach     detach() in a thread; goes on serving
     cancel     cancel run(), unmount, exit
 
-When `run()` ends by itself, the process prints {"ended": ...}, unmounts and exits. Names do things:
-`slow-MS…` makes a lookup of it wait MS milliseconds, `hang…` until the process ends; `boom…`
-raises ValueError out of the handler. Never touch the mount from this process.
+When `run()` ends by itself, the process prints {"ended": ...}, unmounts and exits. Names do
+things: a lookup of `gate…` waits for the command `open`, one of `boom…` raises ValueError out of
+the handler. Never touch the mount from this process.
 """
 
 from __future__ import annotations
@@ -51,9 +52,10 @@ class MemoryFs(pyfuse3.Operations):
         super().__init__()
         self.calls: collections.Counter[str] = collections.Counter()
         self.created: dict[str, tuple[int, int]] = {}
-        self.most_at_once = 0
-        self.at_once = 0
-        self.finished_slow = 0
+        self.gate = trio.Event()
+        self.most_at_gate = 0
+        self.at_gate = 0
+        self.passed = 0
         self.delay_s = answer_delay_s
         self.nodes = {1: Node(1, stat.S_IFDIR | 0o777, 0, 0)}
         self.next_ino = 2
@@ -92,17 +94,16 @@ class MemoryFs(pyfuse3.Operations):
 
     async def lookup(self, parent, name, ctx):
         self.calls["lookup"] += 1
-        if name.startswith((b"slow-", b"hang")) or self.delay_s:
-            self.at_once += 1
-            self.most_at_once = max(self.most_at_once, self.at_once)
+        if self.delay_s:
+            await trio.sleep(self.delay_s)
+        if name.startswith(b"gate"):
+            self.at_gate += 1
+            self.most_at_gate = max(self.most_at_gate, self.at_gate)
             try:
-                if name.startswith(b"hang"):
-                    await trio.sleep_forever()
-                digits = bytes(c for c in name if chr(c).isdigit())
-                await trio.sleep(int(digits or b"0") / 1000 + self.delay_s)
-                self.finished_slow += 1
+                await self.gate.wait()
+                self.passed += 1
             finally:
-                self.at_once -= 1
+                self.at_gate -= 1
         if name.startswith(b"boom"):
             raise ValueError("a handler's bug")
         ino = self.node(parent).entries.get(name)
@@ -276,12 +277,15 @@ async def serve(session: FuseSession, fs: MemoryFs, arguments: argparse.Namespac
                     say(
                         calls=dict(fs.calls),
                         created=fs.created,
-                        most_at_once=fs.most_at_once,
-                        at_once=fs.at_once,
-                        finished_slow=fs.finished_slow,
+                        most_at_gate=fs.most_at_gate,
+                        at_gate=fs.at_gate,
+                        passed=fs.passed,
                         session=session.statistics(),
                     )
                     fs.calls.clear()
+                elif word == "open":
+                    fs.gate.set()
+                    fs.gate = trio.Event()
                 elif word == "stop":
                     session.stop()
                 elif word == "detach":

@@ -67,6 +67,17 @@ def test_several_processes_in_a_tree(place, seed):
     check_real_work(done)
 
 
+def test_a_wrong_byte_does_not_go_unseen(tmp_path):
+    class Corrupting(FileExerciser):
+        def flush(self):
+            super().flush()
+            if self.model:
+                os.pwrite(self.fds[0], bytes([self.model[-1] ^ 1]), len(self.model) - 1)
+
+    with pytest.raises(AssertionError, match=r"seed 1: .*differ at(.|\n)*flush"):
+        Corrupting(tmp_path / "file", 1).run(300)
+
+
 def check_real_work(done):
     """Most operations must have succeeded, and some of each kind that was tried often."""
     tried: Counter[str] = Counter()

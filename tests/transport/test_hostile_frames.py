@@ -11,9 +11,10 @@ import pytest
 import trio
 import zmq
 from helpers.linkage import RecordingSink, identity, object_id, port_of, running_pair, until, write
+from xxhash import xxh3_64_intdigest
 
 from replfs.core import messages, ops
-from replfs.core.messages import Hello
+from replfs.core.messages import Hello, Welcome
 
 MAGIC = 0xF5
 
@@ -314,7 +315,7 @@ async def test_another_protocol_version_is_told(pair):
         hello = Hello(**identity(), version=2)
         body = messages._encode_body(hello)
         front = struct.pack("<BBBBQQI", MAGIC, 2, messages.HELLO, 0, 0, 5, 0) + body
-        stranger.send(front + struct.pack("<Q", messages.xxh3_64_intdigest(front, 0)))
+        stranger.send(front + struct.pack("<Q", xxh3_64_intdigest(front, 0)))
         head = await stranger.receive()
         assert messages.open_head(head, None).seq == 5
         refuse = messages.decode_refuse(head)
@@ -385,3 +386,88 @@ async def test_a_claimed_identity_takes_nothing_over(pair):
             await until(lambda: sink.answer, "the session goes on")  # noqa: B023
         assert pair.owner.events == ["up"]
         assert [op.offset for _, _, op, _ in pair.applier.applied] == list(range(50, 60))
+
+
+class FakeListener:
+    """A ROUTER that grants sessions and then sends what it is told."""
+
+    def __init__(self, context):
+        self.socket = context.socket(zmq.ROUTER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        port = self.socket.bind_to_random_port("tcp://127.0.0.1")
+        self.endpoint = f"tcp://127.0.0.1:{port}"
+        self.identities = {}
+        self.session = 0
+        self.ops = []
+
+    async def run(self):
+        while True:
+            while self.socket.poll(0):
+                identity, head, *rest = self.socket.recv_multipart()
+                header = messages.open_head(head, rest[0] if rest else None)
+                if header.kind == messages.HELLO:
+                    self.welcome(identity, header, messages.decode_hello(head))
+                elif header.kind == messages.OP:
+                    self.ops.append(header.seq)
+            await trio.sleep(0.002)
+
+    def welcome(self, identity, header, hello):
+        if not hello.resume:
+            self.session += 1
+        self.identities[header.stream] = identity
+        welcome = Welcome(
+            **SIDE, version=1, session=self.session, resumed=bool(hello.resume), applied=0
+        )
+        head = messages.encode_welcome(header.stream, header.seq, welcome)
+        self.socket.send_multipart([identity, head])
+
+    def send(self, *frames, stream=0):
+        self.socket.send_multipart([self.identities[stream], *frames])
+
+
+SIDE = identity(name="fake")
+WRONG = {
+    "random": lambda f: [random.Random(4).randbytes(50)],
+    "empty": lambda f: [b""],
+    "two frames": lambda f: [messages.encode_answers(0, f.session, 0, []), b"x"],
+    "three frames": lambda f: [messages.encode_answers(0, f.session, 0, []), b"x", b"y"],
+    "an operation": lambda f: [
+        messages.encode_op(0, f.session, 1, ops.Sync(b"i" * 16, True), None)
+    ],
+    "other stream": lambda f: [messages.encode_answers(1, f.session, 0, [])],
+    "never sent": lambda f: [messages.encode_answers(0, f.session, 1, [(2, ops.Done(0))])],
+    "never applied": lambda f: [messages.encode_answers(0, f.session, 2, [])],
+    "not applied yet": lambda f: [messages.encode_answers(0, f.session, 0, [(1, ops.Done(0))])],
+    "wrong kind": lambda f: [
+        messages.encode_answers(0, f.session, 1, [(1, ops.Placed(True, True))])
+    ],
+    "too much written": lambda f: [
+        messages.encode_answers(0, f.session, 1, [(1, ops.Done(0, 10**6))])
+    ],
+    "bad pong": lambda f: [messages.encode_pong(f.session, 1, 99)],
+    "bad body": lambda f: [messages._seal(messages.ANSWER, 0, f.session, 0, b"junk", None)],
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+async def test_a_listener_that_sends_something_wrong_loses_the_link(what):
+    async with running_pair() as pair:
+        fake = FakeListener(pair.context)
+        try:
+            pair.nursery.start_soon(fake.run)
+            link = await pair.up(fake.endpoint)
+            sink = RecordingSink()
+            link.send(*write(1), sink)
+            await until(lambda: fake.ops, "it has arrived")
+            # Of another session, so without effect.
+            fake.send(messages.encode_answers(0, fake.session + 7, 1, [(1, ops.Done(0))]))
+            fake.send(messages.encode_bye(fake.session + 7, "not me"))
+            fake.send(*WRONG[what](fake))
+            await until(lambda: sink.calls, "it is settled")
+            assert sink.was_lost
+            assert sink.calls == 1
+            assert pair.owner.events[1].startswith("down: the peer sent something wrong")
+            await until(lambda: link.is_up, "it tries again")
+        finally:
+            pair.nursery.cancel_scope.cancel()
+            fake.socket.close(0)

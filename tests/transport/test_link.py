@@ -393,7 +393,7 @@ async def test_exactly_once_over_cuts(pair, seed):
         link = await pair.up(proxy.endpoint)
         sinks: list[RecordingSink] = []
         deferred: list[int] = []
-        expected = []
+        expected: list[tuple[int, int, ops.AnyOp, bytes | None]] = []
         for number in range(1, total + 1):
             await link.wait_room()
             sink = RecordingSink()

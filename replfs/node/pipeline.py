@@ -1,0 +1,192 @@
+"""The way of every change: turn, activity log, local and peers, acknowledgement.
+
+The life of an operation: it claims what it touches and waits for its turn (`core.scheduler`); it is
+noted in the activity log; it is applied locally and sent to every peer on which it is clean,
+recorded dirty for the others (`core.splitter`); data is sent before the local write, so that both
+sides work at the same time, metadata after it; the acknowledgements are awaited; the claims are
+given back. Between local success and sending there is no await: the order on the wire is the local
+order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+import trio
+
+from replfs.core import ops
+from replfs.core.policy import Policy
+from replfs.core.scheduler import Claim, Scheduler, Ticket
+from replfs.errors import NotInSync
+from replfs.node.flight import Flight, Latencies
+from replfs.node.peer import Peer
+from replfs.node.policies import Policies
+from replfs.store.activity import ActivityLog, Slot
+from replfs.store.inode import Inode
+from replfs.store.tree import Tree
+
+_SPIN_NS: Final = 300_000
+"""How long a lone operation watches for its acknowledgement before it sleeps.
+
+Waking an idle core costs tens of microseconds, more than half of a round trip on loopback.
+"""
+
+Touched = tuple[Inode, int, int]
+"""(inode, kind, region) for the activity log."""
+
+
+class Pipeline:
+    """What all changes of a volume go through; it owns the scheduler and knows the peers."""
+
+    def __init__(self, tree: Tree, activity: ActivityLog, policies: Policies) -> None:
+        self.tree = tree
+        self.activity = activity
+        self.policies = policies
+        self.scheduler = Scheduler()
+        self.peers: list[Peer] = []
+        self.strict_peers = 0
+        """How many peers a strict change needs; 0: all of them."""
+        self.flights = 0
+        """Operations that await a peer's answer."""
+        self.latencies: dict[str, Latencies] = {}
+        self.fuse_ready: Callable[[], bool] = lambda: False
+        """Whether another request is waiting, so that nothing may spin."""
+
+    # Claims ------------------------------------------------------------------------------------
+
+    async def claim(self, claims: tuple[Claim, ...], kind: str) -> Ticket:
+        """Wait for a turn: nothing that conflicts is in flight when this returns."""
+        ticket = self.scheduler.admit(claims, kind)
+        if ticket.waits:
+            ticket.owner = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(_not_cancelled)
+        return ticket
+
+    def release_claim(self, ticket: Ticket) -> None:
+        """Give the turn to those that wait for it."""
+        for later in self.scheduler.complete(ticket):
+            if isinstance(later.owner, trio.lowlevel.Task):
+                trio.lowlevel.reschedule(later.owner)
+
+    # The way of every change ---------------------------------------------------------------------
+
+    def note(self, touched: tuple[Touched, ...]) -> list[Slot]:
+        """Record what is about to diverge, before it can."""
+        slots = []
+        for inode, kind, region in touched:
+            slot = self.activity.begin(inode.id, kind, region, partial(self.tree.locator, inode))
+            if slot is not None:
+                slots.append(slot)
+        return slots
+
+    async def prepare(self, inode: Inode, policy: int) -> None:
+        """What must be true before anything is applied: strict peers, and room to send."""
+        for peer in self.peers:
+            if peer.live and not peer.link.has_room():
+                if policy == Policy.ASYNC:
+                    continue
+                await peer.wait_room()
+        if policy == Policy.STRICT:
+            await self._require_strict(inode)
+
+    async def _require_strict(self, *inodes: Inode) -> None:
+        """EIO before anything is applied, where the peers a strict change needs are lost."""
+        needed = self.strict_peers or len(self.peers)
+        ready = 0
+        for peer in self.peers:
+            if peer.live and await peer.bring_in_sync(inodes):
+                ready += 1
+        if ready < needed:
+            raise NotInSync(f"{ready} of {needed} peers confirm strict changes")
+
+    def send(self, op: ops.AnyOp, payload: bytes | None, flight: Flight, start: int) -> None:
+        """To every peer on which *op* is clean; into the log of the others."""
+        length = len(payload) if payload is not None else 0
+        for peer in self.peers:
+            if not peer.send(op, payload, flight, start):
+                peer.mark(op, length=length, start=start)
+
+    async def confirmed(self, flight: Flight) -> None:
+        """Wait until every peer the operation went to has answered or is lost."""
+        if self.flights == 1 and flight.waiting:
+            self._spin(flight)
+        if flight.waiting:
+            flight.task = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(_not_cancelled)
+
+    def _spin(self, flight: Flight) -> None:
+        until = time.monotonic_ns() + _SPIN_NS
+        ready = self.fuse_ready
+        while True:
+            for peer in self.peers:
+                if peer.live:
+                    peer.link.pump()
+            if not flight.waiting or ready() or time.monotonic_ns() > until:
+                return
+
+    async def change(
+        self,
+        kind: str,
+        claims: tuple[Claim, ...],
+        subject: Inode,
+        touched: tuple[Touched, ...],
+        apply: Callable[[], ops.AnyOp | None],
+        *,
+        policy: int | None = None,
+    ) -> None:
+        """One metadata operation: turn, local, peers, acknowledgement.
+
+        *subject* decides the policy. *apply* does the local part and returns what is sent, or
+        None where nothing is.
+        """
+        began = time.monotonic_ns()
+        ticket = await self.claim(claims, kind)
+        slots: list[Slot] = []
+        flight = Flight(self, kind)
+        try:
+            if policy is None:
+                policy = self.policies.effective(subject)
+            if policy != Policy.NONE and self.peers:
+                await self.prepare(subject, policy)
+                for inode, _, _ in touched:
+                    self.tree.ensure_id(inode)
+                slots = self.note(touched)
+            op = apply()
+            if op is not None and policy != Policy.NONE:
+                self.send(op, None, flight, 0)
+                if flight.waiting:
+                    if policy == Policy.ASYNC:
+                        flight.detach(slots)
+                        slots = []
+                        return
+                    await self.confirmed(flight)
+                flight.settle(strict=policy == Policy.STRICT)
+        finally:
+            for slot in slots:
+                self.activity.end(slot)
+            self.release_claim(ticket)
+            self.measure(kind, began)
+
+    def measure(self, kind: str, began: int) -> None:
+        """Count an operation of this class, and how long it took since *began* (monotonic ns)."""
+        found = self.latencies.get(kind)
+        if found is None:
+            found = self.latencies[kind] = Latencies()
+        found.add(time.monotonic_ns() - began)
+
+    def all_have_room(self) -> bool:
+        """Whether every live peer takes another operation now."""
+        return all(not peer.live or peer.link.has_room() for peer in self.peers)
+
+    async def drained(self) -> None:
+        """Wait until nothing is in flight."""
+        while self.scheduler.in_flight or self.flights:
+            await trio.sleep(0.01)
+
+
+def _not_cancelled(_: object) -> trio.lowlevel.Abort:
+    """Every such wait ends by itself: within the peer timeout, or one region's transfer."""
+    return trio.lowlevel.Abort.FAILED

@@ -1,0 +1,159 @@
+"""`mount`, `agent`, `umount`, `stop` and mount(8)'s helper, as a person types them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from replfs.cli import spawn
+from replfs.cli.exit_codes import ExitCode
+from replfs.node.rundir import replfs_mounts
+
+pytestmark = pytest.mark.mounted
+
+
+class Desk:
+    """A directory with two stores and a run directory of its own, and commands run in it."""
+
+    def __init__(self, top: Path) -> None:
+        self.top = top
+        for name in ("a", "b", "m", "r"):
+            (top / name).mkdir()
+        self.env = spawn.environment() | {"REPLFS_RUNDIR": str(top / "run")}
+
+    def run(self, *argv: str, code: int | None = ExitCode.OK) -> str:
+        """Run a command; what it prints. It must end with *code*, if that is not None."""
+        return self._run([*spawn.python(), *argv], code)
+
+    def mount_helper(self, *argv: str, code: int = ExitCode.OK) -> str:
+        """As mount(8) runs `mount.replfs`."""
+        script = "from replfs.cli.main import entry_mount_helper as run; run()"
+        return self._run([sys.executable, "-P", "-c", script, *argv], code)
+
+    def _run(self, command: list[str], code: int | None) -> str:
+        done = subprocess.run(
+            command, cwd=self.top, env=self.env, check=False, timeout=120, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert code in {None, done.returncode}, f"{command}: {done.returncode}: {done.stdout}"
+        return done.stdout
+
+    def status(self, target: str) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(self.run("status", target, "--json", code=None))
+        return answer
+
+    def start_agent(self) -> str:
+        """Start the peer in the background; returns its endpoint."""
+        printed = self.run(
+            "agent", "b", "--listen", "tcp://127.0.0.1:0", "--name", "b", "--mount", "r",
+            "--no-foreground",
+        )  # fmt: skip
+        endpoint = str(self.status("b")["listen"])
+        assert printed == f"listening on {endpoint}\n"
+        return endpoint
+
+    def kill(self, target: str) -> None:
+        """Kill the node of *target*, which nobody here is the parent of."""
+        pidfd = os.pidfd_open(int(self.status(target)["pid"]))
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+        finally:
+            os.close(pidfd)
+
+    def mounts(self) -> list[str]:
+        """What is mounted here, by its name."""
+        return sorted(
+            os.path.basename(path) for path in replfs_mounts() if path.startswith(f"{self.top}/")
+        )
+
+    def clean_up(self) -> None:
+        for name in self.mounts():
+            subprocess.run(["umount", "-l", str(self.top / name)], check=False)
+        for store in ("a", "b"):
+            with contextlib.suppress(AssertionError, ValueError):
+                self.kill(store)
+
+
+@pytest.fixture
+def desk(tmp_path):
+    desk = Desk(tmp_path)
+    yield desk
+    desk.clean_up()
+
+
+def test_from_the_first_mount_to_the_last_umount(desk):
+    endpoint = desk.start_agent()
+    # It returns once the mount is usable, and says nothing when all is well.
+    assert desk.run("mount", "a", "m", "--peer", f"b={endpoint}", "--name", "a") == ""
+    desk.run("wait", "m", "--timeout", "60")
+    (desk.top / "m/file").write_text("hello")
+    assert (desk.top / "b/file").read_text() == "hello"
+    assert "primary, in-sync" in desk.run("status", "m/file")
+    assert desk.run("policy", "get", "m/file").splitlines()[1].split() == [
+        "sync", "default", "in-sync", "m/file",
+    ]  # fmt: skip
+    with (desk.top / "m/file").open():
+        assert "in use" in desk.run("umount", "m", code=ExitCode.USAGE)
+    assert desk.mounts() == ["m", "r"]
+    desk.run("umount", "m")
+    assert desk.mounts() == ["r"]
+    assert "no node serves" in desk.run("status", "a", code=ExitCode.DOWN)
+    # The agent goes on without its mount, until it is stopped.
+    desk.run("umount", "r")
+    assert desk.mounts() == []
+    assert desk.status("b")["role"] == "secondary"
+    desk.run("stop", "b")
+    assert "no node serves" in desk.run("status", "b", code=ExitCode.DOWN)
+    assert "not mounted" in desk.run("umount", "m", code=ExitCode.USAGE)
+
+
+def test_what_is_in_the_way_is_said_before_anything_is_done(desk):
+    endpoint = desk.start_agent()
+    desk.run("mount", "a", "m", "--peer", f"b={endpoint}")
+    assert "is a replfs mount already" in desk.run(
+        "mount", "a", "m", "--peer", f"b={endpoint}", code=ExitCode.USAGE
+    )
+    (desk.top / "m2").mkdir()
+    assert "in use by another replfs process" in desk.run(
+        "mount", "a", "m2", "--peer", f"b={endpoint}", code=ExitCode.STORE
+    )
+    assert desk.mounts() == ["m", "r"]
+
+
+def test_a_killed_node_is_cleared_away_by_umount_and_by_the_next_mount(desk):
+    endpoint = desk.start_agent()
+    desk.run("mount", "a", "a", "--peer", f"b={endpoint}")
+    (desk.top / "a/file").write_text("hello")
+    desk.kill("a")
+    assert "its node is gone" in desk.run("status", "a", code=ExitCode.DOWN)
+    # STORE lies below the dead mount: it must go first.
+    desk.run("mount", "a", "a", "--peer", f"b={endpoint}")
+    assert (desk.top / "a/file").read_text() == "hello"
+    desk.kill("a")
+    assert "its mount is cleared" in desk.run("umount", "a")
+    assert desk.mounts() == ["r"]
+    assert (desk.top / "a/file").read_text() == "hello"
+
+
+def test_mount_8_mounts_and_remounts(desk):
+    endpoint = desk.start_agent()
+    options = f"rw,_netdev,noatime,x-systemd.requires=network.target,peer=b={endpoint}"
+    desk.mount_helper(str(desk.top / "a"), str(desk.top / "m"), "-n", "-o", options)
+    (desk.top / "m/file").write_text("hello")
+    desk.mount_helper(str(desk.top / "a"), str(desk.top / "m"), "-o", "remount,ro,nosuid")
+    with pytest.raises(OSError, match="Read-only"):
+        (desk.top / "m/file").write_text("no")
+    desk.mount_helper(str(desk.top / "a"), str(desk.top / "m"), "-o", "remount,rw")
+    (desk.top / "m/file").write_text("again")
+    assert (desk.top / "b/file").read_text() == "again"
+    desk.run("umount", "m")

@@ -1,0 +1,183 @@
+"""What two stores are to each other: every row of the table, and what no table may ever say."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from replfs.core import generation
+from replfs.core.generation import Action, Side, decide, row_of
+
+OLD, NOW, MINE, THEIRS = (bytes([n]) * 16 for n in range(4))
+VOLUME, OTHER = b"V" * 16, b"W" * 16
+
+
+def side(who="me", **changes):
+    """A primary at generation NOW that was at OLD before."""
+    values = {
+        "store": b"store-" + who.encode(),
+        "node": b"node-" + who.encode(),
+        "volume": VOLUME,
+        "role": "primary",
+        "generation": NOW,
+        "history": (OLD,),
+    }
+    return Side(**(values | changes))
+
+
+def peer(**changes):
+    return side("peer", **({"role": "secondary"} | changes))
+
+
+NEW = {
+    "volume": b"",
+    "role": "secondary",
+    "generation": b"",
+    "history": (),
+    "uninitialized": True,
+}
+
+CASES = {
+    "same store": (side(), peer(store=b"store-me"), Action.REFUSE),
+    "two primaries, changed apart": (
+        side(generation=MINE, history=(NOW,)),
+        peer(role="primary", generation=THEIRS, history=(NOW,)),
+        Action.SPLIT_BRAIN,
+    ),
+    "two primaries": (side(), peer(role="primary"), Action.REFUSE),
+    "no primary": (side(role="secondary"), peer(), Action.REFUSE),
+    "another volume": (side(), peer(volume=OTHER), Action.REFUSE),
+    "I follow, new": (side(**NEW), peer(role="primary"), Action.FOLLOW),
+    "I follow": (
+        side(role="secondary", generation=OLD, history=()),
+        peer(role="primary"),
+        Action.FOLLOW,
+    ),
+    "I am ahead of the primary": (
+        side(role="secondary"),
+        peer(role="primary", generation=OLD, history=()),
+        Action.REFUSE,
+    ),
+    "I was changed apart from the primary": (
+        side(role="secondary", generation=MINE, history=(NOW,)),
+        peer(role="primary", generation=THEIRS, history=(NOW,)),
+        Action.SPLIT_BRAIN,
+    ),
+    "I am unrelated to the primary": (
+        side(role="secondary", generation=MINE, history=()),
+        peer(role="primary", generation=THEIRS, history=()),
+        Action.REFUSE,
+    ),
+    "the peer is new": (side(), peer(**NEW), Action.BASELINE),
+    "the peer is behind, and lost memory": (side(), peer(memory_lost=True), Action.COMPARE),
+    "the peer is behind": (side(), peer(generation=OLD, history=()), Action.QUICK),
+    "the peer is ahead": (
+        side(generation=OLD, history=()),
+        peer(generation=NOW, history=(OLD,)),
+        Action.REFUSE,
+    ),
+    "changed apart": (
+        side(generation=MINE, history=(NOW,)),
+        peer(generation=THEIRS, history=(NOW,)),
+        Action.SPLIT_BRAIN,
+    ),
+    "unrelated": (
+        side(generation=MINE, history=()),
+        peer(generation=THEIRS, history=()),
+        Action.REFUSE,
+    ),
+}
+
+
+def test_every_row_has_a_case_and_a_name_of_its_own():
+    assert [row[0] for row in generation.TABLE] == list(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_row(name):
+    mine, theirs, action = CASES[name]
+    row = row_of(mine, theirs)
+    assert row[0] == name
+    assert decide(mine, theirs) == generation.Decision(action, row[3])
+    assert row[3][0].islower()
+    assert not row[3].endswith(".")
+
+
+def test_equal_generations_need_what_was_recorded_and_nothing_else():
+    assert decide(side(), peer()).action is Action.QUICK
+
+
+def test_a_seeded_store_is_new_until_it_was_complete_once():
+    """An interrupted first copy leaves the volume's name and generation behind."""
+    begun = peer(uninitialized=True, inconsistent=True)
+    assert decide(side(), begun).action is Action.BASELINE
+
+
+def test_an_old_primary_that_returns_does_not_become_the_source():
+    """It comes as a primary, is told so, and cannot overwrite what its successor has."""
+    successor = side(generation=MINE, history=(NOW, OLD))
+    returned = peer(role="primary", generation=NOW, history=(OLD,))
+    assert decide(successor, returned).action is Action.REFUSE
+    assert decide(returned, successor).action is Action.REFUSE
+    # And as a secondary it follows.
+    returned = peer(generation=NOW, history=(OLD,))
+    assert decide(successor, returned).action is Action.QUICK
+    assert decide(returned, successor).action is Action.FOLLOW
+
+
+def test_history_that_was_forgotten_is_not_guessed():
+    """Beyond the history's length two stores are unrelated, not in sync."""
+    long_ago = peer(generation=b"L" * 16, history=())
+    assert decide(side(), long_ago).action is Action.REFUSE
+
+
+GENERATIONS: list[tuple[bytes, tuple[bytes, ...]]] = [
+    (b"", ()),
+    (OLD, ()),
+    (NOW, (OLD,)),
+    (MINE, (OLD,)),
+    (MINE, (NOW, OLD)),
+    (THEIRS, (NOW, OLD)),
+    (THEIRS, ()),
+]
+FLAGS = ("uninitialized", "inconsistent", "memory_lost")
+SIDES: list[dict[str, Any]] = [
+    {"role": role, "volume": volume, "generation": current, "history": history}
+    | dict(zip(FLAGS, flags, strict=True))
+    for role in ("primary", "secondary", "unset")
+    for volume in (b"", VOLUME, OTHER)
+    for current, history in GENERATIONS
+    for flags in itertools.product((False, True), repeat=3)
+    # A primary belongs to a volume and has a generation.
+    if role != "primary" or (volume and current and not flags[0])
+]
+SENDING = {Action.QUICK, Action.BASELINE, Action.COMPARE}
+
+
+def test_every_combination_is_decided_and_both_sides_agree():
+    """Never two sources, never a source without a follower, and one store is refused as itself."""
+    for left, right in itertools.product(SIDES, SIDES):
+        one, other = side("one", **left), side("other", **right)
+        here, there = decide(one, other).action, decide(other, one).action
+        assert (here in SENDING) == (there is Action.FOLLOW), (one, other)
+        assert (here is Action.SPLIT_BRAIN) == (there is Action.SPLIT_BRAIN), (one, other)
+        if here in SENDING:
+            assert one.role == "primary"
+            assert other.role != "primary"
+            # Nobody is overwritten who has what the source never had.
+            known = {one.generation, *one.history}
+            assert other.uninitialized or not other.generation or other.generation in known
+            assert not other.volume or other.volume == one.volume
+            if other.memory_lost and not (other.uninitialized or not other.generation):
+                assert here is Action.COMPARE
+
+
+def test_nothing_is_decided_between_a_store_and_itself():
+    for changes in SIDES:
+        itself = side("one", **changes)
+        assert decide(itself, itself).action is Action.REFUSE
+        assert decide(itself, side("other", **changes | {"node": itself.node})).action is (
+            Action.REFUSE
+        )

@@ -38,6 +38,8 @@ _MNT_DETACH: Final = 2
 _UMOUNT_NOFOLLOW: Final = 8
 _PR_SET_IO_FLUSHER: Final = 57
 _OOM_SCORE_ADJ: Final = -900
+_RECEIVE_BYTES: Final = (1 << 20) + 4096
+"""What the kernel wants to have room for: the largest write and its header."""
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -288,6 +290,26 @@ def unmount_quietly(path: str) -> None:
         unmount_lazily(path)
 
 
+def is_unmounted(fd: int) -> bool:
+    """True if the mount behind /dev/fuse *fd* is gone, and not merely aborted.
+
+    Once it is gone, its device number and mount id are free for the next mount, perhaps on the
+    same directory: nothing in mountinfo may be taken for ours any more.
+
+    Relies on: with FUSE_ABORT_ERROR reading says ECONNABORTED after an abort and ENODEV after an
+    unmount; without it, ENODEV after both.
+    """
+    poll = select.poll()
+    poll.register(fd, 0)
+    if not poll.poll(0):
+        return False
+    try:
+        os.read(fd, _RECEIVE_BYTES)
+    except OSError as error:
+        return error.errno != errno.ECONNABORTED
+    return True
+
+
 def fuse_descriptors() -> set[int]:
     """Numbers of this process's descriptors of /dev/fuse."""
     result = set()
@@ -338,6 +360,7 @@ _INIT_TIMEOUT_S: Final = 10.0
 DONT_MASK: Final = 1 << 6
 AUTO_INVAL_DATA: Final = 1 << 12
 PARALLEL_DIROPS: Final = 1 << 18
+ABORT_ERROR: Final = 1 << 21
 CACHE_SYMLINKS: Final = 1 << 23
 HANDLE_KILLPRIV_V2: Final = 1 << 28
 

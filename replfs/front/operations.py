@@ -394,7 +394,7 @@ class Operations(pyfuse3.Operations):
     @answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         """Set an attribute or a policy."""
-        await self.mounted.setxattr(inode, name, value, uid=ctx.uid)
+        await self.mounted.setxattr(inode, name, value, uid=ctx.uid, groups=lambda: _groups_of(ctx))
 
     @answered
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
@@ -425,3 +425,11 @@ class Operations(pyfuse3.Operations):
         """The kernel has checked already (default_permissions)."""
         del inode, mode, ctx
         return True
+
+
+def _groups_of(ctx: RequestContext) -> set[int]:
+    """All groups of the calling process."""
+    try:
+        return {ctx.gid, *pyfuse3.get_sup_groups(ctx.pid)}
+    except (OSError, RuntimeError):
+        return {ctx.gid}  # it is gone already

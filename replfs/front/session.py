@@ -29,8 +29,9 @@ What happens when:
   longer be answered, as its id is known to C code only. Nothing more is received, the other
   handlers finish, and `run` raises it; `unmount` then frees the callers with an error. So
   handlers must not let that happen: `front.operations` turns every exception into an errno.
-- *Unmounted from outside* (ENODEV), or aborted through /sys/fs/fuse/connections (ENODEV or
-  ECONNABORTED): handlers finish, their replies go nowhere, `run` returns.
+- *Unmounted from outside* (ENODEV), or aborted through /sys/fs/fuse/connections (ECONNABORTED):
+  handlers finish, their replies go nowhere, `run` returns. `unmount` takes an aborted mount off
+  its mountpoint; with libfuse's own mount it cannot be told from an unmounted one, and stays.
 - *stop*: nothing more is received, handlers in flight finish and reply, `run` returns. Requests
   that were not received stay in the kernel, unacknowledged, until `unmount` ends them with an
   error. For a stop that fails nobody, `detach` first (in a thread) and go on serving: no new
@@ -104,6 +105,7 @@ _INIT_FLAGS: Final = (
     | mounting.DONT_MASK
     | mounting.CACHE_SYMLINKS
     | mounting.PARALLEL_DIROPS
+    | mounting.ABORT_ERROR
 )
 
 _NEVER_END: Final = 1 << 30
@@ -552,7 +554,7 @@ class FuseSession:
         running event loop call it in a thread. Does nothing if somebody else was faster, or has
         mounted something else over it.
         """
-        if self._device and self._is_connected():
+        if self._device and self._fd >= 0 and not mounting.is_unmounted(self._fd):
             mount = mounting.find_mount(self._mountpoint)
             if mount is not None and mount.device == self._device:
                 mounting.unmount_lazily(self._mountpoint)
@@ -584,14 +586,6 @@ class FuseSession:
     def _detach_quietly(self) -> None:
         with contextlib.suppress(OSError):
             self.detach()
-
-    def _is_connected(self) -> bool:
-        """False once the kernel has ended the session: the mount is gone, or was aborted."""
-        if self._fd < 0:
-            return True
-        poll = select.poll()
-        poll.register(self._fd, 0)
-        return not poll.poll(0)
 
 
 # --------------------------------------------------------------------------- self-test and helpers

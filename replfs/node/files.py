@@ -63,7 +63,7 @@ class Files(View):
                 if policy == Policy.STRICT or not self.pipeline.all_have_room():
                     await self.pipeline.prepare(inode, policy)
                 slots = self._note_range(inode, start, offset + size)
-            stamp = time.time_ns()
+            stamp = self.tree.now()
             if replicated and not inode.gone:
                 self.pipeline.send(ops.Write(inode.id, offset, stamp), data, flight, start)
             failed = 0
@@ -135,7 +135,7 @@ class Files(View):
                 self.tree.ensure_id(inode)
                 await self.pipeline.prepare(inode, policy)
                 slots = self.pipeline.note(((inode, KIND_FILE, 0),))
-            stamp = time.time_ns() if mtime is None else mtime
+            stamp = self.tree.now() if mtime is None else mtime
             own = fd if fd >= 0 else self.tree.data_fd(inode)
             if replicated:
                 self.pipeline.send(ops.Truncate(inode.id, size, stamp), None, flight, low)
@@ -162,9 +162,9 @@ class Files(View):
         """A handle; O_TRUNC arrives here and is a truncation like any other."""
         inode = self.inode(nodeid)
         handle = self.open_handle(inode, flags)
-        if flags & os.O_TRUNC and handle.writable:
+        if flags & os.O_TRUNC:
             try:
-                await self.truncate(inode, 0, None, handle.fd)
+                await self.truncate(inode, 0, None, handle.fd if handle.writable else -1)
             except BaseException:
                 self._close(handle.number)
                 raise

@@ -26,6 +26,8 @@ from replfs.store.tree import Tree
 
 OK: Final = ops.Done(0)
 STALE: Final = ops.Done(errno.ESTALE)
+_BLOCK_MAX: Final = 1 << 16
+"""No file system's blocks are larger."""
 _FLUSHES_MAX: Final = 16
 """Flushes at once: each is a thread that waits for the disk."""
 
@@ -237,6 +239,9 @@ class Replica:
             replaced=replaced,
             replaced_links=links,
         )
+        if replaced is not None and replaced.gone:
+            replaced.pins = 0
+            self.tree.drop_unused(replaced)
         self._touch(parent, op.parent_mtime)
         if new_parent is not parent:
             self._touch(new_parent, op.new_parent_mtime)
@@ -437,7 +442,10 @@ class Replica:
         if op.hole:
             size = os.fstat(fd).st_size
             if op.offset < size:
-                syscalls.punch_hole(fd, op.offset, min(op.hole, size - op.offset))
+                # Beyond the end there is nothing, and a last block is given up only as a whole.
+                past_end = op.offset + op.hole >= size
+                length = size - op.offset + _BLOCK_MAX if past_end else op.hole
+                syscalls.punch_hole(fd, op.offset, length)
             return OK
         return ops.Done(0, write_all(fd, payload, op.offset))
 

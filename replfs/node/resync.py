@@ -26,8 +26,8 @@ import logging
 import os
 import stat as _stat
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Final, TypeVar
 
 import trio
@@ -156,7 +156,9 @@ class Resync:
     async def _pass(self) -> None:
         before = (self.progress.files, self.progress.names, self.progress.compared, len(self._log))
         while self._peer.urgent:
-            await self._urgent(self._peer.urgent.popleft())
+            inode = self._peer.urgent.popleft()
+            with self._held(inode):
+                await self._urgent(inode)
         await self._expand()
         await self._gather()
         await self._each(self._log.names_pending(), self._place_item)
@@ -254,6 +256,15 @@ class Resync:
             return None
         return inode
 
+    @contextmanager
+    def _held(self, inode: Inode) -> Iterator[None]:
+        """Keep *inode* known over awaits: most here are known to nobody else."""
+        self._tree.hold(inode)
+        try:
+            yield
+        finally:
+            self._tree.release(inode)
+
     def _child(self, directory: Inode, name: bytes) -> Inode | None:
         """What the peer shall have under a name, with its id; None: nothing."""
         try:
@@ -278,18 +289,21 @@ class Resync:
             one = one.parent
         if one.id != ROOT_ID:
             return False
-        for parent, name in reversed(chain):
-            if not self._log.name_is_clean(self._tree.ensure_id(parent), name):
-                marks = self._log.marks(parent.id)
-                if marks is not None and marks.names_all and name not in (marks.names or {}):
-                    return False
-                await self._place(parent, name)
-                if not self._log.name_is_clean(parent.id, name) and not (
-                    (marks := self._log.marks(parent.id)) is not None
-                    and marks.names_all
-                    and name not in (marks.names or {})
-                ):
-                    return False
+        with ExitStack() as holds:
+            for parent, _ in chain:
+                holds.enter_context(self._held(parent))
+            for parent, name in reversed(chain):
+                if not self._log.name_is_clean(self._tree.ensure_id(parent), name):
+                    marks = self._log.marks(parent.id)
+                    if marks is not None and marks.names_all and name not in (marks.names or {}):
+                        return False
+                    await self._place(parent, name)
+                    if not self._log.name_is_clean(parent.id, name) and not (
+                        (marks := self._log.marks(parent.id)) is not None
+                        and marks.names_all
+                        and name not in (marks.names or {})
+                    ):
+                        return False
         return True
 
     async def _urgent(self, inode: Inode) -> None:
@@ -326,9 +340,12 @@ class Resync:
         inode = self._find(directory_id)
         if inode is None:
             return
-        if not await self._is_placed(inode):
-            return
-        deep = marks.deep
+        with self._held(inode):
+            if await self._is_placed(inode):
+                await self._list_both(inode, deep=marks.deep)
+
+    async def _list_both(self, inode: Inode, *, deep: bool) -> None:
+        directory_id = inode.id
         version = self._log.mark_version(directory_id)
         theirs = await self._list(inode)
         if theirs is None:
@@ -421,6 +438,11 @@ class Resync:
         inode = self._find(directory_id)
         if inode is None:
             return False
+        with self._held(inode):
+            return await self._gather_in(inode, names)
+
+    async def _gather_in(self, inode: Inode, names: list[bytes]) -> bool:
+        directory_id = inode.id
         gathered = False
         for start in range(0, len(names), ops.NAMES_PER_MESSAGE):
             part = names[start : start + ops.NAMES_PER_MESSAGE]
@@ -448,30 +470,37 @@ class Resync:
         if self._log.name_is_clean(directory_id, name):
             return
         inode = self._find(directory_id)
-        if inode is None or not await self._is_placed(inode):
+        if inode is None:
             return
-        await self._place(inode, name)
+        with self._held(inode):
+            if await self._is_placed(inode):
+                await self._place(inode, name)
 
     async def _place(self, directory: Inode, name: bytes) -> None:
         """Give the peer under one name what is there here."""
         key = ("name", directory.id, name)
         if self._is_waiting(key) or not self._log.is_gathered(directory.id, name):
             return
-        while True:
-            child = self._child(directory, name)
-            claims = (
-                footprint.entry(directory, name)
-                if child is None
-                else footprint.entry_of(directory, name, child)
-            )
+        try:
+            while not await self._place_once(key, directory, name):
+                pass
+        except OSError as error:
+            self._failed(key, directory, error.strerror or "cannot be read")
+
+    async def _place_once(self, key: object, directory: Inode, name: bytes) -> bool:
+        """False: something else stood there when it was this operation's turn."""
+        child = self._child(directory, name)
+        with ExitStack() as holds:
+            claims = footprint.entry(directory, name)
+            if child is not None:
+                holds.enter_context(self._held(child))
+                claims = footprint.entry_of(directory, name, child)
             async with self._claim(claims):
                 if self._child(directory, name) is not child:
-                    continue
+                    return False
                 if self._log.is_gathered(directory.id, name):
                     await self._place_claimed(key, directory, name, child)
-                break
-        if child is not None:
-            self._tree.drop_unused(child)
+                return True
 
     async def _place_claimed(
         self, key: object, directory: Inode, name: bytes, child: Inode | None
@@ -569,11 +598,16 @@ class Resync:
         if marks is None or not marks.data or self._is_waiting(key):
             return
         inode = self._find(object_id)
-        if inode is None or not await self._is_placed(inode):
+        if inode is None:
             return
+        with self._held(inode):
+            if await self._is_placed(inode):
+                await self._send_data(key, inode)
+
+    async def _send_data(self, key: object, inode: Inode) -> None:
         if inode.type != _stat.S_IFREG:
-            self._log.clear_tail(object_id, None)
-            self._log.clear_regions(object_id, 0, None)
+            self._log.clear_tail(inode.id, None)
+            self._log.clear_regions(inode.id, 0, None)
             return
         try:
             fd = self._tree.open(inode, os.O_RDONLY)
@@ -581,7 +615,6 @@ class Resync:
             self._failed(key, inode, error.strerror or "cannot be read")
             return
         try:
-            inode.opens += 1
             if os.fstat(fd).st_size <= ops.PAYLOAD_MAX:
                 await self._send_small(key, inode, fd)
             else:
@@ -589,9 +622,7 @@ class Resync:
         except OSError as error:
             self._failed(key, inode, error.strerror or "cannot be read")
         finally:
-            inode.opens -= 1
             os.close(fd)
-            self._tree.drop_unused(inode)
 
     async def _send_small(self, key: object, inode: Inode, fd: int) -> None:
         """A small file in one claim: its dirty regions, then all its attributes."""
@@ -642,22 +673,21 @@ class Resync:
                 self._refused(key, inode, answer)
                 return False
             parts = _differing(data, answer.digests)
-        for low, high in parts:
-            for left, right, is_hole in _segments(fd, start + low, start + high):
-                length = right - left
-                if is_hole:
-                    op, payload = ops.Data(inode.id, left, length), None
-                else:
-                    op = ops.Data(inode.id, left)
-                    payload = data[left - start : right - start]
-                    await self._throttle(length)
-                answer = await self._peer.ask(op, payload)
-                written = 0 if is_hole else length
-                if not isinstance(answer, ops.Done) or answer.errno or answer.written != written:
-                    number = self._refused(key, inode, answer)
-                    self._peer.note_error(op, describe(number or errno.ENOSPC))
-                    return False
-                self.progress.bytes += written
+        for left, right, is_hole in _pieces(_segments(fd, start, start + len(data)), parts, start):
+            length = right - left
+            if is_hole:
+                op, payload = ops.Data(inode.id, left, length), None
+            else:
+                op = ops.Data(inode.id, left)
+                payload = data[left - start : right - start]
+                await self._throttle(length)
+            answer = await self._peer.ask(op, payload)
+            written = 0 if is_hole else length
+            if not isinstance(answer, ops.Done) or answer.errno or answer.written != written:
+                number = self._refused(key, inode, answer)
+                self._peer.note_error(op, describe(number or errno.ENOSPC))
+                return False
+            self.progress.bytes += written
         return True
 
     async def _throttle(self, count: int) -> None:
@@ -676,16 +706,18 @@ class Resync:
         if not self._may_finish(object_id) or self._is_waiting(key):
             return
         inode = self._find(object_id)
-        if inode is None or not await self._is_placed(inode):
+        if inode is None:
             return
-        async with self._claim(footprint.whole(inode)):
-            if not self._may_finish(object_id):
+        with self._held(inode):
+            if not await self._is_placed(inode):
                 return
-            try:
-                await self._finish_claimed(key, inode, self._log.mark_version(object_id))
-            except OSError as error:
-                self._failed(key, inode, error.strerror or "cannot be read")
-        self._tree.drop_unused(inode)
+            async with self._claim(footprint.whole(inode)):
+                if not self._may_finish(object_id):
+                    return
+                try:
+                    await self._finish_claimed(key, inode, self._log.mark_version(object_id))
+                except OSError as error:
+                    self._failed(key, inode, error.strerror or "cannot be read")
 
     def _may_finish(self, object_id: bytes) -> bool:
         """Attributes come last: after the data, and after the names in a directory."""
@@ -734,6 +766,23 @@ def _differing(data: bytes, digests: bytes) -> list[tuple[int, int]]:
         else:
             parts.append((index, index + len(piece)))
     return parts
+
+
+def _pieces(
+    segments: list[tuple[int, int, bool]], parts: list[tuple[int, int]], start: int
+) -> Iterator[tuple[int, int, bool]]:
+    """What to send of *segments*: of data what lies in *parts* (relative to *start*).
+
+    Holes all the same: the peer may have zeros there, which have the same digest.
+    """
+    for left, right, is_hole in segments:
+        if is_hole:
+            yield left, right, True
+            continue
+        for low, high in parts:
+            first, last = max(left, start + low), min(right, start + high)
+            if first < last:
+                yield first, last, False
 
 
 def _segments(fd: int, start: int, stop: int) -> list[tuple[int, int, bool]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import stat as _stat
+from collections.abc import Callable
 from typing import Final
 
 from replfs.core import footprint, ops
@@ -315,8 +317,10 @@ class Volume(Files):
 
     # Extended attributes -----------------------------------------------------------------------
 
-    async def setxattr(self, nodeid: int, name: bytes, value: bytes, *, uid: int) -> None:
-        """Set an attribute, or a policy."""
+    async def setxattr(
+        self, nodeid: int, name: bytes, value: bytes, *, uid: int, groups: Callable[[], set[int]]
+    ) -> None:
+        """Set an attribute, or a policy. *groups*: all of the caller's."""
         inode = self.inode(nodeid)
         if name.startswith(b"user.replfs"):
             await self._set_virtual(inode, name, value, uid)
@@ -328,6 +332,11 @@ class Volume(Files):
             return None if inode.gone else ops.SetXattr(inode.id, name, value)
 
         await self.change_xattr("setxattr", inode, apply)
+        if uid and name == b"system.posix_acl_access":
+            # As for chmod(2): who is not in the file's group may not leave its set-group-ID bit.
+            found = tree.stat(inode)
+            if found.st_mode & _stat.S_ISGID and found.st_gid not in groups():
+                await self.set_attributes(inode, mode=found.st_mode & 0o7777 & ~_stat.S_ISGID)
 
     async def removexattr(self, nodeid: int, name: bytes, *, uid: int = 0) -> None:
         """Remove an attribute, or a policy."""

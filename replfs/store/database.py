@@ -42,13 +42,27 @@ _CHECKPOINT_COMMITS: Final = 1000
 """Commits, some 4 KiB of log each, after which `harden` moves the log into the database."""
 _LONG_COMMITS: Final = 32
 """Commits after which emptying the log is worth it on a full disk."""
+_LONG_LOG: Final = 48 << 20
+"""Bytes of log from which commits may be made to wait."""
 _BACKSTOP_PAGES: Final = 16384
 """Pages of log after which a commit does so itself, because nobody hardens."""
 _SHARES_SAFELY: Final = frozenset({"ext2", "ext3", "ext4", "tmpfs", "xfs"})
 """Filesystems that overwrite a file's pages in place, by the names in /proc/filesystems."""
+_HEAD_SIZE: Final = 100
+"""Bytes; see "The Database Header" in https://www.sqlite.org/fileformat2.html."""
 _PAGE_SIZE: Final = mmap.PAGESIZE
 _FULL: Final = frozenset(
     {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_WRITE}
+)
+_DAMAGE: Final = frozenset(
+    {
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_ERROR,  # a table is missing, or a column
+        sqlite3.SQLITE_FORMAT,
+        sqlite3.SQLITE_MISMATCH,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_SCHEMA,
+    }
 )
 Statement = tuple[str, Sequence[Any]]
 """SQL, and the values for its question marks."""
@@ -91,8 +105,9 @@ class Database:
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             self._reserve = os.open("reserve", flags, 0o600, dir_fd=directory)
-            self._open()
             self._check(application, version)
+            self._open()
+            self._check_pages()
             self._log = os.open(LOG, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
             os.fsync(directory)
         except sqlite3.DatabaseError as error:
@@ -138,14 +153,24 @@ class Database:
         return db
 
     def _check(self, application: int, version: int) -> None:
-        if self._db.execute("PRAGMA application_id").fetchone()[0] != application:
+        """Look at the file's head first: SQLite would make a database of an empty one."""
+        file = os.open(FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
+        try:
+            head = os.pread(file, _HEAD_SIZE, 0)
+        finally:
+            os.close(file)
+        if len(head) < _HEAD_SIZE or not head.startswith(b"SQLite format 3\0"):
+            raise self.damaged("it is not a database")
+        if int.from_bytes(head[68:72]) != application:
             raise self.damaged("it is not a replfs state")
-        found = self._db.execute("PRAGMA user_version").fetchone()[0]
+        found = int.from_bytes(head[60:64])
         if found != version:
             raise StoreError(
                 f"the state of {self._where} has format {found}, this replfs reads {version}; "
                 "use the version of replfs that wrote it"
             )
+
+    def _check_pages(self) -> None:
         problem = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
         if problem != "ok":
             raise self.damaged(problem)
@@ -263,20 +288,32 @@ class Database:
         """Move the log into the database, so that the log starts anew. True if it did."""
         commits = self._commits
         try:
-            _, log, moved = self._keeper.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            mode = "PASSIVE"
+            if os.fstat(self._log).st_size > _LONG_LOG:
+                # Commits never paused long enough for the log to start anew: let them wait once.
+                mode = "RESTART"
+            _, log, moved = self._keeper.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
             if log != moved:
                 return False
             # The first commit after a full checkpoint starts the log anew and syncs its head:
-            # here, not where an application waits.
+            # here, not where an application waits. A commit that came between was first, and
+            # then the log goes on.
+            salt = self._salt()
             self._keeper.execute(f"PRAGMA user_version = {self._version()}")
         except sqlite3.DatabaseError as error:
             if error.sqlite_errorcode in _FULL | {sqlite3.SQLITE_BUSY}:
                 # Nothing is lost: all of it is in the log.
                 return False
             raise self._translated(error) from error
+        if self._salt() == salt:
+            return False
         self._checkpoints += 1
         self._commits_kept = commits
         return True
+
+    def _salt(self) -> bytes:
+        """What a log has in its head; another for each time that it started anew."""
+        return os.pread(self._log, 8, 16)
 
     def _version(self) -> int:
         return int(self._keeper.execute("PRAGMA user_version").fetchone()[0])
@@ -333,7 +370,7 @@ class Database:
     def damaged(self, problem: str) -> StoreError:
         """The sentence for a database that cannot be believed."""
         return StoreError(
-            f"the state of {self._where}, .replfs/{FILE}, is damaged ({problem.splitlines()[0]}); "
+            f"the state of {self._where}, .replfs/{FILE}, is damaged ({problem.splitlines()[-1]}); "
             "put a good copy back, or move .replfs away to have the store compared in full"
         )
 
@@ -344,6 +381,6 @@ class Database:
             return OSError(errno.ENOSPC, f"no space for the state ({error})", path)
         if code & 0xFF == sqlite3.SQLITE_READONLY:
             return OSError(errno.EROFS, f"the state cannot be written ({error})", path)
-        if code & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+        if code & 0xFF in _DAMAGE:
             return self.damaged(str(error))
         return OSError(errno.EIO, f"the state cannot be used ({error})", path)

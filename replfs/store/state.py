@@ -247,7 +247,7 @@ class State:
         until the process ends, because SQLite would look for them by path.
 
         Raises:
-            OSError: not all could be saved.
+            OSError: marks could not be saved.
         """
         with self._cleanup.pop_all():
             if not self._is_open:
@@ -255,6 +255,10 @@ class State:
             self._is_open = False
             try:
                 self._commit()
+            except OSError:
+                # Clears that are lost cost a transfer.
+                if self._is_behind:
+                    raise
             finally:
                 self._database.close(covered=covered)
 

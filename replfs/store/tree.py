@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import stat as _stat
+import time
 from typing import Final
 
 from replfs.errors import StoreError
@@ -30,11 +31,15 @@ KEPT: Final = b"kept"
 
 KEEP_PIN: Final = 4
 """In `Inode.pins`: needed by this process itself (1 and 2 are the peer's two streams)."""
+_HOLD_PIN: Final = 8
+"""In `Inode.pins`: `hold` was called."""
 
 _DIRECTORIES_OPEN_MAX: Final = 1024
 _FILES_OPEN_MAX: Final = 512
 _DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PATH_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_CLOCK_REALTIME_COARSE: Final = 5
+"""Of clock_gettime(2), Linux; not in Python's time module."""
 _FOREIGN: Final = 1 << 61
 """Keeps the inode numbers of other file systems mounted inside the store apart."""
 _SET_ID: Final = _stat.S_ISUID | _stat.S_ISGID
@@ -59,6 +64,8 @@ class Tree:
         self.new_id = IdSource()
         self._directories: dict[Inode, None] = {}
         self._files: dict[Inode, int] = {}
+        self._held: dict[Inode, int] = {}
+        self._latest = 0
         self._umask = os.umask(0)
         os.umask(self._umask)
         self._check_xattrs()
@@ -83,6 +90,21 @@ class Tree:
         found = _record.unpack(value, root.ino)
         if found is not None and found.object == ROOT_ID:
             root.flags, root.policy, root.ack = found.flags, found.policy, found.ack
+
+    # Time --------------------------------------------------------------------------------------
+
+    def now(self) -> int:
+        """The time a change of contents is stamped with on both sides, ns since the epoch.
+
+        The kernel's own coarse clock, so that what is written before another object is made never
+        looks newer; and no earlier than a time the kernel has given, which may be finer.
+        """
+        coarse = time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
+        return max(self._latest, coarse)
+
+    def _saw(self, ns: int) -> None:
+        if ns > self._latest and ns < time.time_ns():
+            self._latest = ns
 
     # Where an object is ------------------------------------------------------------------------
 
@@ -389,6 +411,8 @@ class Tree:
                 os.setxattr(fd, _record.XATTR, value)
             else:
                 os.setxattr(proc_path(above, name), _record.XATTR, value, follow_symlinks=False)
+            # Again: the record changed the ctime.
+            found = _look(above, name, fd)
         except BaseException:
             if fd >= 0:
                 os.close(fd)
@@ -397,6 +421,7 @@ class Tree:
             else:
                 os.unlink(name, dir_fd=above)
             raise
+        self._saw(found.st_ctime_ns)
         inode.id = new.object
         inode.recorded = True
         inode.flags = flags
@@ -410,7 +435,7 @@ class Tree:
     def _own_new(
         above: int, name: bytes, fd: int, owner: tuple[int, int], keep_group: bool
     ) -> os.stat_result:
-        found = os.fstat(fd) if fd >= 0 else os.stat(name, dir_fd=above, follow_symlinks=False)
+        found = _look(above, name, fd)
         uid, gid = owner
         if keep_group:
             gid = found.st_gid
@@ -426,7 +451,7 @@ class Tree:
                 os.fchmod(fd, found.st_mode & _PERMISSIONS)
             else:
                 os.chmod(name, found.st_mode & _PERMISSIONS, dir_fd=above)
-        return os.fstat(fd) if fd >= 0 else os.stat(name, dir_fd=above, follow_symlinks=False)
+        return _look(above, name, fd)
 
     def link(
         self, inode: Inode, parent: Inode, name: bytes
@@ -673,6 +698,24 @@ class Tree:
                 close_quietly(one.fd)
                 one.fd = -1
 
+    def hold(self, inode: Inode) -> None:
+        """Keep an inode known until `release`, whatever becomes of its names: needed over awaits.
+
+        What only the table knows may be forgotten as soon as something below it is.
+        """
+        self._held[inode] = self._held.get(inode, 0) + 1
+        inode.pins |= _HOLD_PIN
+
+    def release(self, inode: Inode) -> None:
+        """End one `hold`."""
+        count = self._held[inode] - 1
+        if count:
+            self._held[inode] = count
+            return
+        del self._held[inode]
+        inode.pins &= ~_HOLD_PIN
+        self.drop_unused(inode)
+
     def is_incomplete(self, inode: Inode) -> bool:
         """Whether a resync has made this replica and not finished it."""
         self.read_record(inode)
@@ -691,3 +734,8 @@ class Tree:
                 close_quietly(inode.fd)
                 inode.fd = -1
         self._directories.clear()
+
+
+def _look(directory: int, name: bytes, fd: int) -> os.stat_result:
+    """Attributes by descriptor where there is one, else by name."""
+    return os.fstat(fd) if fd >= 0 else os.stat(name, dir_fd=directory, follow_symlinks=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import random
 import shutil
@@ -22,7 +23,7 @@ import pytest
 
 import replfs
 from replfs.core.dirty import DirtyLog
-from replfs.core.marks import DropAll
+from replfs.core.marks import DropAll, DropObject
 from replfs.core.regions import REGION_SIZE
 from replfs.errors import StoreBusy, StoreError
 from replfs.store import binding, database, state
@@ -61,7 +62,6 @@ def content(log: DirtyLog) -> list[Any]:
             object_id,
             marks.flags,
             marks.tail,
-            marks.extent,
             marks.handle,
             sorted(marks.names or ()),
             list(log.dirty_regions(object_id, 1 << 45)),
@@ -85,16 +85,14 @@ def run(script: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
 
 def kill_after(process: subprocess.Popen[str], lines: int) -> list[str]:
     """Kill it once it has printed so many lines; all complete lines it has printed."""
-    read = []
+    out = process.stdout
+    assert out is not None
     with process:
         try:
-            for line in process.stdout or ():
-                read.append(line)
-                if len(read) >= lines:
-                    break
+            read = list(itertools.islice(out, lines))
         finally:
             process.send_signal(signal.SIGKILL)
-        read += (process.stdout or open(os.devnull)).readlines()  # noqa: SIM115
+        read += out.readlines()
     assert len(read) >= lines, "the process ended by itself"
     return [line.strip() for line in read if line.endswith("\n")]
 
@@ -216,7 +214,7 @@ def test_a_place_is_compared_by_what_is_known():
     here = binding.Binding(machine="m", filesystem="u", fsid=1, inode=2)
 
     def other(**changes):
-        values = {"machine": "m", "filesystem": "u", "fsid": 1, "inode": 2}
+        values: dict[str, Any] = {"machine": "m", "filesystem": "u", "fsid": 1, "inode": 2}
         return binding.Binding(**(values | changes))
 
     assert here.is_same_place(other())
@@ -293,7 +291,9 @@ def test_a_peer_added_again_starts_with_an_empty_log(store):
         it.load_log("a").mark_data(OBJECTS[0], 0, 1)
         it.load_log("b").mark_data(OBJECTS[1], 0, 1)
         it.load_log("a").clear_attrs(OBJECTS[0])  # pending, and not to be saved for a new peer
+        assert it.statistics().pending == 1
         it.remove_peer("a")
+        assert it.statistics().pending == 0
         it.save_peer("a")
         assert it.load_log("a").is_empty
         assert list(it.load_log("b").objects()) == [OBJECTS[1]]
@@ -329,7 +329,7 @@ def scribble(log: DirtyLog, seed: int, count: int) -> None:
                 log.clear_attrs(object_id)
             case 11:
                 log.clear_name(object_id, dice.choice([name, b""]))
-            case 12:
+            case _:
                 log.forget(object_id)
 
 
@@ -413,13 +413,15 @@ def test_harden_runs_beside_marks_and_keeps_the_log_short(store):
         finally:
             stop.set()
             thread.join()
-        it.harden()
         assert failures == []
-        statistics = it.statistics()
-        assert statistics.checkpoints >= 1
+        it.harden()
+        assert it.statistics().checkpoints >= 1
+        # It started anew: what follows goes where the beginning was.
+        size = (store / ".replfs/state.db-wal").stat().st_size
+        for number in range(500):
+            log.mark_data(OBJECTS[number], 1 << 40, (1 << 40) + 1)
+        assert (store / ".replfs/state.db-wal").stat().st_size == size
         expected = content(log)
-        # Well below what 6000 commits of some 8 KiB each would be without.
-        assert (store / ".replfs/state.db-wal").stat().st_size < 40 << 20
     with opened(store) as it:
         assert content(it.load_log("a")) == expected
 
@@ -463,8 +465,8 @@ MARKING = """
         elif number % 3 == 1:
             log.mark_name(object_id, b"%d" % number)
         else:
-            log.mark_data(object_id, 0, 1)
-            log.clear_regions(object_id, 0, 1)
+            log.mark_data(object_id, 1 << 40, (1 << 40) + 1)
+            log.clear_regions(object_id, 1 << 24, (1 << 24) + 1)
         if number % 500 == 499:
             it.flush(durable=True)
         print(number, flush=True)
@@ -554,7 +556,7 @@ def test_a_link_in_the_place_of_the_directory(store, tmp_path):
     assert os.listdir(tmp_path / "elsewhere") == []
 
 
-@pytest.mark.parametrize("size", [0, 1, 16, 100, 512, 4095, 4096, 4097, 12288, -4096, -1])
+@pytest.mark.parametrize("size", [0, 1, 16, 100, 512, 4095, 4096, 4097, 12288, -4096])
 def test_a_truncated_database_is_refused(used, size):
     store, path, _ = used
     os.truncate(path, size if size >= 0 else path.stat().st_size + size)
@@ -566,7 +568,7 @@ def test_a_truncated_database_is_refused(used, size):
 def test_another_kind_of_file_is_refused(used):
     store, path, _ = used
     path.write_bytes(b"This is a text file.\n" * 1000)
-    refused(store, r"is damaged \(file is not a database\)")
+    refused(store, r"is damaged \(it is not a database\)")
 
 
 def test_another_database_is_refused(used):
@@ -592,11 +594,12 @@ def test_a_later_format_is_refused(used):
         "UPDATE meta SET value = 'text'",
         "UPDATE peers SET sum = sum + 1",
         "UPDATE objects SET flags = 255",
-        "UPDATE objects SET object = 'text'",
+        "UPDATE objects SET object = 'text' WHERE object = (SELECT min(object) FROM objects)",
         "UPDATE objects SET handle = x'0102'",
         "UPDATE regions SET regions = x'ffff'",
-        "UPDATE regions SET chunk = chunk + 1",
-        "UPDATE names SET name = NULL",
+        "UPDATE regions SET chunk = chunk + 1000000",
+        "UPDATE regions SET chunk = -chunk - 1",
+        "UPDATE names SET name = 'x' || length(name) || name",
         "UPDATE names SET removal = 1 - removal",
         "DROP TABLE names",
     ],
@@ -604,11 +607,8 @@ def test_a_later_format_is_refused(used):
 def test_rows_that_were_changed_are_refused(used, statement):
     store, path, _ = used
     with contextlib.closing(sqlite3.connect(path)) as db, db:
-        try:
-            db.execute(statement)
-        except sqlite3.IntegrityError:
-            pytest.skip("the schema forbids it")
-    refused(store, "is damaged|cannot be used")
+        db.execute(statement)
+    refused(store, "is damaged")
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -683,10 +683,15 @@ class Disk:
 
     def fill(self) -> None:
         with open(self.mountpoint / "filling", "ab", buffering=0) as file:
-            for size in (1 << 20, 4096, 1):
-                with contextlib.suppress(OSError):
-                    while True:
-                        file.write(b"x" * size)
+            before = -1
+            # Writing things back may free what was set aside for it.
+            while file.tell() != before:
+                before = file.tell()
+                for size in (1 << 20, 4096, 1):
+                    with contextlib.suppress(OSError):
+                        while True:
+                            file.write(b"x" * size)
+                os.fsync(file.fileno())
 
     def cut_power(self) -> None:
         """Nothing that is not on the disk by now gets there: EXT4_IOC_SHUTDOWN, NOLOGFLUSH."""
@@ -721,17 +726,19 @@ def test_a_full_disk(small_disk, monkeypatch, sharing):
         assert log.object_is_clean(failed)
         assert not it.reserve_space()
         with pytest.raises(OSError, match="no space"):
-            it.update(name="other")
-        assert it.identity().name == ""
+            for number in range(1000):
+                it.update(name=f"name {number}")
+        name = f"name {number - 1}" if number else ""
+        assert it.identity().name == name
         # Clears cost nothing, and what is marked already is no new mark.
         log.mark_data(marked[0], 0, 1)
         assert log.clear_attrs(marked[0])
-        log.mark_name(marked[1], b"n") if False else None
     # The state can be closed and opened on a full disk.
     with opened(store) as it:
         log = it.load_log("a")
         assert all(not log.object_is_clean(object_id) for object_id in marked)
         assert log.object_is_clean(failed)
+        assert it.identity().name == name
         (small_disk.mountpoint / "filling").unlink()
         assert it.reserve_space()
         log.mark_data(failed, 0, 1)
@@ -761,6 +768,9 @@ def test_a_batch_on_a_full_disk_is_made_good_before_any_later_mark(small_disk):
                 again(OBJECTS[0], 0, 1)
         with pytest.raises(OSError, match="no space"):
             log.mark_attrs(OBJECTS[0])
+        # Clears that cannot be saved are lost when there are too many; marks are not.
+        for object_id in OBJECTS[-1100:]:
+            it.journal("b")([DropObject(object_id)], lazily=True)
         (small_disk.mountpoint / "filling").unlink()
         log.mark_data(OBJECTS[0], 0, 1)
         assert it.statistics().pending == 0
@@ -814,7 +824,7 @@ COVERING = """
     log = it.load_log("a")
     subprocess.run(["mount", "--bind", cover, store], check=True)
     try:
-        assert os.listdir(store) == []
+        assert os.listdir(store) == [".replfs"]
         for number in range(2500):
             log.mark_data(number.to_bytes(16, "big"), 0, 1)
         thread = threading.Thread(target=it.harden)
@@ -826,7 +836,6 @@ COVERING = """
         assert it.is_in_place()
         it.stopped_cleanly()
         it.close(covered=True)
-        assert os.listdir(store) == []
     finally:
         subprocess.run(["umount", store], check=True)
     print("done", flush=True)
@@ -839,11 +848,14 @@ def test_a_store_may_be_covered_once_it_is_open(store, tmp_path, sharing):
     if os.geteuid() != 0:
         pytest.skip("needs root, to mount")
     cover = tmp_path / "cover"
-    cover.mkdir()
+    (cover / ".replfs").mkdir(parents=True)
+    decoys = [cover / ".replfs" / f"state.db{tail}" for tail in ("", "-wal", "-shm")]
+    for decoy in decoys:
+        decoy.write_bytes(b"decoy")
     with run(COVERING, str(store), str(cover), sharing) as process:
         assert process.stdout is not None
         assert process.stdout.read() == "done\n"
-    assert os.listdir(cover) == []
+    assert [decoy.read_bytes() for decoy in decoys] == [b"decoy"] * 3
     with opened(store) as it:
         assert len(it.load_log("a")) == 2500
 

@@ -1,0 +1,255 @@
+"""What must hold of two stores and what is recorded of their difference.
+
+`Snapshot` reads a store as a person would, with the hidden records. `not_covered` lists every
+difference between two of them that no mark stands for: there must be none, ever. `differences`
+lists every one: there must be none in sync.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from helpers.compare import compare_trees, read_xattrs
+from replfs.core.dirty import DirtyLog
+from replfs.core.policy import Policy
+from replfs.core.regions import REGION_SHIFT, REGION_SIZE
+from replfs.store import record
+from replfs.store.activity import KIND_ATTRS, KIND_DATA, KIND_FILE, KIND_NAMES
+from replfs.store.record import INCOMPLETE, ROOT_ID
+
+ACTIVITY_SHIFT = 20
+Slots = set[tuple[bytes, int, int]]
+"""(object, kind, region): what is in flight."""
+
+
+@dataclass(eq=False)
+class Seen:
+    """One object of a store."""
+
+    path: bytes
+    status: os.stat_result
+    object: bytes
+    flags: int
+    policy: int
+    ack: int
+    xattrs: dict[str, bytes]
+    target: str = ""
+    names: dict[bytes, Seen] = field(default_factory=dict)
+    data: bytes = b""
+    links: list[bytes] = field(default_factory=list)
+    """All paths that are the same object, and replicated."""
+
+    @property
+    def is_directory(self) -> bool:
+        return stat.S_ISDIR(self.status.st_mode)
+
+    @property
+    def is_complete(self) -> bool:
+        return not self.flags & INCOMPLETE
+
+    def attributes(self) -> dict[str, object]:
+        """All that is promised to be equal, besides names and data."""
+        status = self.status
+        found: dict[str, object] = {
+            "type": stat.S_IFMT(status.st_mode),
+            "owner": (status.st_uid, status.st_gid),
+            "mtime": status.st_mtime_ns,
+            "xattrs": self.xattrs,
+            "target": self.target,
+            "policy": (self.policy, self.ack),
+        }
+        if not stat.S_ISLNK(status.st_mode):
+            found["mode"] = stat.S_IMODE(status.st_mode)
+        if stat.S_ISREG(status.st_mode):
+            found["size"] = status.st_size
+        if stat.S_ISBLK(status.st_mode) or stat.S_ISCHR(status.st_mode):
+            found["device"] = status.st_rdev
+        return found
+
+
+class Snapshot:
+    """A store at one moment, without what has policy `none` if it is a primary's."""
+
+    def __init__(self, root: bytes, *, primary: bool) -> None:
+        self.by_id: dict[bytes, Seen] = {}
+        self.by_path: dict[bytes, Seen] = {}
+        self.unreplicated: set[bytes] = set()
+        """Paths left out because of policy `none`."""
+        self.twice: list[str] = []
+        """Objects that claim an id which another has."""
+        self._by_ino: dict[int, Seen] = {}
+        self._primary = primary
+        self.root = self._see(root, b"")
+        self.root.object = ROOT_ID
+        self.by_id[ROOT_ID] = self.root
+        own = self.root.policy
+        self._walk(root, self.root, none=primary and own == Policy.NONE)
+
+    def _see(self, full: bytes, path: bytes) -> Seen:
+        status = os.lstat(full)
+        try:
+            value = os.getxattr(full, record.XATTR, follow_symlinks=False)
+        except OSError:
+            value = b""
+        own = record.unpack(value, status.st_ino) or record.Record(b"", 0, 0, 0)
+        seen = Seen(path, status, own.object, own.flags, own.policy, own.ack, read_xattrs(full))
+        if stat.S_ISLNK(status.st_mode):
+            seen.target = os.readlink(os.fsdecode(full))
+        elif stat.S_ISREG(status.st_mode):
+            with open(full, "rb") as file:
+                seen.data = file.read()
+        return seen
+
+    def _walk(self, full: bytes, directory: Seen, *, none: bool) -> None:
+        for name in sorted(map(os.fsencode, os.listdir(full))):
+            if not directory.path and name == b".replfs":
+                continue
+            path = directory.path + b"/" + name
+            below = full + b"/" + name
+            seen = self._by_ino.get(os.lstat(below).st_ino) or self._see(below, path)
+            hidden = none or (self._primary and seen.policy == Policy.NONE)
+            if hidden:
+                self.unreplicated.add(path)
+            else:
+                self._by_ino[seen.status.st_ino] = seen
+                seen.links.append(path)
+                directory.names[name] = seen
+                self.by_path[path] = seen
+                if seen.object:
+                    if self.by_id.setdefault(seen.object, seen) is not seen:
+                        self.twice.append(f"{path!r} has the id of {self.by_id[seen.object].path!r}")
+            if seen.is_directory:
+                self._walk(below, seen, none=hidden)
+
+
+def differences(left: Snapshot, right: Snapshot) -> list[str]:
+    """Everything in which a replica differs from its primary."""
+    found = [f"{path!r} is not there" for path in left.by_path.keys() - right.by_path.keys()]
+    found += [f"{path!r} is there" for path in right.by_path.keys() - left.by_path.keys()]
+    pairs = [(b"/", left.root, right.root)]
+    pairs += [(path, left.by_path[path], right.by_path[path]) for path in left.by_path.keys()
+              & right.by_path.keys()]  # fmt: skip
+    for path, one, other in sorted(pairs, key=lambda pair: pair[0]):
+        ours, theirs = one.attributes(), other.attributes()
+        found += [
+            f"{path!r}: {key}: {ours.get(key)!r} != {theirs.get(key)!r}"
+            for key in ours.keys() | theirs.keys()
+            if ours.get(key) != theirs.get(key)
+        ]
+        if one.data != other.data:
+            found.append(f"{path!r}: data differs from byte {_first(one.data, other.data)}")
+        if one.links != other.links:
+            found.append(f"{path!r}: names {one.links} != {other.links}")
+        if not other.is_complete:
+            found.append(f"{path!r} is incomplete")
+        if one.object and one.object != other.object:
+            found.append(f"{path!r}: id {one.object.hex()} != {other.object.hex()}")
+    return found + right.twice
+
+
+def compared(left: bytes, right: bytes, primary: Snapshot) -> list[str]:
+    """The same by the other tests' comparison, less what policy leaves out."""
+    found = []
+    hidden = {path[1:] for path in primary.unreplicated}
+    inodes = {os.lstat(left + b"/" + path).st_ino for path in hidden}
+    for one in compare_trees(left, right):
+        if one.path in hidden:
+            continue
+        if one.kind == "nlink" and os.lstat(left + b"/" + one.path).st_ino in inodes:
+            continue
+        found.append(str(one))
+    return found
+
+
+def not_covered(
+    left: Snapshot, right: Snapshot, log: DirtyLog, slots: Slots = frozenset()  # type: ignore[assignment]
+) -> list[str]:
+    """Every difference of a replica that neither its log nor an operation in flight stands for."""
+    return list(_Coverage(left, right, log, slots).directory(left.root, deep=False))
+
+
+class _Coverage:
+    def __init__(self, left: Snapshot, right: Snapshot, log: DirtyLog, slots: Slots) -> None:
+        self.left = left
+        self.right = right
+        self.log = log
+        self.slots = slots
+        self.seen: set[Seen] = set()
+
+    def directory(self, ours: Seen, *, deep: bool) -> Iterator[str]:
+        """Differences in and below a directory that is on both sides."""
+        marks = self.log.marks(ours.object) if ours.object else None
+        if deep or (marks is not None and marks.names_all and marks.deep):
+            return
+        theirs = self.right.by_id.get(ours.object)
+        if theirs is None:
+            return  # its name differs, and that was looked at
+        unknown = (ours.object, KIND_NAMES, 0) in self.slots
+        for name in sorted(ours.names.keys() | theirs.names.keys()):
+            mine, other = ours.names.get(name), theirs.names.get(name)
+            marked = unknown or not self.log.name_is_clean(ours.object, name)
+            equal = mine is not None and other is not None and mine.object == other.object != b""
+            if not equal and not marked:
+                yield f"{ours.path!r}/{name!r}: {_who(mine)} here, {_who(other)} there, no mark"
+            if mine is not None:
+                yield from self.object(mine, placed_again=marked)
+        yield from self.attributes(ours, theirs)
+
+    def object(self, mine: Seen, *, placed_again: bool) -> Iterator[str]:
+        """Differences of one object that is somewhere on both sides."""
+        theirs = self.right.by_id.get(mine.object) if mine.object else None
+        if theirs is None or (placed_again and not theirs.is_complete):
+            return
+        if mine in self.seen:
+            return
+        self.seen.add(mine)
+        if mine.is_directory:
+            yield from self.directory(mine, deep=False)
+            return
+        yield from self.attributes(mine, theirs)
+        if stat.S_ISREG(mine.status.st_mode):
+            yield from self.data(mine, theirs)
+
+    def _in_flight(self, seen: Seen, kinds: Iterable[int]) -> bool:
+        return any(one[0] == seen.object and one[1] in kinds for one in self.slots)
+
+    def attributes(self, mine: Seen, theirs: Seen) -> Iterator[str]:
+        if not self.log.attrs_are_clean(mine.object) or self._in_flight(
+            mine, (KIND_ATTRS, KIND_DATA, KIND_FILE, KIND_NAMES)
+        ):
+            return
+        ours, others = mine.attributes(), theirs.attributes()
+        for key in ours:
+            if ours[key] != others.get(key):
+                yield f"{mine.path!r}: {key} {ours[key]!r} != {others.get(key)!r}, no mark"
+        if not theirs.is_complete:
+            yield f"{mine.path!r} is incomplete, no mark"
+
+    def data(self, mine: Seen, theirs: Seen) -> Iterator[str]:
+        if (mine.object, KIND_FILE, 0) in self.slots:
+            return
+        size = len(mine.data)
+        other = theirs.data[:size].ljust(size, b"\0")
+        for start in range(0, size, REGION_SIZE):
+            stop = min(start + REGION_SIZE, size)
+            if mine.data[start:stop] == other[start:stop]:
+                continue
+            if not self.log.data_is_clean(mine.object, start, stop):
+                continue
+            if (mine.object, KIND_DATA, start >> ACTIVITY_SHIFT) in self.slots:
+                continue
+            yield f"{mine.path!r}: region {start >> REGION_SHIFT} differs, no mark"
+
+
+def _who(seen: Seen | None) -> str:
+    return "nothing" if seen is None else f"{seen.object.hex() or 'an object without id'}"
+
+
+def _first(one: bytes, other: bytes) -> int:
+    return next(
+        (index for index, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]),
+        min(len(one), len(other)),
+    )

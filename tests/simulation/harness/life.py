@@ -1,0 +1,279 @@
+"""Lives of simulated processes, and the world they run in: time, randomness, threads, system calls.
+
+All code of a node runs inside its `Life`: every task that it starts, and every call that the
+simulated network makes into it. A life can end at any await, or at any system call that changes
+something. From that moment nothing of the node changes anything durable: what is left of its tasks
+only unwinds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import time
+import types
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import pytest
+import trio
+from trio import Nursery
+from trio._core import _run
+from trio._core._traps import CancelShieldedCheckpoint, WaitTaskRescheduled
+from trio.testing import MockClock
+
+from replfs.store import syscalls
+from replfs.store.activity import ActivityLog
+from replfs.store.database import Database
+from replfs.store.tree import Tree
+
+EPOCH_S = 1_700_000_000
+_NURSERY_WAIT = "Nursery._nested_child_finished"
+_FAILURES = (errno.ENOSPC, errno.EIO, errno.EDQUOT)
+
+
+class Crashed(BaseException):
+    """The process is dead. No handler of the product may see a way to go on."""
+
+
+class Life:
+    """One run of one process."""
+
+    current: ClassVar[Life | None] = None
+    """Whose code is running now."""
+
+    def __init__(self, name: str, rng: random.Random, on_death: Callable[[], None]) -> None:
+        self.name = name
+        self.rng = rng
+        self.dead = False
+        self.countdown = 0
+        """System calls until it dies; 0: not by a system call."""
+        self.error_rate = 0.0
+        """Share of system calls that fail."""
+        self.errors = 0
+        self.calls = 0
+        self.steps = 0
+        self.scope: trio.CancelScope | None = None
+        self._on_death = on_death
+
+    def die(self) -> None:
+        """Nothing of it happens from here on."""
+        if not self.dead:
+            self.dead = True
+            if self.scope is not None:
+                self.scope.cancel()
+            self._on_death()
+
+    def system_call(self) -> None:
+        """It is about to change something outside its memory."""
+        if self.dead:
+            raise Crashed
+        self.calls += 1
+        if self.countdown:
+            self.countdown -= 1
+            if not self.countdown:
+                self.die()
+                raise Crashed
+        if self.error_rate and self.rng.random() < self.error_rate:
+            self.errors += 1
+            number = self.rng.choice(_FAILURES)
+            raise OSError(number, os.strerror(number))
+
+    async def run(self, main: Callable[[], Any]) -> None:
+        """Live until *main* ends or death."""
+        with trio.CancelScope() as self.scope:
+            if self.dead:
+                return
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.live, main)
+
+    async def live(self, async_fn: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
+        """A task of this life."""
+        return await self._drive(async_fn(*args, **keywords))
+
+    @types.coroutine
+    def _drive(self, coroutine: Any) -> Any:
+        step, value = coroutine.send, None
+        while True:
+            outer, Life.current = Life.current, self
+            self.steps += 1
+            try:
+                trap = step(value)
+            except StopIteration as stop:
+                return stop.value
+            except BaseException:
+                if self.dead:
+                    return None
+                raise
+            finally:
+                Life.current = outer
+            # A nursery must see its children end, whatever happened: trio insists.
+            patient = type(trap) is CancelShieldedCheckpoint or (
+                type(trap) is WaitTaskRescheduled
+                and trap.abort_func.__qualname__.startswith(_NURSERY_WAIT)
+            )
+            if not patient:
+                trap = self._abortable(trap)
+            try:
+                value = yield trap
+                step = coroutine.send
+            except BaseException as error:
+                step, value = coroutine.throw, error
+            if self.dead and not patient:
+                step, value = coroutine.throw, Crashed()
+
+    def _abortable(self, trap: Any) -> Any:
+        """Not even what the product declares not to be cancelled outlives its process."""
+        if type(trap) is not WaitTaskRescheduled:
+            return trap
+        original = trap.abort_func
+
+        def abort(raise_cancel: Any) -> trio.lowlevel.Abort:
+            done = original(raise_cancel)
+            return trio.lowlevel.Abort.SUCCEEDED if self.dead else done
+
+        return WaitTaskRescheduled(abort)
+
+
+class acting:  # noqa: N801 - used as a keyword
+    """Code of *life* runs inside, called by somebody else; its death ends the block quietly."""
+
+    def __init__(self, life: Life) -> None:
+        self.life = life
+
+    def __enter__(self) -> None:
+        self._outer = Life.current
+        Life.current = self.life
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> bool:
+        Life.current = self._outer
+        return self.life.dead and error is not None
+
+
+class World:
+    """What the processes share: the clock and the source of randomness."""
+
+    def __init__(self, seed: int) -> None:
+        self.clock = MockClock(autojump_threshold=0)
+        self.rng = random.Random(f"{seed} world")
+        self._stamp = 0
+
+    def monotonic(self) -> float:
+        return 1000.0 + self.clock.current_time()
+
+    def time_ns(self) -> int:
+        self._stamp += 1  # no two stamps are equal
+        return int((EPOCH_S + self.clock.current_time()) * 1e9) + self._stamp
+
+
+@contextlib.contextmanager
+def simulated(seed: int) -> Iterator[World]:
+    """Make the process's time, randomness, threads and system calls those of a simulation."""
+    world = World(seed)
+    with pytest.MonkeyPatch.context() as patch:
+        _patch_time(patch, world)
+        _patch_trio(patch, world, seed)
+        _patch_system_calls(patch)
+        listdir = os.listdir
+        patch.setattr(os, "listdir", lambda path=".": sorted(listdir(path)))
+        patch.setattr(os, "urandom", world.rng.randbytes)
+        # Each node has a umask of its own, and here only one process has them all.
+        patch.setattr(Tree, "set_umask", lambda self, umask: os.umask(umask))
+        yield world
+
+
+def _patch_time(patch: pytest.MonkeyPatch, world: World) -> None:
+    patch.setattr(time, "monotonic", world.monotonic)
+    patch.setattr(time, "monotonic_ns", lambda: int(world.monotonic() * 1e9))
+    patch.setattr(time, "time_ns", world.time_ns)
+    patch.setattr(time, "time", lambda: world.time_ns() / 1e9)
+
+
+def _patch_trio(patch: pytest.MonkeyPatch, world: World, seed: int) -> None:
+    patch.setattr(_run, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
+    patch.setattr(_run, "_r", random.Random(f"{seed} trio"))
+    start_soon, start = Nursery.start_soon, Nursery.start
+    reschedule = trio.lowlevel.reschedule
+    rng = random.Random(f"{seed} threads")
+
+    def start_soon_in_life(nursery: Any, async_fn: Any, *args: Any, name: object = None) -> None:
+        life = Life.current
+        if life is None:
+            start_soon(nursery, async_fn, *args, name=name)
+        else:
+            start_soon(nursery, life.live, async_fn, *args, name=name or async_fn)
+
+    async def start_in_life(
+        nursery: Any, async_fn: Any, *args: Any, name: object = None
+    ) -> Any:
+        life = Life.current
+        if life is None:
+            return await start(nursery, async_fn, *args, name=name)
+        return await start(nursery, life.live, async_fn, *args, name=name or async_fn)
+
+    def reschedule_the_living(task: Any, *args: Any) -> None:
+        if Life.current is None or not Life.current.dead:
+            reschedule(task, *args)
+
+    async def run_sync(call: Callable[..., Any], *args: Any, **_: Any) -> Any:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(rng.choice((0, 0, 0.0005, 0.02)))
+        return call(*args)
+
+    patch.setattr(Nursery, "start_soon", start_soon_in_life)
+    patch.setattr(Nursery, "start", start_in_life)
+    patch.setattr(trio.lowlevel, "reschedule", reschedule_the_living)
+    patch.setattr(trio.to_thread, "run_sync", run_sync)
+
+
+def _patch_system_calls(patch: pytest.MonkeyPatch) -> None:
+    def guarded(call: Callable[..., Any]) -> Callable[..., Any]:
+        def guard(*args: Any, **keywords: Any) -> Any:
+            if Life.current is not None:
+                Life.current.system_call()
+            return call(*args, **keywords)
+
+        return guard
+
+    plain_open = os.open
+
+    def open_(path: Any, flags: int, *args: Any, **keywords: Any) -> int:
+        if flags & os.O_CREAT and Life.current is not None:
+            Life.current.system_call()
+        return plain_open(path, flags, *args, **keywords)
+
+    def nothing(_: int) -> None:
+        if Life.current is not None:
+            Life.current.system_call()
+
+    patch.setattr(os, "open", open_)
+    for name in (
+        "mkdir", "rmdir", "unlink", "rename", "link", "symlink", "mknod", "setxattr",
+        "removexattr", "pwrite", "ftruncate", "chmod", "fchmod", "chown", "fchown", "utime",
+    ):  # fmt: skip
+        patch.setattr(os, name, guarded(getattr(os, name)))
+    for name in ("renameat2", "utimens", "utimensat", "punch_hole"):
+        patch.setattr(syscalls, name, guarded(getattr(syscalls, name)))
+    for name in ("fsync", "fdatasync"):
+        patch.setattr(os, name, nothing)
+    patch.setattr(syscalls, "syncfs", nothing)
+    patch.setattr(Database, "execute", _never_failing(guarded(Database.execute)))
+    patch.setattr(ActivityLog, "begin", _never_failing(guarded(ActivityLog.begin)))
+
+
+def _never_failing(call: Callable[..., Any]) -> Callable[..., Any]:
+    """What replfs keeps space for does not fail when STORE does."""
+
+    def safe(*args: Any, **keywords: Any) -> Any:
+        life = Life.current
+        if life is None:
+            return call(*args, **keywords)
+        rate, life.error_rate = life.error_rate, 0.0
+        try:
+            return call(*args, **keywords)
+        finally:
+            life.error_rate = rate
+
+    return safe

@@ -1,0 +1,436 @@
+"""The network between a primary and its replicas: what `transport` promises, and nothing more.
+
+Operations of one stream arrive in order, each at most once, after any delay. A connection may be
+cut at any moment: of what was under way a part still arrives, later, until the next session begins;
+answers are lost; and the primary notices only after a while. `FakeLink` and `FakeListener` have
+the faces that `transport.link.Link` and `transport.listener.Listener` show to the nodes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from replfs.core import messages, ops
+from replfs.core.messages import Hello, Welcome
+from replfs.errors import PeerLost, Refused
+from simulation.harness.life import Life, acting
+
+LIVE, BULK = 0, 1
+_BACKOFF_S = (0.1, 0.2, 0.4, 1.0)
+
+
+class Conditions:
+    """How the network behaves; drawn once a run."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.window = rng.choice((2, 4, 16, 512))
+        self.latency_s = rng.choice((0.0001, 0.001, 0.02))
+        self.idle_share = rng.choice((0.0, 0.2, 0.9))
+        """Of deliveries, how many happen at once, without any other task in between."""
+        self.eager_share = rng.choice((0.0, 0.3, 1.0))
+        """Of calls that may deliver answers on the way, how many do."""
+
+
+class Network:
+    """All endpoints."""
+
+    def __init__(
+        self, rng: random.Random, nursery: trio.Nursery, trouble: Callable[[str], None]
+    ) -> None:
+        self.rng = rng
+        self.nursery = nursery
+        self.trouble = trouble
+        self.conditions = Conditions(rng)
+        self.listeners: dict[str, FakeListener] = {}
+        self.links: dict[str, FakeLink] = {}
+        self.cut_off: set[str] = set()
+        self.sessions = itertools.count(1)
+        self.delivered = 0
+        self.healed = False
+
+    def delay_s(self) -> float:
+        """How long something takes this time."""
+        latency = self.conditions.latency_s
+        return self.rng.choice((0.0, latency, latency, latency * 20 * self.rng.random()))
+
+    def cut(self, endpoint: str) -> None:
+        """From here on nothing new passes."""
+        self.cut_off.add(endpoint)
+        link = self.links.get(endpoint)
+        if link is not None and link.wire is not None:
+            link.wire.cut()
+
+    def join(self, endpoint: str) -> None:
+        """It passes again."""
+        self.cut_off.discard(endpoint)
+
+
+class Lane:
+    """One stream of one session, from the primary's hand to the replica's answer."""
+
+    def __init__(self, stream: int) -> None:
+        self.stream = stream
+        self.queue: deque[tuple[int, ops.AnyOp, bytes | None]] = deque()
+        self.limit: int | None = None
+        """How many of the queue still arrive; None: all."""
+        self.more = trio.Event()
+
+
+class Wire:
+    """One session as the network has it. The replica sees it as its `Session`."""
+
+    def __init__(self, network: Network, link: FakeLink, listener: FakeListener, number: int):
+        self.network = network
+        self.link = link
+        self.listener = listener
+        self.id = number
+        self.name = "primary"
+        self.node = b""
+        self.lanes = (Lane(LIVE), Lane(BULK))
+        self.answers: deque[tuple[int, int, ops.AnyAnswer]] = deque()
+        self.answered = trio.Event()
+        self.is_cut = False
+        self.is_open = True
+        """At the replica: it applies what arrives."""
+        self.drained = trio.Event()
+
+    def start(self) -> None:
+        outer, Life.current = Life.current, None
+        try:
+            for lane in self.lanes:
+                self.network.nursery.start_soon(self._deliver, lane)
+            self.network.nursery.start_soon(self._return)
+        finally:
+            Life.current = outer
+
+    # To the replica --------------------------------------------------------------------------
+
+    async def _deliver(self, lane: Lane) -> None:
+        network = self.network
+        while self.is_open and lane.limit != 0:
+            if not lane.queue:
+                if lane.limit is not None:
+                    return
+                lane.more = trio.Event()
+                await lane.more.wait()
+                continue
+            if network.rng.random() >= network.conditions.idle_share:
+                await trio.sleep(network.delay_s())
+                continue_here = self.is_open and lane.limit != 0 and lane.queue
+                if not continue_here:
+                    continue
+            self.deliver_one(lane)
+
+    def deliver_one(self, lane: Lane) -> None:
+        """The first of the queue arrives."""
+        seq, op, payload = lane.queue.popleft()
+        if lane.limit is not None:
+            lane.limit -= 1
+        self.network.delivered += 1
+        life = self.listener.life
+        answer: ops.AnyAnswer | None = None
+        with acting(life):
+            try:
+                answer = self.listener.applier.apply(self, lane.stream, seq, op, payload)
+            except Exception as error:  # the real listener answers EIO: it is a defect all the same
+                if not life.dead:
+                    self.network.trouble(f"{life.name}: {op!r} raised {error!r}")
+                    raise
+        if life.dead or isinstance(op, ops.Locate | ops.Forget):
+            return
+        if answer is not None:
+            self.answer(lane.stream, seq, answer)
+
+    def answer(self, stream: int, seq: int, answer: ops.AnyAnswer) -> None:
+        """Session.answer: on its way back."""
+        if not self.is_cut:
+            self.answers.append((stream, seq, answer))
+            self.answered.set()
+
+    # To the primary --------------------------------------------------------------------------
+
+    async def _return(self) -> None:
+        network = self.network
+        while not self.is_cut:
+            if not self.answers:
+                self.answered = trio.Event()
+                await self.answered.wait()
+                continue
+            if network.rng.random() >= network.conditions.idle_share:
+                await trio.sleep(network.delay_s())
+            self.return_all()
+            await trio.lowlevel.checkpoint()
+
+    def return_all(self) -> bool:
+        """All answers that are there reach the primary; whether there were any."""
+        found = False
+        while self.answers and not self.is_cut:
+            stream, seq, answer = self.answers.popleft()
+            with acting(self.link.life):
+                self.link.answered(self, stream, seq, answer)
+            found = True
+        return found
+
+    # The end ---------------------------------------------------------------------------------
+
+    def cut(self, *, noticed: bool = False) -> None:
+        """Nothing new goes in; a part of what was under way still comes out; no answers."""
+        if self.is_cut:
+            return
+        self.is_cut = True
+        self.answers.clear()
+        self.answered.set()
+        for lane in self.lanes:
+            lane.limit = self.network.rng.randint(0, len(lane.queue))
+            lane.more.set()
+        if not noticed:
+            outer, Life.current = Life.current, None
+            self.network.nursery.start_soon(self._notice)
+            Life.current = outer
+
+    async def _notice(self) -> None:
+        rng = self.network.rng
+        await trio.sleep(rng.choice((0.0, rng.random() * 0.01, rng.random() * self.link.timeout_s)))
+        with acting(self.link.life):
+            self.link.lost(self, "no answer for 5.0 s")
+
+    def close(self) -> None:
+        """The replica takes nothing of it any more."""
+        self.is_open = False
+        for lane in self.lanes:
+            lane.more.set()
+
+
+class FakeLink:
+    """`transport.link.Link`, as its owner sees it."""
+
+    network: Network
+
+    def __init__(
+        self,
+        context: Any,
+        endpoint: str,
+        owner: Any,
+        *,
+        peer_timeout_s: float,
+        security: Any = None,
+        name: str,
+        on_refused: Any = None,
+    ) -> None:
+        del context, security, on_refused
+        self.name = name
+        self.endpoint = endpoint
+        self.owner = owner
+        self.is_up = False
+        self.session = 0
+        self.outstanding = 0
+        self.timeout_s = peer_timeout_s
+        self.wire: Wire | None = None
+        self.refused = ""
+        self._calls: tuple[dict[int, Any], dict[int, Any]] = ({}, {})
+        self._next = [1, 1]
+        self._room = trio.Event()
+        self._over = trio.Event()
+        life = Life.current
+        if life is None:
+            raise RuntimeError("a link belongs to a life")
+        self.life = life
+        self.network.links[endpoint] = self
+
+    # For the caller --------------------------------------------------------------------------
+
+    def send(self, op: ops.AnyOp, payload: bytes | None, sink: Any, stream: int = LIVE) -> int:
+        """Into the wire."""
+        if not self.is_up or self.wire is None:
+            raise PeerLost(f"{self.name} is not connected")
+        seq = self._next[stream]
+        head = messages.encode_op(stream, self.session, seq, op, payload)
+        op = messages.decode_op(stream, head, payload)
+        self._next[stream] = seq + 1
+        wire, lane = self.wire, self.wire.lanes[stream]
+        if sink is not None:
+            self._calls[stream][seq] = sink
+            if stream == LIVE:
+                self.outstanding += 1
+        if not wire.is_cut:
+            lane.queue.append((seq, op, None if payload is None else bytes(payload)))
+            lane.more.set()
+            if self.network.rng.random() < self.network.conditions.eager_share / 4:
+                wire.return_all()
+        return seq
+
+    def pump(self) -> bool:
+        """Sometimes the operation is there and the answer back, before anybody else runs."""
+        wire = self.wire
+        network = self.network
+        if wire is None or network.rng.random() >= network.conditions.eager_share:
+            return False
+        lane = wire.lanes[LIVE]
+        while not wire.is_cut and wire.is_open and lane.queue and network.rng.random() < 0.8:
+            wire.deliver_one(lane)
+        return wire.return_all()
+
+    def has_room(self, stream: int = LIVE) -> bool:
+        """Whether the window admits another."""
+        return len(self._calls[stream]) < self.network.conditions.window
+
+    async def wait_room(self, stream: int = LIVE) -> None:
+        """Wait for that."""
+        while True:
+            if not self.is_up:
+                raise PeerLost(f"{self.name} is not connected")
+            if self.has_room(stream):
+                return
+            self._room = trio.Event() if self._room.is_set() else self._room
+            await self._room.wait()
+
+    def fail(self, reason: str) -> None:
+        """The owner gives the session up."""
+        wire = self.wire
+        if self.is_up and wire is not None:
+            wire.cut(noticed=True)
+            self.lost(wire, reason)
+
+    # Answers and the end -----------------------------------------------------------------------
+
+    def answered(self, wire: Wire, stream: int, seq: int, answer: ops.AnyAnswer) -> None:
+        """One answer came."""
+        if wire is not self.wire or not self.is_up:
+            return
+        sink = self._calls[stream].pop(seq)
+        if stream == LIVE:
+            self.outstanding -= 1
+        self._room.set()
+        sink.answered(self, answer)
+
+    def lost(self, wire: Wire, reason: str) -> None:
+        """The session is over: the owner first, then whoever waits for an answer."""
+        if wire is not self.wire or not self.is_up:
+            return
+        self.is_up = False
+        self.wire = None
+        self.outstanding = 0
+        calls, self._calls = self._calls, ({}, {})
+        self.owner.went_down(self, reason)
+        for lane in calls:
+            for sink in lane.values():
+                sink.lost(self)
+        self._room.set()
+        self._over.set()
+
+    # Sessions ----------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """One session after the other."""
+        network = self.network
+        while True:
+            try:
+                await self._session()
+            except Refused as error:
+                self.refused = str(error.args[0])
+                await trio.sleep(1.0)
+            await trio.sleep(network.rng.choice(_BACKOFF_S))
+
+    async def _session(self) -> None:
+        network = self.network
+        listener = self._listener()
+        if listener is None:
+            return
+        await trio.sleep(network.delay_s())
+        if self._listener() is not listener:
+            return
+        hello = _carried_hello(self.owner.hello())
+        welcome: Welcome | None = None
+        refused: Refused | None = None
+        with acting(listener.life):
+            try:
+                welcome = _carried_welcome(listener.applier.welcome(hello))
+            except Refused as error:
+                refused = error
+        await trio.sleep(network.delay_s())
+        if refused is not None:
+            raise refused
+        if welcome is None or self._listener() is not listener:
+            return
+        wire = Wire(network, self, listener, next(network.sessions))
+        listener.open(wire)
+        await trio.sleep(network.delay_s())
+        if listener.life.dead or listener.wire is not wire or self._listener() is not listener:
+            return
+        self._calls, self._next = ({}, {}), [1, 1]
+        self.wire = wire
+        self.session = wire.id
+        self.outstanding = 0
+        self.is_up = True
+        self._over = trio.Event()
+        wire.start()
+        try:
+            self.owner.welcomed(self, welcome)
+        except Refused:
+            self.is_up = False
+            self.wire = None
+            wire.cut(noticed=True)
+            raise
+        await self._over.wait()
+
+    def _listener(self) -> FakeListener | None:
+        if self.endpoint in self.network.cut_off:
+            return None
+        listener = self.network.listeners.get(self.endpoint)
+        return None if listener is None or listener.life.dead else listener
+
+
+class FakeListener:
+    """`transport.listener.Listener`, as its applier sees it."""
+
+    network: Network
+
+    def __init__(
+        self, context: Any, endpoint: str, applier: Any, *, security: Any, peer_timeout_s: float
+    ) -> None:
+        del context, security, peer_timeout_s
+        self.endpoint = endpoint
+        self.applier = applier
+        self.wire: Wire | None = None
+        life = Life.current
+        if life is None:
+            raise RuntimeError("a listener belongs to a life")
+        self.life = life
+
+    async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen."""
+        self.network.listeners[self.endpoint] = self
+        task_status.started(self.endpoint)
+        await trio.sleep_forever()
+
+    def open(self, wire: Wire) -> None:
+        """A session begins; an earlier one is over."""
+        with acting(self.life):
+            older, self.wire = self.wire, wire
+            if older is not None:
+                older.close()
+                older.cut()
+                self.applier.closed(older, "began a new session")
+            self.applier.opened(wire)
+
+    def died(self) -> None:
+        """The process ended: what was under way arrives nowhere, and the primary finds out."""
+        if self.wire is not None:
+            self.wire.close()
+            self.wire.cut()
+        if self.network.listeners.get(self.endpoint) is self:
+            del self.network.listeners[self.endpoint]
+
+
+def _carried_hello(hello: Hello) -> Hello:
+    return messages.decode_hello(messages.encode_hello(1, hello))
+
+
+def _carried_welcome(welcome: Welcome) -> Welcome:
+    return messages.decode_welcome(messages.encode_welcome(LIVE, 1, welcome))

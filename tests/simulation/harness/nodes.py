@@ -1,0 +1,174 @@
+"""A primary and its replicas, started the way `node.node` starts them, and killed in other ways."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from replfs.core.dirty import DirtyLog
+from replfs.node.config import PeerSetting, Settings
+from replfs.node.primary import Primary
+from replfs.node.secondary import Secondary
+from replfs.store.activity import ActivityLog, recover
+from replfs.store.state import State
+from replfs.store.tree import Tree
+from simulation.harness.check import Slots
+from simulation.harness.life import Life, acting
+from simulation.harness.network import FakeListener
+
+
+class Store:
+    """One node's directory, and the part of a node that both roles have."""
+
+    def __init__(self, path: Path, command: str, **settings: Any) -> None:
+        self.path = path
+        self.raw = os.fsencode(path)
+        self.settings = Settings(command=command, store=str(path), name=path.name, **settings)  # type: ignore[arg-type]
+        self.life: Life | None = None
+        self._fd = -1
+        self.state: State
+        self.tree: Tree
+
+    @property
+    def is_alive(self) -> bool:
+        return self.life is not None and not self.life.dead
+
+    def _open(self, life: Life) -> None:
+        self.life = life
+        self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.state = State(self._fd)
+        self._take_role()
+        self.tree = Tree(self._fd)
+
+    def _take_role(self) -> None:
+        if self.state.identity().role != "unset":
+            return
+        if self.settings.command == "mount":
+            self.state.update(
+                role="primary",
+                name=self.path.name,
+                volume=os.urandom(16),
+                generation=os.urandom(16),
+                uninitialized=False,
+            )
+        else:
+            self.state.update(role="secondary", name=self.path.name)
+
+    def bury(self) -> None:
+        """What the kernel does for a process that died: its descriptors are closed."""
+        self.life = None
+        self.tree.close_all()
+        # Nothing is saved any more, as if killed: only the connections and locks are given up.
+        self.state._pending.clear()
+        with contextlib.suppress(OSError):
+            self.state.close()
+        os.close(self._fd)
+
+
+class ReplicaNode(Store):
+    """A secondary."""
+
+    def __init__(self, path: Path, endpoint: str) -> None:
+        super().__init__(path, "agent", listen=endpoint)
+        self.endpoint = endpoint
+        self.secondary: Secondary
+
+    def start(self, life: Life) -> Callable[[], Any]:
+        """Start it; what is to be run in *life*."""
+        with acting(life):
+            self._open(life)
+            self.secondary = Secondary(
+                self.settings, self.state, self.tree, None, None, event=_ignore  # type: ignore[arg-type]
+            )
+            self.state.started()
+        return self.secondary.run
+
+    @property
+    def listener(self) -> FakeListener:
+        return self.secondary.listener  # type: ignore[return-value]
+
+
+class PrimaryNode(Store):
+    """A primary."""
+
+    def __init__(self, path: Path, endpoints: list[str], rundir: Path, policy: str) -> None:
+        peers = tuple(PeerSetting(f"r{n}", endpoint) for n, endpoint in enumerate(endpoints))
+        super().__init__(path, "mount", peers=peers, policy=policy)
+        self.primary: Primary
+        self.activity: ActivityLog
+        self._activity = str(rundir / "activity")
+
+    def start(self, life: Life, *, lost_power: bool) -> Callable[[], Any]:
+        """Start it, as `Node` does; what is to be run in *life*."""
+        with acting(life):
+            self._open(life)
+            if lost_power and self.state.unclean:
+                self.state.memory_lost = True
+            unfinished = (
+                recover(self._activity)
+                if self.state.unclean and not self.state.memory_lost
+                else []
+            )
+            self.activity = ActivityLog(self._activity, self.state.identity().node)
+            self.primary = Primary(
+                self.settings,
+                self.state,
+                self.tree,
+                self.activity,
+                None,  # type: ignore[arg-type]
+                None,
+                event=_ignore,
+                status=dict,
+            )
+            self.primary.recover(
+                [(one.object, one.kind, one.region, one.handle) for one in unfinished]
+            )
+            self.activity.clear()
+            self.state.started()
+        return self.primary.run
+
+    def in_flight(self) -> Slots:
+        """What operations had begun and not ended; of a dead one too."""
+        return {key for key, slot in self.activity._by_key.items() if slot.refs}
+
+    def saved_logs(self) -> dict[str, DirtyLog]:
+        """The logs as the next process will find them."""
+        return {peer.name: peer.log for peer in self.primary.pipeline.peers}
+
+    def bury(self) -> None:
+        super().bury()
+        self.activity.close()
+
+
+def populate(path: Path, rng: random.Random, names: tuple[bytes, ...]) -> None:
+    """What is in a directory before it becomes a store."""
+    root = os.fsencode(path)
+    for _ in range(rng.randrange(12)):
+        parts = [rng.choice(names) for _ in range(rng.choice((1, 1, 2, 3)))]
+        below = root
+        for part in parts[:-1]:
+            below += b"/" + part
+            with contextlib.suppress(FileExistsError, NotADirectoryError):
+                os.mkdir(below)
+        full = below + b"/" + parts[-1]
+        with contextlib.suppress(OSError):
+            kind = rng.randrange(6)
+            if kind == 0:
+                os.symlink(b"target", full)
+            elif kind == 1:
+                os.mkdir(full)
+            elif kind == 2:
+                first = os.fsdecode(root) + "/" + os.fsdecode(rng.choice(names))
+                os.link(first, full, follow_symlinks=False)
+            else:
+                size = rng.choice((0, 100, 70_000, 200_000, 1_200_000))
+                with open(full, "xb") as file:
+                    file.write(rng.randbytes(100) * (size // 100))
+
+
+def _ignore(*_args: object, **_keywords: object) -> None:
+    return

@@ -8,9 +8,10 @@ which only costs a transfer.
 
 Pure: no clock, no I/O. One caller at a time; iteration tolerates changes made between two steps.
 
-Memory, measured: 2 bytes per sparse region of a large file (0.02 where they are contiguous);
-about 220 bytes per dirty object, with its id and a few regions, plus its handle; about 110 bytes
-per dirty name of 12 bytes.
+Memory, measured: 1.3 bytes per sparse region of one large file, 21 where files have 16 each (0.13
+where they are contiguous); some 200 bytes per dirty object, with its id and a few regions, plus its
+handle; 90 bytes per dirty name of 12 bytes. Time: a mark that is there already 0.4 us, a question
+0.06 us for a clean object and 0.3 us for one region of a dirty one.
 """
 
 from __future__ import annotations

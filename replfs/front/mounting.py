@@ -161,10 +161,10 @@ def is_dead_mount(path: str, *, timeout_s: float = 2.0) -> bool:
         "os._exit(0)\n"
     )
     null = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1, 2)]
-    pid = os.posix_spawn(  # our own interpreter, isolated from the environment
+    pid = os.posix_spawn(
         sys.executable,
         [sys.executable, "-I", "-S", "-c", probe, mount.path],
-        {},
+        os.environ,
         file_actions=null,
     )
     pidfd = os.pidfd_open(pid)
@@ -384,21 +384,40 @@ def is_init_request(request: bytes) -> bool:
     return bool(length == len(request) and opcode == INIT_OPCODE and major == 7 and minor >= 23)
 
 
-def read_init(device: int) -> bytes:
-    """The FUSE_INIT of a mount just made through *device*.
+def mount_up_to_init(path: str, options: MountOptions) -> tuple[int, bytes]:
+    """Mount on *path* and read the kernel's FUSE_INIT, which then waits for its answer.
+
+    Returns:
+        The /dev/fuse descriptor, and the request.
 
     Raises:
-        InitError: none came, or one of a protocol before 7.23.
+        InitError: it cannot be done this way; libfuse or fusermount3 may be able to. Nothing is
+            mounted.
+        OSError: mount(2) failed for another reason than missing privilege.
     """
-    # Relies on: mount(2) queues FUSE_INIT before it returns.
-    poll = select.poll()
-    poll.register(device, select.POLLIN)
-    if not poll.poll(_INIT_TIMEOUT_S * 1000):
-        raise InitError("the kernel sent no FUSE_INIT")
-    request = os.read(device, 1 << 18)
-    if not is_init_request(request):
-        raise InitError("the kernel's first request is not a FUSE_INIT of protocol 7.23 or later")
-    return request
+    try:
+        device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise InitError(f"/dev/fuse cannot be opened: {error.strerror}") from error
+    with contextlib.ExitStack() as undo:
+        undo.callback(os.close, device)
+        try:
+            mount_fuse(device, path, options)
+        except OSError as error:
+            if error.errno in {errno.EPERM, errno.EACCES}:
+                raise InitError("mount(2) is only for root (CAP_SYS_ADMIN)") from error
+            raise
+        undo.callback(unmount_quietly, path)
+        # Relies on: mount(2) queues FUSE_INIT before it returns.
+        poll = select.poll()
+        poll.register(device, select.POLLIN)
+        if not poll.poll(_INIT_TIMEOUT_S * 1000):
+            raise InitError("the kernel sent no FUSE_INIT")
+        request = os.read(device, _RECEIVE_BYTES)
+        if not is_init_request(request):
+            raise InitError("the kernel's first request is no FUSE_INIT of protocol 7.23 or later")
+        undo.pop_all()
+    return device, request
 
 
 def patch_init_reply(

@@ -146,6 +146,10 @@ class Files(View):
             except OSError as error:
                 failed = error.errno or errno.EIO
             if flight.waiting:
+                if policy == Policy.ASYNC and not failed:
+                    flight.detach(slots)
+                    slots = []
+                    return
                 await self.pipeline.confirmed(flight)
             flight.settle(strict=policy == Policy.STRICT, failed=failed)
         finally:
@@ -260,7 +264,7 @@ class Files(View):
                 tree.set_mode(inode, mode)
             if atime is not None or mtime is not None:
                 tree.set_times(inode, atime, mtime)
-            if inode.gone:
+            if not self.is_sent(inode):
                 return None
             changed_mode = ops.KEEP
             if (owner or mode is not None) and inode.type != _stat.S_IFLNK:
@@ -301,9 +305,15 @@ class Files(View):
             policy=Policy.NONE if inode.gone else None,
         )
 
+    def is_sent(self, inode: Inode) -> bool:
+        """Whether what changes on the object is the peers' business."""
+        return not inode.gone and self.policies.effective(inode) != Policy.NONE
+
     async def _remove_capability(self, inode: Inode) -> None:
         def apply() -> ops.AnyOp | None:
             self.tree.remove_xattr(inode, b"security.capability")
-            return None if inode.gone else ops.RemoveXattr(inode.id, b"security.capability")
+            if not self.is_sent(inode):
+                return None
+            return ops.RemoveXattr(inode.id, b"security.capability")
 
         await self.change_xattr("removexattr", inode, apply)

@@ -51,6 +51,9 @@ class Owner(Protocol):
     flights: int
     activity: ActivityLog
 
+    def confirmations_needed(self) -> int:
+        """How many peers must confirm a strict change."""
+
 
 class Target(Protocol):
     """A peer, as an operation on its way sees it."""
@@ -151,7 +154,7 @@ class Flight:
         anything else that differs is recorded dirty and repaired from the local copy.
 
         Raises:
-            NotInSync: *strict*, and a peer did not confirm what was applied here.
+            NotInSync: *strict*, and fewer peers than needed confirmed what was applied here.
         """
         op = self.op
         if op is None:
@@ -159,11 +162,12 @@ class Flight:
         if failed or (written is not None and written != self.length):
             self._settle_local_failure(op, failed, written or 0)
             return
-        if self.bad is None:
+        if self.bad is None and not strict:
             return
-        for peer, number, _ in self.bad:
+        bad = self.bad or []
+        for peer, number, _ in bad:
             peer.failed(op, number, length=self.length, start=self.start)
-        if strict:
+        if strict and len(self.sent_to) - len(bad) < self.owner.confirmations_needed():
             raise NotInSync("applied here, unconfirmed on a peer")
 
     def _settle_local_failure(self, op: ops.AnyOp, failed: int, written: int) -> None:

@@ -18,7 +18,7 @@ import trio
 from replfs.core import ops, splitter
 from replfs.core.dirty import DirtyLog
 from replfs.core.generation import Action, Decision
-from replfs.core.messages import Hello, Welcome
+from replfs.core.messages import Hello, Refuse, Welcome
 from replfs.core.relationship import Event, State, next_state
 from replfs.errors import PeerLost, Refused
 from replfs.node.flight import Flight, describe
@@ -183,10 +183,8 @@ class Peer:
         del link
         decision = self.home.decide(self, welcome)
         if decision.action is Action.REFUSE:
-            self.advance(Event.REFUSED, decision.sentence)
             raise Refused(decision.sentence, "refused")
         if decision.action is Action.SPLIT_BRAIN:
-            self.advance(Event.SPLIT_BRAIN, decision.sentence)
             raise Refused(decision.sentence, "split-brain")
         self.peer_node = welcome.node
         self.peer_generation = welcome.generation
@@ -203,6 +201,13 @@ class Peer:
             self.advance(Event.DECIDED_QUICK, decision.sentence)
         self.live = not self.paused
         self.wake_resync()
+
+    def refused(self, link: Link, refuse: Refuse) -> None:
+        """One side of the handshake said no; the link tries again at times."""
+        del link
+        event = Event.SPLIT_BRAIN if refuse.code == "split-brain" else Event.REFUSED
+        if self.state in {State.UNINITIALIZED, State.OUT_OF_SYNC, State.REFUSED, State.SPLIT_BRAIN}:
+            self.advance(event, refuse.reason)
 
     def went_down(self, link: Link, reason: str) -> None:
         """The session is over; what was unanswered is recorded by its operations."""
@@ -334,6 +339,12 @@ class Peer:
         for known in self.located:
             known.discard(inode.id)
 
+    def moved(self, inode: Inode) -> None:
+        """An object that is not a directory has another parent: its marks say where it is now."""
+        if self.log.is_empty or inode.is_directory or not self.log.marks(inode.id):
+            return
+        self.log.mark_attrs(inode.id, handle=self._locator(inode.id))
+
     def links_changed(self, inode: Inode) -> None:
         """An object with several names: while the peer is out of sync, all of them are looked at,
 
@@ -364,16 +375,19 @@ class Peer:
             self._mark_unknown(inode)
         self.wake_resync()
 
-    def mark_policy_change(
-        self, parent: Inode, name: bytes, inode: Inode, *, removal: bool
-    ) -> None:
-        """The object's name is to vanish from the peer, or to appear there."""
+    def mark_policy_change(self, inode: Inode, *, removal: bool) -> None:
+        """The object's names are to vanish from the peer, or to appear there."""
+        tree = self.home.tree
         self._begin_divergence()
-        splitter.mark_name(
-            self.log, self.home.tree.ensure_id(parent), name, self._locator, removal=removal
-        )
-        if not removal:
+        for parent, name in inode.names():
+            splitter.mark_name(
+                self.log, tree.ensure_id(parent), name, self._locator, removal=removal
+            )
+        if not removal or inode is tree.root:
             self._mark_unknown(inode)
+        if not inode.is_directory and tree.stat(inode).st_nlink > len(inode.names()):
+            # It has names that nobody has looked up: they are anywhere.
+            self.log.mark_unknown(ROOT_ID, directory=True, deep=True)
         self.wake_resync()
 
     def _mark_unknown(self, inode: Inode) -> None:

@@ -92,9 +92,13 @@ class Pipeline:
         if policy == Policy.STRICT:
             await self._require_strict(inode)
 
+    def confirmations_needed(self) -> int:
+        """How many peers must confirm a strict change."""
+        return self.strict_peers or len(self.peers)
+
     async def _require_strict(self, *inodes: Inode) -> None:
         """EIO before anything is applied, where the peers a strict change needs are lost."""
-        needed = self.strict_peers or len(self.peers)
+        needed = self.confirmations_needed()
         ready = 0
         for peer in self.peers:
             if peer.live and await peer.bring_in_sync(inodes):
@@ -149,13 +153,19 @@ class Pipeline:
         try:
             if policy is None:
                 policy = self.policies.effective(subject)
-            if policy != Policy.NONE and self.peers:
-                await self.prepare(subject, policy)
+            if self.peers:
+                if policy != Policy.NONE:
+                    await self.prepare(subject, policy)
+                else:
+                    # What is not replicated itself may have its name in a directory that is.
+                    touched = tuple(
+                        one for one in touched if self.policies.effective(one[0]) != Policy.NONE
+                    )
                 for inode, _, _ in touched:
                     self.tree.ensure_id(inode)
                 slots = self.note(touched)
             op = apply()
-            if op is not None and policy != Policy.NONE:
+            if op is not None:
                 self.send(op, None, flight, 0)
                 if flight.waiting:
                     if policy == Policy.ASYNC:

@@ -32,6 +32,8 @@ class RenamePlan(NamedTuple):
     """Nothing: neither name is replicated."""
     crossing: bool
     """An object appears or vanishes there, though here it only moves."""
+    crossed: tuple[Inode, ...]
+    """Those of which that is true."""
     appears: tuple[Inode, ...]
     """Objects that the peers do not have, and shall."""
     vanishes: bool
@@ -61,23 +63,39 @@ class Policies:
         self.generation = generation
 
     def effective(self, inode: Inode) -> int:
-        """The policy that counts for an object, never INHERIT."""
+        """The policy that an object is treated by, never INHERIT.
+
+        Below a directory of policy `none` nothing is on the peers, whatever it says itself: there
+        this is NONE. An object with several names is on the peers while one of them is.
+        """
         if not self._used:
             return self.default
         cached = inode.resolved
         if cached is not None and cached[0] == self._epoch:
             return cached[1]
-        found = self.default
+        chain = []
+        found: int = self.default
         one: Inode | None = inode
         while one is not None:
-            if not one.recorded:
-                self._tree.read_record(one)
-            if one.policy:
-                found = Policy(one.policy)
+            cached = one.resolved
+            if cached is not None and cached[0] == self._epoch:
+                found = cached[1]
                 break
+            chain.append(one)
             one = one.parent
-        inode.resolved = self._epoch, found
+        for one in reversed(chain):
+            if found == Policy.NONE and one.more:
+                found = self._by_other_names(one)
+            self._tree.read_record(one)
+            if one.policy and (found != Policy.NONE or one.parent is None):
+                found = one.policy
+            one.resolved = self._epoch, found
         return found
+
+    def _by_other_names(self, inode: Inode) -> int:
+        """What the directories of an object's further names say."""
+        found = (self.effective(parent) for parent, _ in inode.names()[1:])
+        return next((one for one in found if one != Policy.NONE), Policy.NONE)
 
     def _chain(self, inode: Inode) -> Iterator[tuple[str, Policy]]:
         one: Inode | None = inode
@@ -137,18 +155,25 @@ class Policies:
         """What the move means on the peers; asked before it is made."""
         if not self._used:
             replicated = POLICIES[self.default].replicated
-            return RenamePlan(not replicated, crossing=False, appears=(), vanishes=False)
+            return RenamePlan(
+                not replicated, crossing=False, crossed=(), appears=(), vanishes=False
+            )
         old = self.is_replicated_name(parent, name, inode)
         new = self.is_replicated_name(new_parent, new_name, inode)
         there = replaced is not None and self.is_replicated_name(new_parent, new_name, replaced)
         appears = [inode] if new and not old else []
-        if exchange and replaced is not None and not there:
-            if self.is_replicated_name(parent, name, replaced):
+        crossed = [inode] if new != old else []
+        if exchange and replaced is not None:
+            back = self.is_replicated_name(parent, name, replaced)
+            if back and not there:
                 appears.append(replaced)
+            if back != there:
+                crossed.append(replaced)
         replaced_differs = replaced is not None and there != new
         return RenamePlan(
             local=not old and not new and not there and not appears,
-            crossing=old != new or bool(appears) or replaced_differs,
+            crossing=bool(crossed) or replaced_differs,
+            crossed=tuple(crossed),
             appears=tuple(appears),
             vanishes=old and not new,
         )
@@ -168,7 +193,8 @@ class Policies:
                 raise failure(errno.ENODATA)
             return rules.ack_name(Ack(inode.ack)).encode()
         if name == _EFFECTIVE:
-            return rules.policy_name(Policy(self.effective(inode))).encode()
+            declared, _ = rules.effective(self._chain(inode), self.default)
+            return rules.policy_name(declared).encode()
         if name == _SOURCE:
             return os.fsencode(self.source(inode))
         return None

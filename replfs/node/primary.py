@@ -104,6 +104,7 @@ class Primary:
             peer_timeout_s=self.settings.peer_timeout_s,
             security=curve,
             name=name,
+            on_refused=peer.refused,
         )
         self.pipeline.peers.append(peer)
         self.resyncs[name] = Resync(self.pipeline, peer, self.settings.resync_rate_bytes)

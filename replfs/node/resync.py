@@ -240,6 +240,10 @@ class Resync:
         if marks is None:
             return None
         inode = self._tree.find(marks.handle, object_id)
+        if inode is None and self._tree.is_gone(marks.handle):
+            # Its names are marked where they were; there is nothing to carry.
+            self._log.forget(object_id)
+            return None
         if inode is None:
             log.warning(
                 "peer %s: a changed object is not where it was: comparing everything",

@@ -120,7 +120,7 @@ class Volume(Files):
             made = inode, found, fd
             inode.lookups += 1
             if not self.policies.is_replicated_name(parent, name, inode):
-                return None
+                return self._time_of(parent, above)
             return ops.Make(
                 inode.id,
                 parent.id,
@@ -169,11 +169,13 @@ class Volume(Files):
             above = tree.unlink(
                 parent, name, inode, directory=kind == "rmdir", links=found.st_nlink
             )
-            if last:
-                for peer in self.pipeline.peers:
+            for peer in self.pipeline.peers:
+                if last:
                     peer.object_removed(inode)
+                else:
+                    peer.moved(inode)
             if not replicated:
-                return None
+                return self._time_of(parent, above)
             return ops.Unlink(inode.id, parent.id, name, kind == "rmdir", above.st_mtime_ns)
 
         await self.pipeline.change(
@@ -204,7 +206,7 @@ class Volume(Files):
             for peer in self.pipeline.peers:
                 peer.links_changed(inode)
             if not self.policies.is_replicated_name(parent, name, inode):
-                return None
+                return self._time_of(parent, above)
             return ops.Link(inode.id, parent.id, name, above.st_mtime_ns)
 
         await self.pipeline.change(
@@ -218,6 +220,12 @@ class Volume(Files):
             raise failure(errno.EIO)
         inode.lookups += 1
         return inode, found
+
+    def _time_of(self, directory: Inode, found: os.stat_result) -> ops.AnyOp | None:
+        """What the peers see of a change to a name that they do not have: the directory's time."""
+        if not self.is_sent(directory):
+            return None
+        return ops.SetAttr(directory.id, mtime=found.st_mtime_ns)
 
     async def rename(
         self, parent_id: int, name: bytes, new_parent_id: int, new_name: bytes, flags: int
@@ -254,6 +262,10 @@ class Volume(Files):
             plan = self.policies.plan_rename(
                 parent, name, new_parent, new_name, inode, replaced, exchange=exchange
             )
+            for one in plan.crossed:
+                if not one.is_directory and tree.stat(one).st_nlink > 1:
+                    # As for link(2): one object would be on the peers and not.
+                    raise failure(errno.EXDEV)
             if not plan.local:
                 tree.ensure_id(inode)
                 if replaced is not None:
@@ -273,9 +285,15 @@ class Volume(Files):
                 for peer in self.pipeline.peers:
                     peer.object_removed(replaced)
             for peer in self.pipeline.peers:
+                peer.moved(inode)
+                if exchange and replaced is not None:
+                    peer.moved(replaced)
                 peer.links_changed(inode)
             if plan.local:
-                return None
+                if new_parent is not parent and self.is_sent(new_parent):
+                    for peer in self.pipeline.peers:
+                        peer.mark(ops.SetAttr(new_parent.id))
+                return self._time_of(parent, above)
             if plan.crossing:
                 # One side of the move is not replicated: the names are recorded, and the resync
                 # makes one appear and the other vanish.
@@ -329,7 +347,7 @@ class Volume(Files):
 
         def apply() -> ops.AnyOp | None:
             tree.set_xattr(inode, name, value)
-            return None if inode.gone else ops.SetXattr(inode.id, name, value)
+            return ops.SetXattr(inode.id, name, value) if self.is_sent(inode) else None
 
         await self.change_xattr("setxattr", inode, apply)
         if uid and name == b"system.posix_acl_access":
@@ -348,7 +366,7 @@ class Volume(Files):
 
         def apply() -> ops.AnyOp | None:
             tree.remove_xattr(inode, name)
-            return None if inode.gone else ops.RemoveXattr(inode.id, name)
+            return ops.RemoveXattr(inode.id, name) if self.is_sent(inode) else None
 
         await self.change_xattr("removexattr", inode, apply)
 
@@ -364,15 +382,20 @@ class Volume(Files):
         try:
             self.tree.ensure_id(inode)
             before = self.policies.effective(inode)
-            if before != Policy.NONE and self.pipeline.peers:
-                slots = self.pipeline.note(((inode, KIND_ATTRS, 0),))
+            if self.pipeline.peers and not inode.gone:
+                above = [parent for parent, _ in inode.names()]
+                for parent in above:
+                    self.tree.ensure_id(parent)
+                touched = ((inode, KIND_ATTRS, 0), *((one, KIND_NAMES, 0) for one in above))
+                slots = self.pipeline.note(touched)
             self.tree.set_policy(inode, policy, ack)
             self.policies.changed()
             after = self.policies.effective(inode)
-            if (before == Policy.NONE) != (after == Policy.NONE):
+            if inode.gone:
+                pass
+            elif (before == Policy.NONE) != (after == Policy.NONE):
                 for peer in self.pipeline.peers:
-                    for parent, entry in inode.names():
-                        peer.mark_policy_change(parent, entry, inode, removal=after == Policy.NONE)
+                    peer.mark_policy_change(inode, removal=after == Policy.NONE)
             elif after != Policy.NONE:
                 self.pipeline.send(ops.SetPolicy(inode.id, policy, ack), None, flight, 0)
             if flight.waiting:

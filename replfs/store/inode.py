@@ -62,8 +62,8 @@ class Inode:
         """Cached (policy epoch, effective policy); kept by the volume."""
         self.parent: Inode | None = None
         self.name = b""
-        self.more: set[tuple[Inode, bytes]] | None = None
-        """Further names that have been seen, of an object with several links."""
+        self.more: dict[tuple[Inode, bytes], None] | None = None
+        """Further names that have been seen, of an object with several links, oldest first."""
         self.lookups = 0
         self.pins = 0
         """Bits: which other users, besides kernel and handles, need it known."""
@@ -104,22 +104,22 @@ class Inode:
             self.name = name
         else:
             if self.more is None:
-                self.more = set()
+                self.more = {}
             elif (parent, name) in self.more:
                 return
-            self.more.add((parent, name))
+            self.more[parent, name] = None
         parent.children += 1
 
     def drop_name(self, parent: Inode, name: bytes) -> None:
         """It no longer has this name."""
         if self.parent is parent and self.name == name:
             if self.more:
-                self.parent, self.name = self.more.pop()
+                self.parent, self.name = self.more.popitem()[0]
             else:
                 self.parent = None
                 self.name = b""
         elif self.more and (parent, name) in self.more:
-            self.more.remove((parent, name))
+            del self.more[parent, name]
         else:
             return
         parent.children -= 1

@@ -454,15 +454,13 @@ class State:
             self._commit([(number, change) for change in changes])
 
     def _put_off(self, number: int, changes: Sequence[Change], *, lazily: bool) -> None:
-        if len(self._pending) >= _PENDING_MAX:
+        if len(self._pending) >= _PENDING_MAX and not (lazily and self._is_behind):
             try:
                 self._commit()
             except OSError:
                 if not lazily:
                     raise
-                # Clears may be lost. Marks may not be, and what was before them stays with them.
-                if not self._is_behind:
-                    self._pending.clear()
+                self._pending.clear()  # all are clears, which may be lost
         for change in changes:
             # The last change of a key stands for all of them, and takes its place at the end.
             key = (number, *_key(change))

@@ -305,6 +305,19 @@ class Tree:
         self.read_record(inode)
         return inode if inode.id == object_id else None
 
+    def is_gone(self, locator: bytes) -> bool:
+        """Whether what a locator stood for certainly has no name any more."""
+        if not locator:
+            return False
+        try:
+            fd = syscalls.open_by_handle(self.root_fd, locator[1 : 1 + locator[0]], os.O_PATH)
+        except OSError as error:
+            return error.errno == errno.ESTALE
+        try:
+            return os.fstat(fd).st_nlink == 0
+        finally:
+            os.close(fd)
+
     def _find_directory(self, fd: int) -> Inode | None:
         return self._walk(os.readlink(proc_path(fd)))
 

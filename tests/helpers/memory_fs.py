@@ -33,6 +33,7 @@ import pyfuse3
 import trio
 import trio.testing
 
+from replfs.front import mounting
 from replfs.front.session import FuseSession, MountOptions, Tuning
 
 
@@ -122,6 +123,7 @@ class MemoryFs(pyfuse3.Operations):
         return a
 
     calls_uncached = False
+    checkpoints = False
 
     async def setattr(self, inode, attr, fields, fh, ctx):
         self.calls["setattr"] += 1
@@ -187,6 +189,8 @@ class MemoryFs(pyfuse3.Operations):
         self.calls["write"] += 1
         if self.delay_s:
             await trio.sleep(self.delay_s)
+        elif self.checkpoints:
+            await trio.lowlevel.checkpoint()
         node = self.node(fh)
         if len(node.data) < off:
             node.data.extend(bytes(off - len(node.data)))
@@ -305,15 +309,45 @@ async def serve(session: FuseSession, fs: MemoryFs, arguments: argparse.Namespac
 
 
 def lying(poll: Callable[[int], object], each: int) -> Callable[[int], object]:
-    """A poll that says "readable" each so many times whether it is or not."""
+    """A poll that says "readable" when nothing is there, once in so many calls at the most."""
     count = 0
 
     def answer(timeout: int) -> object:
         nonlocal count
         count += 1
-        return True if count % each == 0 else poll(timeout)
+        if real := poll(timeout):
+            return real
+        if count < each:
+            return []
+        count = 0
+        return True
 
     return answer
+
+
+def break_insides(what: str) -> None:
+    """Be a pyfuse3 or libfuse that is not as expected."""
+    insides: Any = pyfuse3
+    if what == "version":
+        insides.__version__ = "3.6.0"
+    elif what == "names":
+        insides._wait_fuse_readable = None
+    elif what == "wait":
+        loop = insides._session_loop
+        wait = insides._wait_fuse_readable
+
+        async def deaf_loop(*arguments: Any) -> None:
+            patched, insides._wait_fuse_readable = insides._wait_fuse_readable, wait
+            if patched is wait:
+                await loop(*arguments)
+
+        insides._session_loop = deaf_loop
+    elif what == "reply":
+
+        def refuse(*_arguments: Any, **_more: Any) -> Any:
+            raise mounting.InitError("a libfuse of another kind")
+
+        mounting.patch_init_reply = refuse
 
 
 def main() -> int:
@@ -324,7 +358,9 @@ def main() -> int:
     parser.add_argument("--spin-ns", type=int, default=60_000)
     parser.add_argument("--delay-ms", type=float, default=0.0)
     parser.add_argument("--uncached", action="store_true")
+    parser.add_argument("--checkpoints", action="store_true", help="one in each write")
     parser.add_argument("--spurious", type=int, default=0, help="say readable each Nth time")
+    parser.add_argument("--broken", choices=["version", "names", "wait", "reply"])
     parser.add_argument("--uid", type=int, default=0, help="be this user")
     parser.add_argument("--other", help="then try to mount a second session here")
     parser.add_argument("--twice", action="store_true", help="a first session before this one")
@@ -333,8 +369,11 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     fs = MemoryFs(arguments.delay_ms / 1000)
     fs.calls_uncached = arguments.uncached
+    fs.checkpoints = arguments.checkpoints
     os.umask(0)
 
+    if arguments.broken:
+        break_insides(arguments.broken)
     if arguments.uid:
         os.setgroups([])
         os.setresgid(arguments.uid, arguments.uid, arguments.uid)

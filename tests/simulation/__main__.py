@@ -1,6 +1,7 @@
 """Run seeds of the simulation: `python -m simulation SEED [SEED...]`, `python -m simulation A-B`.
 
-Prints every failing seed with its trace, and what was done at the end. In tests/.
+Prints every failing seed with its trace (with `-w` also what went over the network), with `-v` every
+one, and what was done at the end. `--base=DIR` says where the stores are made. In tests/.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from simulation.harness.world import run_seed
 
 def main(arguments: list[str]) -> int:
     """The number of failing seeds, at most 1."""
-    verbose = "-v" in arguments
+    verbose, wire = "-v" in arguments, "-w" in arguments
     base = next((one[7:] for one in arguments if one.startswith("--base=")), None)
     seeds: list[int] = []
     for one in arguments:
@@ -28,7 +29,7 @@ def main(arguments: list[str]) -> int:
     for seed in seeds:
         directory = Path(tempfile.mkdtemp(prefix="replfs-sim-", dir=base))
         try:
-            result = run_seed(seed, directory)
+            result = run_seed(seed, directory, wire=wire)
         finally:
             shutil.rmtree(directory)
         operations += result.operations

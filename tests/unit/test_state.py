@@ -758,7 +758,7 @@ def test_a_batch_on_a_full_disk_is_made_good_before_any_later_mark(small_disk):
         small_disk.fill()
         with pytest.raises(OSError, match="no space"):
             while True:
-                other.mark_name(OBJECTS[0], os.urandom(100))
+                other.mark_attrs(os.urandom(16), handle=os.urandom(20000))
         with pytest.raises(OSError, match="no space"), it.batch():
             for object_id in OBJECTS[:500]:
                 log.mark_data(object_id, 0, 1)
@@ -836,6 +836,9 @@ COVERING = """
         assert it.is_in_place()
         it.stopped_cleanly()
         it.close(covered=True)
+        # Left open: to close them SQLite would look for them by their paths.
+        links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+        assert any(os.readlink(x).endswith("state.db-wal") for x in links if os.path.islink(x))
     finally:
         subprocess.run(["umount", store], check=True)
     print("done", flush=True)

@@ -129,7 +129,7 @@ def differences(left: Snapshot, right: Snapshot) -> list[str]:
     """Everything in which a replica differs from its primary."""
     found = [f"{path!r} is not there" for path in left.by_path.keys() - right.by_path.keys()]
     found += [f"{path!r} is there" for path in right.by_path.keys() - left.by_path.keys()]
-    pairs = [(b"/", left.root, right.root)]
+    pairs = [] if left.root.policy == Policy.NONE else [(b"/", left.root, right.root)]
     pairs += [(path, left.by_path[path], right.by_path[path]) for path in left.by_path.keys()
               & right.by_path.keys()]  # fmt: skip
     for path, one, other in sorted(pairs, key=lambda pair: pair[0]):
@@ -155,7 +155,8 @@ def compared(left: bytes, right: bytes, primary: Snapshot) -> list[str]:
     found = []
     hidden = {path[1:] for path in primary.unreplicated}
     inodes = {os.lstat(left + b"/" + path).st_ino for path in hidden}
-    for one in compare_trees(left, right):
+    whole = primary.root.policy != Policy.NONE
+    for one in compare_trees(left, right, root_attributes=whole):
         if one.path in hidden:
             continue
         if one.kind == "nlink" and os.lstat(left + b"/" + one.path).st_ino in inodes:

@@ -11,6 +11,7 @@ Source: Linux, Documentation/filesystems/directory-locking.rst and fs/fuse/dir.c
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 import stat
@@ -33,7 +34,11 @@ _FORGET_SHARE = 0.3
 class Node:
     """An inode of the kernel's."""
 
+    _count = itertools.count()
+
     def __init__(self, nodeid: int, kind: int) -> None:
+        self.number = next(self._count)
+        """For an order that does not depend on the file system's numbers."""
         self.nodeid = nodeid
         self.kind = kind
         self.lookups = 0
@@ -55,8 +60,9 @@ class Node:
 class OpenFile:
     """An open file of a process."""
 
-    def __init__(self, node: Node, handle: Handle) -> None:
+    def __init__(self, node: Node, handle: Handle, flags: int) -> None:
         self.node = node
+        self.readable = flags & os.O_ACCMODE != os.O_WRONLY
         self.number = handle.number
         self.writable = handle.writable
 
@@ -231,7 +237,7 @@ class Kernel:
                 handle, inode, _ = await self.volume.create(
                     directory.nodeid, name, mode, flags, owner=self._owner(), umask=0o022
                 )
-                return self._opened(self._entry(directory, name, inode), handle)
+                return self._opened(self._entry(directory, name, inode), handle, flags)
             if flags & os.O_EXCL:
                 raise failure(errno.EEXIST)
         return await self.open(path, flags)
@@ -294,7 +300,7 @@ class Kernel:
                 await held.enter_async_context(self._renaming)
                 first, second = source, target
                 if self._is_below(source, target) or (
-                    not self._is_below(target, source) and source.nodeid > target.nodeid
+                    not self._is_below(target, source) and source.number > target.number
                 ):
                     first, second = target, source
                 await held.enter_async_context(first.lock)
@@ -318,7 +324,7 @@ class Kernel:
             if there is not None and not flags and node.is_directory != there.is_directory:
                 raise failure(errno.ENOTDIR if node.is_directory else errno.EISDIR)
             moved = [node] if there is None else [node, there]
-            for one in sorted(moved, key=lambda one: (one.is_directory, one.nodeid)):
+            for one in sorted(moved, key=lambda one: (one.is_directory, one.number)):
                 one.users += 1
                 held.callback(self.release, one)
                 await held.enter_async_context(one.lock)
@@ -366,7 +372,7 @@ class Kernel:
     async def setxattr(self, path: tuple[bytes, ...], name: bytes, value: bytes) -> None:
         async with self.at(path) as node, node.lock:
             self._check_xattr(node, name)
-            await self.volume.setxattr(node.nodeid, name, value, uid=0, groups=())
+            await self.volume.setxattr(node.nodeid, name, value, uid=0, groups=set)
 
     async def removexattr(self, path: tuple[bytes, ...], name: bytes) -> None:
         async with self.at(path) as node, node.lock:
@@ -382,9 +388,9 @@ class Kernel:
 
     # Files -----------------------------------------------------------------------------------
 
-    def _opened(self, node: Node, handle: Handle) -> OpenFile:
+    def _opened(self, node: Node, handle: Handle, flags: int) -> OpenFile:
         node.users += 1
-        opened = OpenFile(node, handle)
+        opened = OpenFile(node, handle, flags)
         self.files.append(opened)
         return opened
 
@@ -394,8 +400,8 @@ class Kernel:
                 raise failure(errno.EISDIR if node.is_directory else errno.ENXIO)
             if flags & os.O_TRUNC:
                 async with node.lock:
-                    return self._opened(node, await self.volume.open(node.nodeid, flags))
-            return self._opened(node, await self.volume.open(node.nodeid, flags))
+                    return self._opened(node, await self.volume.open(node.nodeid, flags), flags)
+            return self._opened(node, await self.volume.open(node.nodeid, flags), flags)
 
     async def close(self, opened: OpenFile) -> None:
         """close, after the caller took it out of `files`."""

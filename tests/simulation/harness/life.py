@@ -31,7 +31,7 @@ from replfs.store.tree import Tree
 
 EPOCH_S = 1_700_000_000
 _NURSERY_WAIT = "Nursery._nested_child_finished"
-_FAILURES = (errno.ENOSPC, errno.EIO, errno.EDQUOT)
+_FAILURES = (errno.ENOSPC, errno.EIO)
 
 
 class Crashed(BaseException):

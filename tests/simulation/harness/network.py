@@ -46,6 +46,8 @@ class Network:
         self.rng = rng
         self.nursery = nursery
         self.trouble = trouble
+        self.note: Callable[[str], None] | None = None
+        """Told of everything that arrives, where somebody wants to read it."""
         self.conditions = Conditions(rng)
         self.listeners: dict[str, FakeListener] = {}
         self.links: dict[str, FakeLink] = {}
@@ -142,6 +144,8 @@ class Wire:
                 if not life.dead:
                     self.network.trouble(f"{life.name}: {op!r} raised {error!r}")
                     raise
+        if self.network.note is not None:
+            self.network.note(f"{self.id}.{lane.stream}.{seq} {life.name} {shown(op)} -> {answer}")
         if life.dead or isinstance(op, ops.Locate | ops.Forget):
             return
         if answer is not None:
@@ -426,6 +430,19 @@ class FakeListener:
             self.wire.cut()
         if self.network.listeners.get(self.endpoint) is self:
             del self.network.listeners[self.endpoint]
+
+
+def shown(op: ops.AnyOp) -> str:
+    """An operation for a person, ids shortened to their last four digits."""
+    words = []
+    for key in op.__struct_fields__:
+        value = getattr(op, key)
+        if isinstance(value, bytes) and len(value) == ops.OBJECT_ID_SIZE:
+            value = f"<{value.hex()[-4:]}>"
+        elif key == "wanted":
+            value = [f"<{one.hex()[-4:]}>" for one in value]
+        words.append(f"{key}={value!r}" if not isinstance(value, str) else f"{key}={value}")
+    return f"{type(op).__name__}({', '.join(words)})"
 
 
 def _carried_hello(hello: Hello) -> Hello:

@@ -152,7 +152,7 @@ def populate(path: Path, rng: random.Random, names: tuple[bytes, ...]) -> None:
         below = root
         for part in parts[:-1]:
             below += b"/" + part
-            with contextlib.suppress(FileExistsError, NotADirectoryError):
+            with contextlib.suppress(OSError):
                 os.mkdir(below)
         full = below + b"/" + parts[-1]
         with contextlib.suppress(OSError):

@@ -61,26 +61,57 @@ class Habits:
         self.weights = tuple(weights.values())
         self.large_share = rng.choice((0.0, 0.02, 0.1))
         self.names = NAMES[: rng.choice((2, 3, 5))]
+        self.pauses_s = rng.choice(((0.0,), (0.0, 0.001), (0.0, 0.0, 0.001, 0.05, 0.4)))
 
 
 class Process:
     """One application."""
 
-    def __init__(self, kernel: Kernel, rng: random.Random, habits: Habits) -> None:
+    def __init__(
+        self, kernel: Kernel, store: bytes, rng: random.Random, habits: Habits
+    ) -> None:
         self.kernel = kernel
+        self.store = store
         self.rng = rng
         self.habits = habits
         self.files: list[OpenFile] = []
 
     # Choices ---------------------------------------------------------------------------------
 
-    def _path(self) -> Path:
-        """Mostly near the root, mostly where something is."""
-        depth = self.rng.choice((1, 1, 1, 2, 2, DEPTH))
-        return tuple(self.rng.choice(self.habits.names) for _ in range(depth))
+    def _entries(self, path: Path) -> dict[bytes, bool]:
+        """Names in a directory of the store, and whether they are directories."""
+        where = b"/".join((self.store, *path))
+        with os.scandir(where) as found:
+            entries = {entry.name: entry.is_dir(follow_symlinks=False) for entry in found}
+        return {name: entries[name] for name in sorted(entries) if name != b".replfs"}
 
     def _directory(self) -> Path:
-        return self._path()[: self.rng.choice((0, 0, 1, 1, 2))]
+        """One that is there, mostly near the root."""
+        path: Path = ()
+        while len(path) < DEPTH and self.rng.random() < 0.6:
+            below = [name for name, is_directory in self._entries(path).items() if is_directory]
+            if not below:
+                break
+            path = (*path, self.rng.choice(below))
+        return path
+
+    def _new(self) -> Path:
+        """A name, often free, in a directory that is there."""
+        return (*self._directory(), self.rng.choice(self.habits.names))
+
+    def _path(self, *, directory: bool | None = None) -> Path:
+        """What is there, mostly, and mostly of the wanted kind."""
+        rng = self.rng
+        for _ in range(4):
+            above = self._directory()
+            found = [
+                name
+                for name, is_directory in self._entries(above).items()
+                if directory in {None, is_directory}
+            ]
+            if found and rng.random() < 0.9:
+                return (*above, rng.choice(found))
+        return self._new()
 
     def _file(self, *, writable: bool = False) -> OpenFile | None:
         found = [one for one in self.files if one.writable or not writable]
@@ -124,7 +155,7 @@ class Process:
             self.kernel.reclaim()
 
     async def _do_create(self, note: Callable[[str], None]) -> None:
-        path = self._path()
+        path = self._new()
         flags = os.O_RDWR | self.rng.choice((0, 0, os.O_EXCL, os.O_TRUNC))
         mode = 0o100000 | self.rng.choice((0o644, 0o600, 0o755, 0o4755, 0o2775))
         note(f"{_show(path)} {flags:o} {mode:o}")
@@ -135,7 +166,7 @@ class Process:
             await self._close(opened)
 
     async def _do_open(self, note: Callable[[str], None]) -> None:
-        path = self._path()
+        path = self._path(directory=False)
         flags = self.rng.choice((os.O_RDONLY, os.O_RDWR, os.O_RDWR, os.O_WRONLY | os.O_TRUNC))
         note(f"{_show(path)} {flags:o}")
         self.files.append(await self.kernel.open(path, flags))
@@ -155,7 +186,7 @@ class Process:
         opened = self._file(writable=True)
         own = opened is None
         if opened is None:
-            path = self._path()
+            path = self._path(directory=False)
             note(f"{_show(path)}")
             opened = await self.kernel.open(path, os.O_RDWR)
         offset, data = self._offset(), self._data()
@@ -175,7 +206,7 @@ class Process:
 
     async def _do_read(self, note: Callable[[str], None]) -> None:
         opened = self._file()
-        if opened is not None and opened.writable:
+        if opened is not None and opened.readable:
             note(f"inode {opened.node.nodeid}")
             await self.kernel.read(opened, self._offset(), 4096)
 
@@ -193,23 +224,23 @@ class Process:
             await self.kernel.fsync(opened, data_only=self.rng.random() < 0.5)
 
     async def _do_truncate(self, note: Callable[[str], None]) -> None:
-        path, size = self._path(), self._offset()
+        path, size = self._path(directory=False), self._offset()
         note(f"{_show(path)} to {size}")
         await self.kernel.setattr(path, size=size)
 
     async def _do_mkdir(self, note: Callable[[str], None]) -> None:
-        path = self._path()
+        path = self._new()
         mode = 0o040000 | self.rng.choice((0o755, 0o700, 0o2775, 0o1777))
         note(f"{_show(path)} {mode:o}")
         await self.kernel.make(path, mode, umask=0o022)
 
     async def _do_symlink(self, note: Callable[[str], None]) -> None:
-        path = self._path()
+        path = self._new()
         note(_show(path))
         await self.kernel.make(path, 0o120777, target=b"/".join(self._path()))
 
     async def _do_mknod(self, note: Callable[[str], None]) -> None:
-        path = self._path()
+        path = self._new()
         mode, rdev = self.rng.choice((
             (0o010600, 0), (0o140755, 0), (0o020666, os.makedev(1, 3)), (0o100640, 0),
         ))  # fmt: skip
@@ -217,17 +248,18 @@ class Process:
         await self.kernel.make(path, mode, umask=0o027, rdev=rdev)
 
     async def _do_unlink(self, note: Callable[[str], None]) -> None:
-        path = self._path()
+        path = self._path(directory=False)
         note(_show(path))
         await self.kernel.unlink(path)
 
     async def _do_rmdir(self, note: Callable[[str], None]) -> None:
-        path = self._path()
+        path = self._path(directory=True)
         note(_show(path))
         await self.kernel.unlink(path, directory=True)
 
     async def _rename(self, note: Callable[[str], None], flags: int) -> None:
-        old, new = self._path(), self._path()
+        old = self._path()
+        new = self._path() if flags or self.rng.random() < 0.4 else self._new()
         note(f"{_show(old)} to {_show(new)}")
         await self.kernel.rename(old, new, flags)
 
@@ -241,7 +273,7 @@ class Process:
         await self._rename(note, syscalls.RENAME_NOREPLACE)
 
     async def _do_link(self, note: Callable[[str], None]) -> None:
-        old, new = self._path(), self._path()
+        old, new = self._path(directory=False), self._new()
         note(f"{_show(old)} as {_show(new)}")
         await self.kernel.link(old, new)
 

@@ -101,8 +101,10 @@ class Simulation:
         self.replicas = [
             ReplicaNode(base / f"r{number}", endpoint) for number, endpoint in enumerate(endpoints)
         ]
-        self.budget = rng.choice((20, 60, 150, 150))
-        self.processes = rng.choice((1, 2, 3, 4))
+        self.work = rng.choice((30, 100, 200, 300))
+        self.budget = 0
+        """Operations that the applications may still begin."""
+        self.processes = rng.choice((1, 2, 4, 6))
         self.rounds = rng.choice((0, 2, 5, 10))
         self.gate = Gate()
         self.kernel: Kernel
@@ -111,7 +113,7 @@ class Simulation:
         self.troubles: list[str] = []
         self.lives = 0
         self.busy = 0
-        self._idle = trio.Event()
+        self.wire = False
 
     @staticmethod
     def _fill(rng: random.Random, base: Path, count: int) -> None:
@@ -208,7 +210,7 @@ class Simulation:
 
     async def _application(self, number: int, life: Life) -> None:
         rng = life.rng
-        process = Process(self.kernel, rng, self.habits)
+        process = Process(self.kernel, self.primary.raw, rng, self.habits)
         while True:
             await self.gate.passed()
             if self.budget <= 0:
@@ -224,11 +226,7 @@ class Simulation:
                 if life.errors == errors:
                     raise
             self.busy -= 1
-            if not self.busy:
-                self._idle.set()
-            pause = rng.choice((0.0, 0.0, 0.001, 0.05, 0.4))
-            if pause:
-                await trio.sleep(pause)
+            await trio.sleep(rng.choice(self.habits.pauses_s))
 
     # Waiting ---------------------------------------------------------------------------------
 
@@ -525,6 +523,8 @@ class Simulation:
             rng = random.Random(f"{self.seed} network")
             self.network = Network(rng, self.nursery, self.trouble)
             FakeLink.network = FakeListener.network = self.network
+            if self.wire:
+                self.network.note = self.note
             for replica in self.replicas:
                 if self.rng.random() < 0.9:
                     await self.start_replica(replica)
@@ -547,7 +547,8 @@ class Simulation:
                     await trio.sleep(0.05)
         for _ in range(self.rounds):
             self.verdict("meanwhile", [])
-            await trio.sleep(self.rng.choice((0.0, 0.02, 0.3, 1.0, 4.0)))
+            self.budget += self.work // self.rounds
+            await trio.sleep(self.rng.choice((0.0, 0.0005, 0.005, 0.05, 0.3, 1.0, 4.0)))
             await self.fault()
             if not self.primary.is_alive and self.rng.random() < 0.9:
                 await self.revive()
@@ -568,7 +569,9 @@ class Simulation:
         for replica in self.replicas:
             self.network.join(replica.endpoint)
         self._resume_all()
-        if self.rng.random() < 0.5:
+        if not self.rounds:
+            self.budget = self.work
+        elif self.rng.random() < 0.5:
             self.budget = 0
         self.gate.open()
         await self.until("the applications are done", lambda: self.budget <= 0)
@@ -593,14 +596,15 @@ def _pending(wire: object) -> bool:
     return any(lane.queue and lane.limit != 0 for lane in lanes)
 
 
-def run_seed(seed: int, base: Path) -> Result:
-    """Run *seed* in the empty directory *base*."""
+def run_seed(seed: int, base: Path, *, wire: bool = False) -> Result:
+    """Run *seed* in the empty directory *base*; *wire*: note what goes over the network too."""
     result = Result(seed)
     descriptors = set(os.listdir("/proc/self/fd"))
     with simulated(seed) as world, pytest.MonkeyPatch.context() as patch:
         patch.setattr(primary_module, "Link", FakeLink)
         patch.setattr(secondary_module, "Listener", FakeListener)
         simulation = Simulation(seed, base, world, result)
+        simulation.wire = wire
         try:
             trio.run(simulation.main, clock=world.clock)
         except BaseException as error:  # noqa: BLE001 - reported by the caller

@@ -61,6 +61,7 @@ _DECISIONS: Final = {
         (_E.REFUSED, _S.REFUSED),
         (_E.SPLIT_BRAIN, _S.SPLIT_BRAIN),
         (_E.LINK_DOWN, state),
+        (_E.OP_LOST, state),
         (_E.PAUSE, _S.PAUSED),
     )
 }
@@ -81,7 +82,6 @@ TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
     (_S.IN_SYNC, _E.OP_LOST): _S.INCREMENTAL,
     (_S.IN_SYNC, _E.LINK_DOWN): _S.OUT_OF_SYNC,
     (_S.IN_SYNC, _E.PAUSE): _S.PAUSED,
-    (_S.OUT_OF_SYNC, _E.OP_LOST): _S.OUT_OF_SYNC,
     (_S.PAUSED, _E.RESUME): _S.OUT_OF_SYNC,
     (_S.PAUSED, _E.PAUSE): _S.PAUSED,
     (_S.PAUSED, _E.LINK_DOWN): _S.PAUSED,

@@ -145,7 +145,7 @@ def find_mount(path: str, mounts: list[MountPoint] | None = None) -> MountPoint 
     return top[-1] if top else None
 
 
-def is_dead_mount(path: str, *, timeout_s: float = 2.0) -> bool:
+def is_dead_mount(path: str, *, timeout_s: float = 5.0) -> bool:
     """True if a FUSE file system is mounted on *path* whose daemon is gone (ENOTCONN).
 
     A child process asks, because a daemon that is alive but hung would never answer, and the

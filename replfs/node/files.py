@@ -51,17 +51,16 @@ class Files(View):
             await self._clear_privileges(inode)
         size = len(data)
         start = min(offset, inode.size)
-        ticket = await self.pipeline.claim(footprint.data(inode, start, offset + size), "write")
+        ticket, policy = await self.pipeline.turn(
+            footprint.data(inode, start, offset + size), "write", inode
+        )
         slots: list[Slot] = []
         flight = Flight(self.pipeline, "write", size)
         try:
-            policy = self.policies.effective(inode)
             replicated = policy != Policy.NONE and bool(self.pipeline.peers)
             if replicated:
                 if not inode.id:
                     self.tree.ensure_id(inode)
-                if policy == Policy.STRICT or not self.pipeline.all_have_room():
-                    await self.pipeline.prepare(inode, policy)
                 slots = self._note_range(inode, start, offset + size)
             stamp = self.tree.now()
             if replicated and not inode.gone:
@@ -124,16 +123,16 @@ class Files(View):
         if self.tree.must_clear_privileges(inode):
             await self._clear_privileges(inode)
         low = min(size, self.tree.stat(inode).st_size)
-        ticket = await self.pipeline.claim(footprint.data(inode, low, END), "truncate")
+        ticket, policy = await self.pipeline.turn(
+            footprint.data(inode, low, END), "truncate", inode
+        )
         slots: list[Slot] = []
         flight = Flight(self.pipeline, "truncate")
         failed = 0
         try:
-            policy = self.policies.effective(inode)
             replicated = policy != Policy.NONE and bool(self.pipeline.peers)
             if replicated:
                 self.tree.ensure_id(inode)
-                await self.pipeline.prepare(inode, policy)
                 slots = self.pipeline.note(((inode, KIND_FILE, 0),))
             stamp = self.tree.now() if mtime is None else mtime
             own = fd if fd >= 0 else self.tree.data_fd(inode)
@@ -197,18 +196,16 @@ class Files(View):
         object do not wait for the disks.
         """
         began = time.monotonic_ns()
-        ticket = await self.pipeline.claim(footprint.whole(inode), "fsync")
+        ticket, policy = await self.pipeline.turn(footprint.whole(inode), "fsync", inode)
         flight = Flight(self.pipeline, "fsync")
         fd = -1
         try:
-            policy = self.policies.effective(inode)
             if inode.is_directory:
                 fd = os.dup(self.tree.directory_fd(inode))
             else:
                 fd = os.dup(self.tree.data_fd(inode))
             if policy != Policy.NONE and self.pipeline.peers:
                 self.tree.ensure_id(inode)
-                await self.pipeline.prepare(inode, policy)
                 self.pipeline.send(ops.Sync(inode.id, data_only), None, flight, 0)
         except BaseException:
             if fd >= 0:

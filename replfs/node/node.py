@@ -39,7 +39,7 @@ from replfs.node.secondary import Secondary
 from replfs.node.status import StatusBoard
 from replfs.node.view import ReadOnlyView
 from replfs.store import syscalls
-from replfs.store.activity import ActivityLog, recover
+from replfs.store.activity import ActivityLog, is_lost, recover
 from replfs.store.state import State
 from replfs.store.tree import Tree
 from replfs.transport.security import AllowList, Curve, load_keypair, require_curve
@@ -158,8 +158,8 @@ class Node:
         identity = self.state.identity()
         if not self.state.is_in_place():
             raise StoreError(
-                f"{settings.store} is a copy of a store, or was moved: remove its .replfs "
-                "directory to make it a new one, which is compared in full with its peers"
+                f"{settings.store} is a copy of a store, or was moved: say which with "
+                f"'replfs adopt {settings.store} --move' or '--new'"
             )
         wanted = "primary" if settings.command == "mount" else "secondary"
         if identity.role == "unset":
@@ -193,6 +193,8 @@ class Node:
             endpoints.append(settings.listen)
         for endpoint in endpoints:
             require_curve(endpoint, settings.insecure, curve)
+            if curve is None and settings.insecure:
+                log.warning("%s is neither encrypted nor authenticated (insecure)", endpoint)
         return curve
 
     def _build_primary(
@@ -205,9 +207,12 @@ class Node:
         identity = self.state.identity()
         place = hashlib.sha256(identity.binding.digest()).hexdigest()[:16]
         path = f"{_memory_directory(rundir)}/activity-{place}"
+        if self.state.unclean and is_lost(path, identity.node):
+            log.warning("what the last run had in flight is not known: everything is compared")
+            self.state.memory_lost = True
         unfinished = recover(path) if self.state.unclean and not self.state.memory_lost else []
         activity = ActivityLog(path, identity.node)
-        cleanup.callback(activity.close)
+        cleanup.callback(self._close_activity, activity, path)
         self.primary = Primary(
             self.settings,
             self.state,
@@ -220,6 +225,12 @@ class Node:
         )
         self.primary.recover([(one.object, one.kind, one.region, one.handle) for one in unfinished])
         activity.clear()
+
+    def _close_activity(self, activity: ActivityLog, path: str) -> None:
+        activity.close()
+        if self._clean:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
 
     async def _serve(self, control: ControlServer) -> None:
         settings = self.settings
@@ -276,6 +287,7 @@ class Node:
             nodev=settings.nodev,
             noexec=settings.noexec,
             noatime=settings.noatime,
+            exclusive=self.primary is not None,
             max_background=settings.max_background,
         )
         if self.primary is not None:

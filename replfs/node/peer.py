@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import time
 from collections import deque
 from typing import Final, Protocol
@@ -20,7 +21,7 @@ from replfs.core.dirty import DirtyLog
 from replfs.core.generation import Action, Decision
 from replfs.core.messages import Hello, Refuse, Welcome
 from replfs.core.relationship import Event, State, next_state
-from replfs.errors import PeerLost, Refused
+from replfs.errors import PeerLost, ProtocolError, Refused
 from replfs.node.flight import Flight, describe
 from replfs.store.inode import Inode
 from replfs.store.record import ROOT_ID
@@ -52,6 +53,9 @@ class Home(Protocol):
 
     def changed(self, peer: Peer) -> None:
         """The peer's state is another one."""
+
+    def can_record(self) -> bool:
+        """Whether there is room kept back for dirty marks."""
 
     async def make_durable(self) -> None:
         """Dirty marks and generation are on stable storage when this returns."""
@@ -92,6 +96,8 @@ class Peer:
         self.diverged = False
         """A generation has begun that the peer does not have."""
         self.last_error: LastError | None = None
+        self.unrecorded = False
+        """A mark could not be kept: everything is compared before the peer is in sync again."""
         self.unrepresentable: dict[bytes, str] = {}
         self.located: tuple[set[bytes], set[bytes]] = (set(), set())
         self.urgent: deque[Inode] = deque()
@@ -186,19 +192,20 @@ class Peer:
             raise Refused(decision.sentence, "refused")
         if decision.action is Action.SPLIT_BRAIN:
             raise Refused(decision.sentence, "split-brain")
-        self.peer_node = welcome.node
-        self.peer_generation = welcome.generation
         self.located = (set(), set())
         for known in self.located:
             known.add(ROOT_ID)
         if decision.action is Action.BASELINE:
             self.log.mark_names_all(ROOT_ID)
             self.advance(Event.DECIDED_BASELINE, decision.sentence)
-        elif decision.action is Action.COMPARE:
+        elif decision.action is Action.COMPARE or welcome.node != self.peer_node:
+            # A log speaks of the node it was kept for, and of no other.
             self.log.mark_unknown(ROOT_ID, directory=True, deep=True)
             self.advance(Event.DECIDED_QUICK, decision.sentence)
         else:
             self.advance(Event.DECIDED_QUICK, decision.sentence)
+        self.peer_node = welcome.node
+        self.peer_generation = welcome.generation
         self.live = not self.paused
         self.wake_resync()
 
@@ -264,6 +271,10 @@ class Peer:
                 raise
         except PeerLost:
             return False
+        except ProtocolError as error:
+            # Beyond what a message can hold, as a time after the year 2262 can be.
+            self.note_error(op, str(error))
+            return False
         return True
 
     def locate(self, object_id: bytes, stream: int) -> None:
@@ -309,6 +320,11 @@ class Peer:
         splitter.mark(self.log, op, self._locator, length=length, start=start)
         self.wake_resync()
 
+    def check_recordable(self) -> None:
+        """ENOSPC before anything is applied, where a mark might not be kept."""
+        if not self.home.can_record():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     def _begin_divergence(self) -> None:
         if not self.diverged:
             self.home.diverging(self)
@@ -318,7 +334,12 @@ class Peer:
         """The peer did not do, or did not confirm, what was sent."""
         if isinstance(op, ops.Sync | ops.Checkpoint):
             return
-        self.mark(op, length=length, start=start)
+        try:
+            self.mark(op, length=length, start=start)
+        except OSError as error:
+            # It is applied already, so it cannot fail any more: nothing is in sync from here on.
+            self.unrecorded = True
+            self.note_error(op, f"cannot be recorded: {error.strerror}")
         if number != errno.ETIMEDOUT:
             self.note_error(op, describe(number))
             self.advance(Event.OP_LOST, f"the peer could not apply a change: {describe(number)}")
@@ -413,7 +434,7 @@ class Peer:
             return True
         with trio.move_on_after(self.timeout_s):
             while self.live:
-                waiting = [inode for inode in inodes if not self._is_clean(inode)]
+                waiting = [inode for inode in inodes if not self.is_clean(inode)]
                 if not waiting:
                     return True
                 for inode in waiting:
@@ -421,9 +442,9 @@ class Peer:
                         self.urgent.append(inode)
                 self.wake_resync()
                 await self._progress.wait()
-        return self.live and all(self._is_clean(inode) for inode in inodes)
+        return self.live and all(self.is_clean(inode) for inode in inodes)
 
-    def _is_clean(self, inode: Inode) -> bool:
+    def is_clean(self, inode: Inode) -> bool:
         """Whether the object, its names and those of its parents are on the peer."""
         dirty = self.log
         if inode.is_directory:
@@ -470,7 +491,7 @@ class Peer:
         if self.log.is_empty:
             return base
         worse = "resync" if self.live else "dirty"
-        if not self._is_clean(inode) or not self.log.object_is_clean(inode.id):
+        if not self.is_clean(inode) or not self.log.object_is_clean(inode.id):
             return worse
         if not inode.is_directory:
             return base

@@ -28,6 +28,8 @@ from replfs.store.activity import ActivityLog, Slot
 from replfs.store.inode import Inode
 from replfs.store.tree import Tree
 
+_CROWDED_S: Final = 0.001
+_FREES_SPACE: Final = frozenset({"unlink", "rmdir", "truncate", "fsync"})
 _SPIN_NS: Final = 300_000
 """How long a lone operation watches for its acknowledgement before it sleeps.
 
@@ -49,6 +51,7 @@ class Pipeline:
         self.peers: list[Peer] = []
         self.strict_peers = 0
         """How many peers a strict change needs; 0: all of them."""
+        self.strict_timeout_s = 5.0
         self.flights = 0
         """Operations that await a peer's answer."""
         self.latencies: dict[str, Latencies] = {}
@@ -64,6 +67,38 @@ class Pipeline:
             ticket.owner = trio.lowlevel.current_task()
             await trio.lowlevel.wait_task_rescheduled(_not_cancelled)
         return ticket
+
+    async def turn(
+        self, claims: tuple[Claim, ...], kind: str, inode: Inode, policy: int | None = None
+    ) -> tuple[Ticket, int]:
+        """As `claim`, with everything true that must be before *inode* is changed; its policy too.
+
+        There is room to send and to record. A strict change has the peers it needs, with the
+        object in sync on them; it waits for that without claims, since the resync needs them.
+
+        Raises:
+            NotInSync: the peers a strict change needs are lost; nothing is applied.
+            OSError: ENOSPC, a change that some peer lacks could not be recorded.
+        """
+        until = time.monotonic() + self.strict_timeout_s
+        while True:
+            effective = self.policies.effective(inode) if policy is None else policy
+            if effective == Policy.STRICT:
+                await self._require_strict(inode)
+            ticket = await self.claim(claims, kind)
+            try:
+                # The policy may have been changed while this waited for its turn.
+                same = policy is not None or self.policies.effective(inode) == effective
+                if same and (effective != Policy.STRICT or self._is_strict_ready(inode)):
+                    if effective != Policy.NONE and not self.all_have_room():
+                        await self._make_room(kind, effective)
+                    return ticket, effective
+                if time.monotonic() > until:
+                    raise NotInSync("the object does not stay in sync on the peers it needs")
+            except BaseException:
+                self.release_claim(ticket)
+                raise
+            self.release_claim(ticket)
 
     def release_claim(self, ticket: Ticket) -> None:
         """Give the turn to those that wait for it."""
@@ -82,15 +117,19 @@ class Pipeline:
                 slots.append(slot)
         return slots
 
-    async def prepare(self, inode: Inode, policy: int) -> None:
-        """What must be true before anything is applied: strict peers, and room to send."""
+    async def _make_room(self, kind: str, policy: int) -> None:
+        """Room to send, in the activity log, and for marks; what frees space needs none."""
         for peer in self.peers:
-            if peer.live and not peer.link.has_room():
-                if policy == Policy.ASYNC:
-                    continue
+            if kind not in _FREES_SPACE and not (peer.live and peer.log.is_empty):
+                peer.check_recordable()
+            if peer.live and policy != Policy.ASYNC and not peer.link.has_room():
                 await peer.wait_room()
-        if policy == Policy.STRICT:
-            await self._require_strict(inode)
+        while self.activity.is_crowded:
+            await trio.sleep(_CROWDED_S)
+
+    def _is_strict_ready(self, inode: Inode) -> bool:
+        ready = sum(peer.live and peer.is_clean(inode) for peer in self.peers)
+        return ready >= self.confirmations_needed()
 
     def confirmations_needed(self) -> int:
         """How many peers must confirm a strict change."""
@@ -147,16 +186,12 @@ class Pipeline:
         None where nothing is.
         """
         began = time.monotonic_ns()
-        ticket = await self.claim(claims, kind)
+        ticket, policy = await self.turn(claims, kind, subject, policy)
         slots: list[Slot] = []
         flight = Flight(self, kind)
         try:
-            if policy is None:
-                policy = self.policies.effective(subject)
             if self.peers:
-                if policy != Policy.NONE:
-                    await self.prepare(subject, policy)
-                else:
+                if policy == Policy.NONE:
                     # What is not replicated itself may have its name in a directory that is.
                     touched = tuple(
                         one for one in touched if self.policies.effective(one[0]) != Policy.NONE
@@ -188,8 +223,10 @@ class Pipeline:
         found.add(time.monotonic_ns() - began)
 
     def all_have_room(self) -> bool:
-        """Whether every live peer takes another operation now."""
-        return all(not peer.live or peer.link.has_room() for peer in self.peers)
+        """Whether an operation can go to every peer now, without any care to be taken."""
+        return not self.activity.is_crowded and all(
+            peer.live and peer.log.is_empty and peer.link.has_room() for peer in self.peers
+        )
 
     async def drained(self) -> None:
         """Wait until nothing is in flight."""

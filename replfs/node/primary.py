@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 _FIRST_CONTACT_S: Final = 1.0
 """How long a start waits for its peers, so that the first change already goes to them."""
+_RESERVE_MIN: Final = 256 << 10
+"""Bytes kept back for marks below which a change that some peer lacks is refused (ENOSPC)."""
 _ACTIVITY_SHIFT: Final = 20
 
 
@@ -72,10 +74,26 @@ class Primary:
         )
         self.pipeline = Pipeline(tree, activity, self.policies)
         self.volume = Volume(self.pipeline, status)
+        self.pipeline.strict_timeout_s = settings.peer_timeout_s
         self.pipeline.strict_peers = settings.strict_peers or 0
         self.resyncs: dict[str, Resync] = {}
         for wanted in settings.peers:
             self._add_peer(wanted.name, wanted.endpoint, context, curve)
+        self._note_left_out()
+
+    def _note_left_out(self) -> None:
+        """Peers that are known but not configured in this run get nothing of it.
+
+        What they miss is not recorded one by one: all of it is compared when they are back.
+        """
+        configured = {peer.name for peer in self.pipeline.peers}
+        for known in self.state.peers():
+            if known.name in configured:
+                continue
+            log.warning("peer %s is known but not configured: it gets nothing", known.name)
+            self.state.load_log(known.name).mark_unknown(ROOT_ID, directory=True, deep=True)
+            if known.generation == self.state.identity().generation:
+                self.state.new_generation()
 
     def _add_peer(
         self,
@@ -92,6 +110,10 @@ class Primary:
             dirty.mark_names_all(ROOT_ID)
         else:
             peer.state = State.OUT_OF_SYNC
+        if saved.paused_by:
+            peer.paused = True
+            peer.state = State.PAUSED
+            peer.reason = saved.paused_by
         peer.peer_node = saved.node
         peer.peer_generation = saved.generation
         peer.diverged = saved.generation != self.state.identity().generation
@@ -129,6 +151,7 @@ class Primary:
             log.warning("this machine lost power: everything is compared with the peers")
         elif activity:
             log.info("the last run was killed: %d regions are compared", len(activity))
+        self.state.compared()
 
     @staticmethod
     def _recover_one(peer: Peer, object_id: bytes, kind: int, region: int, handle: bytes) -> None:
@@ -186,8 +209,13 @@ class Primary:
             generation=peer.peer_generation,
             reason=peer.reason,
             last_in_sync_ns=int((peer.last_in_sync or 0) * 1e9),
+            paused_by=peer.reason if peer.paused else "",
         )
         self._event("peer", peer=peer.name, state=peer.state.value, reason=peer.reason)
+
+    def can_record(self) -> bool:
+        """Whether there is room kept back for dirty marks."""
+        return self.state.statistics().reserve >= _RESERVE_MIN
 
     async def make_durable(self) -> None:
         """Marks and generation are on stable storage; one flush serves all that wait for it."""

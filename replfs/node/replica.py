@@ -109,6 +109,14 @@ class Replica:
 
     # Where things are --------------------------------------------------------------------------
 
+    def _directory(self, object_id: bytes, name: bytes) -> Inode:
+        """A directory in which *name* may be changed."""
+        inode = self._known(object_id)
+        if not inode.is_directory:
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        self.tree.check_name(inode, name)
+        return inode
+
     def _known(self, object_id: bytes) -> Inode:
         inode = self.tree.table.by_id.get(object_id)
         if inode is None or not inode.named:
@@ -181,7 +189,7 @@ class Replica:
         syscalls.utimens(self.tree.directory_fd(directory), None, mtime)
 
     def _make(self, op: ops.Make) -> ops.AnyAnswer:
-        parent = self._known(op.parent)
+        parent = self._directory(op.parent, op.name)
         self.tree.set_umask(0)
         inode, _, _, fd = self.tree.make(
             parent,
@@ -206,13 +214,13 @@ class Replica:
 
     def _link(self, op: ops.Link) -> ops.AnyAnswer:
         inode = self._known(op.object)
-        parent = self._known(op.parent)
+        parent = self._directory(op.parent, op.name)
         self.tree.link(inode, parent, op.name)
         self._touch(parent, op.parent_mtime)
         return OK
 
     def _unlink(self, op: ops.Unlink) -> ops.AnyAnswer:
-        parent = self._known(op.parent)
+        parent = self._directory(op.parent, op.name)
         inode = self._expect(parent, op.name, op.object)
         links = self.tree.stat(inode).st_nlink
         if op.directory or links <= 1:
@@ -222,8 +230,8 @@ class Replica:
         return OK
 
     def _rename(self, op: ops.Rename) -> ops.AnyAnswer:
-        parent = self._known(op.parent)
-        new_parent = self._known(op.new_parent)
+        parent = self._directory(op.parent, op.name)
+        new_parent = self._directory(op.new_parent, op.new_name)
         inode = self._expect(parent, op.name, op.object)
         replaced = self._at(new_parent, op.new_name)
         if (replaced.id if replaced is not None else b"") != op.replaced:
@@ -323,7 +331,7 @@ class Replica:
         return OK
 
     def _place(self, op: ops.Place) -> ops.AnyAnswer:
-        parent = self._known(op.parent)
+        parent = self._directory(op.parent, op.name)
         current = self._at(parent, op.name)
         if current is not None and current.id == op.object:
             return ops.Placed(not current.flags & INCOMPLETE, created=False)
@@ -400,7 +408,7 @@ class Replica:
             self.tree.link(inode, parent, name)
 
     def _clear(self, op: ops.Clear) -> ops.AnyAnswer:
-        parent = self._known(op.parent)
+        parent = self._directory(op.parent, op.name)
         current = self._at(parent, op.name)
         if current is not None:
             self.limbo.take(parent, op.name, current)

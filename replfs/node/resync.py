@@ -128,12 +128,15 @@ class Resync:
         generation, history = self._generation()
         await self._tell(ops.Phase(inconsistent=True, generation=generation, history=history))
         while True:
+            if peer.unrecorded:
+                self._log.mark_unknown(ROOT_ID, directory=True, deep=True)
+                peer.unrecorded = False
             while not self._log.is_empty:
                 await self._pass()
             await self._tell(ops.EmptyLimbo())
             generation, history = self._generation()
             await self._tell(ops.Phase(inconsistent=False, generation=generation, history=history))
-            if self._log.is_empty:
+            if not (len(self._log) or peer.unrecorded):
                 break
         self._hints.clear()
         peer.peer_generation = generation

@@ -118,5 +118,6 @@ class Secondary:
                 generation=op.generation,
                 history=tuple(op.history),
             )
+            self._state.compared()
         self._state.flush(durable=True)
         self._event("data", state="inconsistent" if op.inconsistent else "up-to-date")

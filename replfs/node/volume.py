@@ -371,6 +371,8 @@ class Volume(Files):
         await self.change_xattr("removexattr", inode, apply)
 
     async def _set_virtual(self, inode: Inode, name: bytes, value: bytes | None, uid: int) -> None:
+        if inode.foreign:
+            raise failure(errno.EXDEV)
         policy, ack = self.policies.parse(inode, name, value, uid, self.tree.stat(inode))
         await self.set_policy(inode, policy, ack)
 

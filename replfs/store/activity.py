@@ -36,6 +36,7 @@ KIND_ATTRS: Final = 4
 _KINDS: Final = frozenset({KIND_DATA, KIND_FILE, KIND_NAMES, KIND_ATTRS})
 
 SLOTS: Final = 2048
+_CROWDED: Final = SLOTS - 32
 SLOT_SIZE: Final = 128
 HANDLE_MAX: Final = 96
 
@@ -86,6 +87,7 @@ class ActivityLog:
         self._slots = [Slot((index + 1) * SLOT_SIZE) for index in range(SLOTS)]
         self._free = list(reversed(self._slots))
         self._by_key: dict[tuple[bytes, int, int], Slot] = {}
+        self._busy = 0
 
     def begin(
         self, object_id: bytes, kind: int, region: int, locator: Callable[[], bytes]
@@ -97,6 +99,8 @@ class ActivityLog:
         key = (object_id, kind, region)
         slot = self._by_key.get(key)
         if slot is not None:
+            if not slot.refs:
+                self._busy += 1
             slot.refs += 1
             return slot
         handle = locator()
@@ -111,6 +115,7 @@ class ActivityLog:
         self._map[at : at + 4 + len(body)] = zlib.crc32(body).to_bytes(4, "little") + body
         slot.key = key
         slot.refs = 1
+        self._busy += 1
         self._by_key[key] = slot
         return slot
 
@@ -127,6 +132,13 @@ class ActivityLog:
     def end(self, slot: Slot) -> None:
         """An operation is acknowledged by all, or recorded dirty; the slot stays for the next."""
         slot.refs -= 1
+        if not slot.refs:
+            self._busy -= 1
+
+    @property
+    def is_crowded(self) -> bool:
+        """Too few slots are idle for one more operation: wait until some are."""
+        return self._busy > _CROWDED
 
     @property
     def in_use(self) -> int:

@@ -103,6 +103,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """Some object has, or once had, a policy of its own."""
     clean: bool = True
     """The last run ended with a drain and a checkpoint, or there was none."""
+    memory_lost: bool = False
+    """A power loss has happened since the store was last compared with its peers."""
     boot_id: str = ""
     mount_id: str = ""
     """Both those of the last run: see `State.memory_lost`."""
@@ -190,8 +192,9 @@ class State:
         previous = self._identity
         self.unclean = not previous.clean
         """The run before this one did not end with a drain and a checkpoint."""
-        self.memory_lost = self.unclean and (
-            previous.boot_id != boot_id() or previous.mount_id != mount_id(self._root)
+        self.memory_lost = previous.memory_lost or (
+            self.unclean
+            and (previous.boot_id != boot_id() or previous.mount_id != mount_id(self._root))
         )
         """And since then the kernel that had its writes in memory, or the mount, has gone."""
 
@@ -296,8 +299,19 @@ class State:
 
     def started(self) -> None:
         """A run begins, and the store is not clean until it ends. Durable when it returns."""
-        self.update(clean=False, boot_id=boot_id(), mount_id=mount_id(self._root))
+        self.update(
+            clean=False,
+            memory_lost=self.memory_lost,
+            boot_id=boot_id(),
+            mount_id=mount_id(self._root),
+        )
         self.flush(durable=True)
+
+    def compared(self) -> None:
+        """What a power loss may have taken is known now, or marked to be compared."""
+        if self.memory_lost:
+            self.memory_lost = False
+            self.update(memory_lost=False)
 
     def stopped_cleanly(self) -> None:
         """The run ends, with a drain and a checkpoint. Durable when it returns."""

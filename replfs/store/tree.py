@@ -603,6 +603,8 @@ class Tree:
         fd = self._files.get(inode)
         if fd is not None:
             return fd
+        if inode.type != _stat.S_IFREG:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         fd = self.open(inode, os.O_RDWR)
         files = self._files
         files[inode] = fd

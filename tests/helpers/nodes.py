@@ -169,6 +169,7 @@ class Node:
         mountpoint: where it mounts, or None.
         rundir: the directory of its control sockets.
         log: its stdout and stderr go to the end of this file.
+        prefix: a command that runs the rest of its arguments in its own place (nsenter(1)).
     """
 
     def __init__(
@@ -180,8 +181,10 @@ class Node:
         rundir: Path,
         log: Path,
         environ: dict[str, str] | None = None,
+        prefix: Sequence[str] = (),
     ) -> None:
         self.command = [str(part) for part in command]
+        self.prefix = prefix
         self.store = store
         self.mountpoint = mountpoint
         self.rundir = rundir
@@ -211,7 +214,7 @@ class Node:
         """Start the process; with `wait`, return when it answers and has mounted."""
         if self.is_running:
             raise NodeFailed(f"{self.command} is running already")
-        command = [*REPLFS, *self.command, "-f", "--rundir", str(self.rundir)]
+        command = [*self.prefix, *REPLFS, *self.command, "-f", "--rundir", str(self.rundir)]
         with self.log_path.open("ab") as log:
             log.write(b"--- " + " ".join(command).encode() + b"\n")
             log.flush()

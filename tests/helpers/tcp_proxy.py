@@ -50,6 +50,8 @@ class TcpProxy:
         self.target = (host, port)
         self.passed = 0
         """Bytes forwarded so far, both directions together."""
+        self.tap: Callable[[bytes], object] | None = None
+        """Called, in the proxy's thread, with all that passes."""
         self.accepted = 0
         self.cuts = 0
         self._listener = self._listen(0)
@@ -204,6 +206,8 @@ class TcpProxy:
                 if not pipe.ended and len(pipe.backlog) < BACKLOG_MAX:
                     data = pipe.source.recv(CHUNK)
                     pipe.backlog += data
+                    if self.tap is not None:
+                        self.tap(data)
                     pipe.ended = not data
             except BlockingIOError:
                 pass

@@ -49,17 +49,25 @@ def effective(path: Path) -> tuple[str, str]:
     return get(path, "policy.effective"), get(path, "policy.source")
 
 
+def wait_exists(path: Path, *, there: bool = True) -> None:
+    wait_for(lambda: exists(path) == there, what=f"{path} {'there' if there else 'gone'}")
+
+
+def wait_state(path: Path, state: str) -> None:
+    wait_for(lambda: get(path, "state") == state, what=f"{path} to be {state}")
+
+
 def wait_there(pair: Pair, *names: str) -> None:
     """Wait until the replica has these, equal, and the peer is in sync again."""
     pair.wait_in_sync()
     for name in names:
-        wait_for(lambda name=name: exists(pair.secondary_store / name), what=f"{name} there")
+        wait_exists(pair.secondary_store / name)
 
 
 def wait_gone(pair: Pair, *names: str) -> None:
     """Wait until the replica has not got these any more, and the peer is in sync again."""
     for name in names:
-        wait_for(lambda name=name: not exists(pair.secondary_store / name), what=f"{name} gone")
+        wait_exists(pair.secondary_store / name, there=False)
     pair.wait_in_sync()
 
 
@@ -645,24 +653,28 @@ def test_async_returns_while_the_peer_hangs():
         set_policy(top, "async")
         pair.agent.freeze()
         with within(LONG_S):
+            for number in range(300):
+                write_at(top / "file", b"%d" % number)
+        assert read(pair.secondary_store / "async" / "file") == b"x" * 1000
+        # A barrier is one for `async`, too: it returns once the peer has it.
+        child = spawn(sync, top / "file")
+        pair.agent.thaw()
+        child.result()
+        assert read(pair.secondary_store / "async" / "file") == b"299" + b"x" * 997
+        pair.agent.freeze()
+        with within(LONG_S):
             calls = {name: call for name, call in changes(top).items() if name != "fsync"}
             for name, change in calls.items():
                 assert outcome(change) == "ok", name  # type: ignore[arg-type]
                 subprocess.run(["rm", "-rf", top / "file", top / "dir", top / "new"], check=True)
                 os.mkdir(top / "dir")
                 write(top / "file", b"unchanged")
-            for number in range(1000):
-                write_at(top / "file", b"%d" % number)
             # More than any queue holds.
             with (top / "large").open("wb", buffering=0) as file:
                 for _ in range(80):
                     file.write(os.urandom(MIB))
         assert not exists(pair.secondary_store / "async" / "large")
-        # A barrier is one for `async`, too: it returns once the peer has it.
-        child = spawn(sync, top / "file")
         pair.agent.thaw()
-        child.result()
-        assert read(pair.secondary_store / "async" / "file") == read(top / "file")
         pair.wait_in_sync()
         pair.assert_equal(timeout_s=30)
 
@@ -710,7 +722,7 @@ def test_states_of_objects(quick_pair):
     pair.wait_state("out-of-sync")
     write_at(top / "dir" / "deep" / "file", b"y")
     for path in (top / "dir" / "deep" / "file", top / "dir" / "deep", top / "dir", top):
-        wait_for(lambda path=path: get(path, "state") == "dirty", what=f"{path} to be dirty")
+        wait_state(path, "dirty")
     assert get(top / "other" / "file", "state") == "out-of-sync"
     assert get(top / "mine", "state") == "local"
     assert 0 < int(get(top / "dir" / "deep" / "file", "dirty_bytes")) < MIB
@@ -719,10 +731,7 @@ def test_states_of_objects(quick_pair):
     pair.agent.start()
     pair.wait_in_sync()
     for path in everything:
-        wait_for(
-            lambda path=path: get(path, "state") == "in-sync",  # type: ignore[misc]
-            what=f"{path} to be in sync",
-        )
+        wait_state(path, "in-sync")
         assert get(path, "dirty_bytes") == "0"
     report = run_replfs("policy", "report", top).stdout
     assert f"none    inherit  {top / 'mine'}" in report

@@ -563,7 +563,7 @@ def test_an_aborted_connection_ends_it(start, mountpoint, tuning, tmp_path, requ
     if tuning == "all":
         assert mounting.find_mount(str(mountpoint)) is None
     else:
-        assert mounting.is_dead_mount(str(mountpoint))
+        assert mounting.is_dead_mount(str(mountpoint), timeout_s=DEADLINE_S)
 
 
 @pytest.mark.parametrize("tuning", TUNINGS)
@@ -670,7 +670,7 @@ def test_a_killed_daemon_leaves_a_dead_mount_that_is_recognised(start, mountpoin
     assert not mounting.is_dead_mount(str(mountpoint))
     server.process.kill()
     server.process.wait(DEADLINE_S)
-    assert mounting.is_dead_mount(str(mountpoint))
+    assert mounting.is_dead_mount(str(mountpoint), timeout_s=DEADLINE_S)
     refused = start("--tuning", tuning).ready
     assert refused["kind"] == "UsageError"
     assert "daemon that died" in refused["error"]

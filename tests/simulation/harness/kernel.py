@@ -145,6 +145,15 @@ class Kernel:
             before = len(self.nodes)
             self.reclaim(1.0)
 
+    def held(self) -> list[str]:
+        """What is still in use after `drop_everything`; for messages."""
+        return [
+            f"{node.nodeid} users {node.users} children {list(node.children)} "
+            f"names {[name for _, name in node.entries]} gone {node.is_gone}"
+            for node in self.nodes.values()
+            if node is not self.root
+        ]
+
     # Looking ---------------------------------------------------------------------------------
 
     def _look(self, directory: Node, name: bytes) -> Node | None:
@@ -324,7 +333,7 @@ class Kernel:
             if there is not None and not flags and node.is_directory != there.is_directory:
                 raise failure(errno.ENOTDIR if node.is_directory else errno.EISDIR)
             moved = [node] if there is None else [node, there]
-            for one in sorted(moved, key=lambda one: (one.is_directory, one.number)):
+            for one in sorted(moved, key=lambda one: (not one.is_directory, one.number)):
                 one.users += 1
                 held.callback(self.release, one)
                 await held.enter_async_context(one.lock)
@@ -443,5 +452,7 @@ class Kernel:
                 return
             async with node.lock:
                 handle = self.volume.opendir(node.nodeid)
-                await self.volume.fsyncdir(handle.number, data_only=False)
-                self.volume.releasedir(handle.number)
+                try:
+                    await self.volume.fsyncdir(handle.number, data_only=False)
+                finally:
+                    self.volume.releasedir(handle.number)

@@ -306,7 +306,8 @@ class Simulation:
         """Nothing is held for nobody."""
         node, pipeline = self.primary, self.primary.primary.pipeline
         await self.kernel.drop_everything()
-        held = [claim for claim in pipeline.scheduler._lines]
+        self.verdict("the kernel holds inodes", self.kernel.held())
+        held = list(pipeline.scheduler._lines)
         self.verdict("claims are left", [repr(key) for key in held])
         self.verdict("slots are in use", [repr(key) for key in node.in_flight()])
         kinds = {word for reason in pipeline.scheduler.held for word in reason.split(" behind ")}

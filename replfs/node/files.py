@@ -259,10 +259,18 @@ class Files(View):
                 )
             if mode is not None:
                 tree.set_mode(inode, mode)
-            if atime is not None or mtime is not None:
+            timed = atime is not None or mtime is not None
+            if timed:
                 tree.set_times(inode, atime, mtime)
             if not self.is_sent(inode):
                 return None
+            if timed:
+                # The store clamps what it cannot hold: what resulted travels.
+                found = tree.stat(inode)
+                sent_atime = None if atime is None else found.st_atime_ns
+                sent_mtime = None if mtime is None else found.st_mtime_ns
+            else:
+                sent_atime = sent_mtime = None
             changed_mode = ops.KEEP
             if (owner or mode is not None) and inode.type != _stat.S_IFLNK:
                 # chown(2) may clear set-id bits, chmod(2) the set-group-ID one: what resulted
@@ -273,8 +281,8 @@ class Files(View):
                 changed_mode,
                 ops.KEEP if uid is None else uid,
                 ops.KEEP if gid is None else gid,
-                atime,
-                mtime,
+                sent_atime,
+                sent_mtime,
             )
 
         touched = () if inode.gone else ((inode, KIND_ATTRS, 0),)

@@ -37,7 +37,7 @@ from replfs.core import footprint, ops
 from replfs.core.regions import REGION_SHIFT, REGION_SIZE
 from replfs.core.relationship import Event, State
 from replfs.core.scheduler import Claim
-from replfs.errors import PeerLost
+from replfs.errors import PeerLost, ProtocolError
 from replfs.node.flight import describe
 from replfs.node.peer import BULK, Peer
 from replfs.node.pipeline import Pipeline
@@ -189,9 +189,13 @@ class Resync:
 
         async def one(item: T) -> None:
             try:
-                await work(item)
+                if not self._is_waiting(item):
+                    await work(item)
             except PeerLost as error:
                 lost.append(error)
+            except (OSError, ProtocolError) as error:
+                # One item that cannot be read, recorded or sent does not stop the others.
+                self._failed(item, None, str(error))
             finally:
                 limit.release()
 

@@ -7,6 +7,7 @@ released as ctypes does. Sources: the man page of the same name, section 2.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 from typing import Final
@@ -56,6 +57,33 @@ _times = ctypes.create_string_buffer(32)
 _times_address = ctypes.addressof(_times)
 _pack_times = struct.Struct("qqqq").pack_into
 _handle_head = struct.Struct("=Ii")
+
+
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+_SYS_OPENAT2: Final = 437
+_RESOLVE_NO_XDEV: Final = 1
+_NO_CROSSING: Final = ctypes.create_string_buffer(
+    struct.pack("QQQ", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0, _RESOLVE_NO_XDEV)
+)
+
+
+def is_mountpoint(directory: int, name: bytes) -> bool:
+    """Whether something is mounted on *name*, a bind mount included.
+
+    False where the kernel has no openat2(2) (before 5.6): then only device numbers tell.
+    """
+    fd = _syscall(
+        ctypes.c_long(_SYS_OPENAT2),
+        ctypes.c_int(directory),
+        ctypes.c_char_p(name),
+        _NO_CROSSING,
+        ctypes.c_size_t(24),
+    )
+    if fd >= 0:
+        os.close(fd)
+        return False
+    return ctypes.get_errno() == errno.EXDEV
 
 
 def _fail() -> OSError:

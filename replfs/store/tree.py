@@ -172,14 +172,40 @@ class Tree:
         ino = found.st_ino | _FOREIGN if foreign else found.st_ino
         inode = self.table.by_ino.get(ino)
         if inode is None or inode.gone:
+            if _stat.S_ISDIR(found.st_mode) and not foreign:
+                # A bind mount from the same file system has its device number.
+                foreign = syscalls.is_mountpoint(self.directory_fd(parent), name)
+                if foreign:
+                    ino |= _FOREIGN
+                    inode = self.table.by_ino.get(ino)
+                    if inode is not None and not inode.gone:
+                        return inode
             inode = Inode(ino, _stat.S_IFMT(found.st_mode))
             inode.foreign = foreign
             inode.add_name(parent, name)
             self.table.add(inode)
+        elif inode.is_directory and (inode.parent is not parent or inode.name != name):
+            return self._known_elsewhere(inode, parent, name, found)
         else:
             inode.add_name(parent, name)
         inode.size = found.st_size
         return inode
+
+    def _known_elsewhere(
+        self, inode: Inode, parent: Inode, name: bytes, found: os.stat_result
+    ) -> Inode:
+        """A directory seen under a second name: one of the two is a bind mount inside STORE."""
+        if inode is not self.root and not syscalls.is_mountpoint(self.directory_fd(parent), name):
+            inode.add_name(parent, name)
+            return inode
+        ino = found.st_ino | _FOREIGN
+        other = self.table.by_ino.get(ino)
+        if other is None or other.gone:
+            other = Inode(ino, _stat.S_IFDIR)
+            other.foreign = True
+            other.add_name(parent, name)
+            self.table.add(other)
+        return other
 
     def reserved_directory(self, name: bytes) -> Inode:
         """A directory inside the reserved one, made if it is not there; known for good."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 import time
 from typing import Any, Final
@@ -320,12 +321,24 @@ def _declare_verify(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_verify(args: argparse.Namespace) -> int:
-    fields = {"peer": args.peer, "path": args.path, "repair": args.repair}
+    fields = {
+        "peer": args.peer,
+        "path": _below(args.target, args.path) if args.path else None,
+        "repair": args.repair,
+    }
     answer = ask(args, "verify", fields, 7 * 86400.0)
     for line in answer.get("differences") or []:
         print(line)
     print(answer.get("message", "done"))
     return ExitCode.NOT_IN_SYNC if answer.get("differences") and not args.repair else ExitCode.OK
+
+
+def _below(target: str, path: str) -> str:
+    """PATH as the node knows it: absolute, as text; relative to TARGET where it is not below it."""
+    top, full = os.path.abspath(target), os.path.abspath(path)
+    if full == top or full.startswith(top.rstrip("/") + "/") or os.path.isabs(path):
+        return full
+    return os.path.normpath(os.path.join(top, path))
 
 
 def _do(args: argparse.Namespace, command: str, fields: Json, timeout_s: float = 60.0) -> int:

@@ -469,6 +469,8 @@ def _check_make(op: ops.Make) -> None:
     _number(op.gid, _U32_MAX)
     _number(op.rdev, _U64_MAX)
     _target(op.target)
+    _xattr_value(op.acl)
+    _xattr_value(op.default_acl)
 
 
 def _check_rename(op: ops.Rename) -> None:
@@ -568,6 +570,12 @@ def _check_nothing(op: ops.EmptyLimbo) -> None:
     pass
 
 
+def _check_inspect(op: ops.Inspect) -> None:
+    _object(op.parent)
+    if op.name:
+        _name(op.name)
+
+
 _CHECKS: Final[dict[type[ops.Op], Callable[[Any], None]]] = {
     ops.Locate: _check_place_name,
     ops.Forget: _check_forget,
@@ -590,6 +598,7 @@ _CHECKS: Final[dict[type[ops.Op], Callable[[Any], None]]] = {
     ops.List: _check_list,
     ops.EmptyLimbo: _check_nothing,
     ops.Phase: _check_phase,
+    ops.Inspect: _check_inspect,
 }
 
 
@@ -629,3 +638,10 @@ def _check_answer(answer: ops.AnyAnswer) -> None:
         for entry in answer.entries:
             _name(entry.name)
             _object_or_none(entry.object)
+    elif type(answer) is ops.Inspected:
+        _object_or_none(answer.object)
+        if answer.attributes is not None:
+            _check_attributes(answer.attributes)
+            for value in answer.attributes.xattrs.values():
+                if len(value) != _DIGEST_SIZE:
+                    raise ProtocolError(f"a digest of {len(value)} bytes")

@@ -77,8 +77,8 @@ class Truncate(Op, frozen=True, tag=11):
 class Make(Op, frozen=True, tag=20):
     """A new object of any type; `mode` holds type and permissions as they *resulted* locally.
 
-    Applied under umask 0: where the parent has a default ACL, creating with the resulting mode
-    gives the resulting ACL, because inheritance only ever masks (acl(5), "OBJECT CREATION").
+    So do the ACLs, as extended attributes, empty where there is none: the replica's parent may not
+    have the default ACL yet that they come from (acl(5), "OBJECT CREATION").
     """
 
     object: ObjectId
@@ -91,6 +91,8 @@ class Make(Op, frozen=True, tag=20):
     target: bytes
     mtime: int
     parent_mtime: int
+    acl: bytes = b""
+    default_acl: bytes = b""
 
 
 class Link(Op, frozen=True, tag=21):
@@ -273,17 +275,28 @@ class Phase(Op, frozen=True, tag=48):
     history: list[bytes]
 
 
+class Inspect(Op, frozen=True, tag=49):
+    """Look at what stands at `name` in `parent`, or, with an empty name, at `parent` itself.
+
+    Answered with `Inspected`. Changes nothing.
+    """
+
+    parent: ObjectId
+    name: bytes
+
+
 LiveOp = (
     Locate | Forget | Write | Truncate | Make | Link | Unlink | Rename | SetAttr | SetXattr
     | RemoveXattr | SetPolicy | Sync | Checkpoint
 )  # fmt: skip
 BulkOp = (
     Locate | Forget | Gather | Place | Clear | Digest | Data | Finish | List | EmptyLimbo | Phase
+    | Inspect
 )  # fmt: skip
 AnyOp = (
     Locate | Forget | Write | Truncate | Make | Link | Unlink | Rename | SetAttr | SetXattr
     | RemoveXattr | SetPolicy | Sync | Checkpoint | Gather | Place | Clear | Digest | Data
-    | Finish | List | EmptyLimbo | Phase
+    | Finish | List | EmptyLimbo | Phase | Inspect
 )  # fmt: skip
 
 
@@ -330,4 +343,16 @@ class Listing(Answer, frozen=True, tag=4):
     more: bool
 
 
-AnyAnswer = Done | Placed | Digests | Listing
+class Inspected(Answer, frozen=True, tag=5):
+    """What an object is; `attributes` is None where nothing stands at the name.
+
+    `object` is empty where there is no valid id. The values in `attributes.xattrs` are the
+    xxh3_128 digests of the values (16 bytes).
+    """
+
+    object: ObjectId
+    complete: bool
+    attributes: Attributes | None
+
+
+AnyAnswer = Done | Placed | Digests | Listing | Inspected

@@ -9,7 +9,9 @@ name where one of its columns answers the question.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, TypeVar
 
 import msgspec
@@ -174,3 +176,36 @@ def _resolve(own_chain: Iterable[tuple[str, _Setting]], default: _Setting) -> tu
 
 def _word(value: bytes) -> bytes:
     return value[:-1] if value[-1:] in {b"\n", b"\0"} else value
+
+
+class NamePatterns:
+    """Names that are `none` by the configuration: `*.tmp`, or, for directories only, `cache/`.
+
+    Patterns are a shell's (`*`, `?`, `[...]`), for one name, and tell upper case from lower.
+    """
+
+    def __init__(self, patterns: Sequence[str] = ()) -> None:
+        self.patterns = tuple(patterns)
+        self._any: list[tuple[Callable[[str], object], str]] = []
+        self._directories: list[tuple[Callable[[str], object], str]] = []
+        for pattern in self.patterns:
+            matches = re.compile(fnmatch.translate(pattern.removesuffix("/"))).match
+            self._directories.append((matches, pattern))
+            if not pattern.endswith("/"):
+                self._any.append((matches, pattern))
+
+    def __bool__(self) -> bool:
+        return bool(self.patterns)
+
+    def match(self, name: bytes, *, directory: bool) -> str:
+        """The first pattern that *name* matches, or an empty text."""
+        patterns = self._directories if directory else self._any
+        if patterns:
+            text = name.decode("utf-8", "surrogateescape")
+            for matches, pattern in patterns:
+                if matches(text):
+                    return pattern
+        return ""
+
+
+NO_PATTERNS: Final = NamePatterns()

@@ -26,6 +26,8 @@ class State(enum.Enum):
     """The log is empty: the guarantee holds."""
     OUT_OF_SYNC = "out_of_sync"
     """There is no session; changes are recorded."""
+    CONGESTED = "congested"
+    """As out of sync, for a while: the peer answered too slowly for too long."""
     PAUSED = "paused"
     """As out of sync, by an operator; nothing but the operator ends it."""
     SPLIT_BRAIN = "split_brain"
@@ -43,6 +45,8 @@ class Event(enum.Enum):
     LOG_EMPTY_CONFIRMED = "log empty, confirmed by the peer"
     OP_LOST = "an operation failed on the peer"
     LINK_DOWN = "link down"
+    CONGESTED = "too slow"
+    BACK_OFF_OVER = "back-off over"
     REFUSED = "refused"
     SPLIT_BRAIN = "split brain found"
     PAUSE = "pause"
@@ -51,6 +55,15 @@ class Event(enum.Enum):
 
 _S = State
 _E = Event
+
+_HELD_OFF: Final = {
+    (state, event): state
+    for state in (_S.PAUSED, _S.CONGESTED)
+    for event in (
+        _E.LINK_DOWN, _E.OP_LOST, _E.DECIDED_BASELINE, _E.DECIDED_QUICK, _E.REFUSED, _E.SPLIT_BRAIN,
+    )
+}  # fmt: skip
+"""Links may come and go meanwhile: nothing is carried."""
 
 _DECISIONS: Final = {
     (state, event): target
@@ -82,15 +95,23 @@ TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
     (_S.IN_SYNC, _E.OP_LOST): _S.INCREMENTAL,
     (_S.IN_SYNC, _E.LINK_DOWN): _S.OUT_OF_SYNC,
     (_S.IN_SYNC, _E.PAUSE): _S.PAUSED,
+    **_HELD_OFF,
     (_S.PAUSED, _E.RESUME): _S.OUT_OF_SYNC,
     (_S.PAUSED, _E.PAUSE): _S.PAUSED,
-    (_S.PAUSED, _E.LINK_DOWN): _S.PAUSED,
-    (_S.PAUSED, _E.OP_LOST): _S.PAUSED,
-    (_S.PAUSED, _E.DECIDED_BASELINE): _S.PAUSED,
-    (_S.PAUSED, _E.DECIDED_QUICK): _S.PAUSED,
-    (_S.PAUSED, _E.REFUSED): _S.PAUSED,
-    (_S.PAUSED, _E.SPLIT_BRAIN): _S.PAUSED,
+    (_S.BASELINE, _E.CONGESTED): _S.CONGESTED,
+    (_S.INCREMENTAL, _E.CONGESTED): _S.CONGESTED,
+    (_S.IN_SYNC, _E.CONGESTED): _S.CONGESTED,
+    (_S.CONGESTED, _E.BACK_OFF_OVER): _S.OUT_OF_SYNC,
+    (_S.CONGESTED, _E.PAUSE): _S.PAUSED,
 }
+
+
+def word(state: State) -> str:
+    """The state as people see it."""
+    if state is State.CONGESTED:
+        return "out-of-sync(congested)"
+    value: str = state.value
+    return value.replace("_", "-")
 
 
 class IllegalTransition(Exception):
@@ -122,6 +143,7 @@ def page() -> str:
         _S.INCREMENTAL: "what is recorded is being carried; what is clean goes to both sides",
         _S.IN_SYNC: "the log is empty: the guarantee holds",
         _S.OUT_OF_SYNC: "there is no session; changes are recorded",
+        _S.CONGESTED: "as out of sync, for a while: the peer answered too slowly for too long",
         _S.PAUSED: "as out of sync, by an operator; nothing but the operator ends it",
         _S.SPLIT_BRAIN: "both stores were changed apart; an operator decides",
         _S.REFUSED: "the handshake said no",

@@ -78,7 +78,7 @@ class Mounted(Protocol):
     def rmdir(self) -> Callable[[int, bytes], Awaitable[None]]: ...
 
     @property
-    def rename(self) -> Callable[[int, bytes, int, bytes, int], Awaitable[None]]: ...
+    def rename(self) -> Callable[..., Awaitable[None]]: ...
 
     @property
     def link(self) -> Callable[[int, int, bytes], Awaitable[Found]]: ...
@@ -286,9 +286,15 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: RequestContext,
     ) -> None:
-        """Rename, replace, exchange."""
-        del ctx
-        await self.mounted.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+        """Rename, replace, exchange; what `RENAME_WHITEOUT` leaves is the caller's."""
+        await self.mounted.rename(
+            parent_inode_old,
+            name_old,
+            parent_inode_new,
+            name_new,
+            flags,
+            owner=(ctx.uid, ctx.gid),
+        )
 
     @answered
     async def link(

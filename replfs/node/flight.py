@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from typing import Final, Protocol
 
 import trio
@@ -59,6 +60,9 @@ class Target(Protocol):
     """A peer, as an operation on its way sees it."""
 
     link: Link
+    unawaited: int
+    landed: int
+    waited: Callable[[int, int], None]
 
     def failed(self, op: ops.AnyOp, number: int, *, length: int, start: int) -> None:
         """The peer does not have what *op* did, with this errno (0: part of it)."""
@@ -68,7 +72,8 @@ class Flight:
     """An operation that was sent; the sink of its answers."""
 
     __slots__ = (
-        "bad", "kind", "length", "op", "owner", "sent_to", "slots", "start", "task", "waiting",
+        "bad", "kind", "last", "length", "op", "owner", "sent_to", "slots", "start", "task",
+        "waiting",
     )  # fmt: skip
 
     def __init__(self, owner: Owner, kind: str, length: int = 0) -> None:
@@ -80,6 +85,8 @@ class Flight:
         self.start = 0
         self.waiting = 0
         self.task: trio.lowlevel.Task | None = None
+        self.last: Link | None = None
+        """Which link answered last, or was lost last."""
         self.slots: list[Slot] | None = None
         """Activity log entries to end with the last answer, where nobody awaits it."""
         self.sent_to: list[Target] = []
@@ -104,6 +111,7 @@ class Flight:
 
     def answered(self, link: Link, answer: ops.AnyAnswer) -> None:
         """One peer's answer."""
+        self.last = link
         if isinstance(answer, ops.Done):
             if answer.errno or answer.written != self.length:
                 self._note_bad(link, answer.errno, answer.written)
@@ -113,6 +121,7 @@ class Flight:
 
     def lost(self, link: Link) -> None:
         """One peer's session ended before it answered."""
+        self.last = link
         self._note_bad(link, errno.ETIMEDOUT, 0)
         self._one_less()
 
@@ -137,12 +146,16 @@ class Flight:
     def detach(self, slots: list[Slot]) -> None:
         """Nobody awaits it (policy `async`): the last answer settles it."""
         self.slots = slots
+        for peer in self.sent_to:
+            peer.unawaited += 1
         if not self.waiting:
             self._land()
 
     def _land(self) -> None:
         slots = self.slots or []
         self.slots = None
+        for peer in self.sent_to:
+            peer.landed += 1
         self.settle(strict=False)
         for slot in slots:
             self.owner.activity.end(slot)

@@ -26,6 +26,7 @@ from typing import Any, Final
 import trio
 import zmq
 
+from replfs.core.policy import Ack, Policy
 from replfs.errors import NotInSync, ReplfsError, StoreError, UsageError
 from replfs.front import mounting
 from replfs.front.operations import Operations
@@ -33,6 +34,7 @@ from replfs.front.session import FuseSession, MountOptions
 from replfs.node.config import Settings
 from replfs.node.control import ControlServer
 from replfs.node.events import Events
+from replfs.node.policies import Policies
 from replfs.node.primary import Primary
 from replfs.node.rundir import default_rundir, make_rundir
 from replfs.node.secondary import Secondary
@@ -311,7 +313,15 @@ class Node:
 
             self._after_mount = watch
             return session
-        view = ReadOnlyView(self.tree, self._status)
+        policies = Policies(
+            self.tree,
+            Policy[settings.policy.upper()],
+            Ack[settings.ack.upper()],
+            used=True,
+            on_used=lambda: None,
+            generation=lambda: self.state.identity().generation,
+        )
+        view = ReadOnlyView(self.tree, self._status, policies.virtual_xattr)
         self._after_mount = lambda: None
         return FuseSession(
             Operations(view, timeout_s=_REPLICA_TIMEOUT_S, keep_cache=False, acl=settings.acl),
@@ -344,9 +354,16 @@ class Node:
 
     async def _checkpoints(self) -> None:
         """At times: save lazily kept clears, keep room for marks on a full disk."""
+        seen = -1
         while True:
             await trio.sleep(self.settings.checkpoint_interval_s)
             try:
+                if self.primary is not None:
+                    # A store that nobody changes need not be written to.
+                    admitted = self.primary.pipeline.scheduler.admitted
+                    if admitted != seen:
+                        self.primary.note_alive()
+                    seen = admitted
                 self.state.flush()
                 self.state.reserve_space()
             except OSError as error:
@@ -355,6 +372,8 @@ class Node:
     async def _end(self) -> None:
         """Nobody new; what is in flight drains; both sides flush; the state is clean."""
         began = time.monotonic()
+        if self.primary is not None:
+            self.primary.pipeline.release_suspended()
         if self._fuse is not None and not self._session_over:
             await trio.to_thread.run_sync(self._fuse.detach)
             with trio.move_on_after(5.0):
@@ -366,6 +385,7 @@ class Node:
         try:
             with trio.fail_after(_DRAIN_S):
                 if self.primary is not None:
+                    self.primary.verifier.stop()
                     await self.primary.pipeline.drained()
                     await self.primary.checkpoint()
                 else:
@@ -392,6 +412,10 @@ class Node:
             "pause": self._command_pause,
             "resume": self._command_resume,
             "resync": self._command_resync,
+            "verify": self._command_verify,
+            "peer-add": self._command_peer_add,
+            "peer-remove": self._command_peer_remove,
+            "peer-replace": self._command_peer_replace,
             "events": self.events.answer,
         }
 
@@ -447,11 +471,24 @@ class Node:
         return {"message": f"paused: {', '.join(peer.name for peer in peers)}"}
 
     def _command_resume(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Go on: what was recorded is carried."""
+        """Go on: what was recorded is carried; strict changes wait no longer."""
         peers = self._peers(arguments)
+        self._must_be_primary().pipeline.release_suspended()
         for peer in peers:
             peer.resume()
         return {"message": f"resumed: {', '.join(peer.name for peer in peers)}"}
+
+    async def _command_verify(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        return await self._must_be_primary().verifier.command(arguments)
+
+    async def _command_peer_add(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        return await self._must_be_primary().command_add(arguments)
+
+    async def _command_peer_remove(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        return await self._must_be_primary().command_remove(arguments)
+
+    async def _command_peer_replace(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        return await self._must_be_primary().command_replace(arguments)
 
     def _command_resync(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Compare everything again; `tentative`: only say what would be done."""

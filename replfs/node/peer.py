@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Final, Protocol
 
 import trio
@@ -23,6 +24,7 @@ from replfs.core.messages import Hello, Refuse, Welcome
 from replfs.core.relationship import Event, State, next_state
 from replfs.errors import PeerLost, ProtocolError, Refused
 from replfs.node.flight import Flight, describe
+from replfs.store.activity import KIND_NAMES
 from replfs.store.inode import Inode
 from replfs.store.record import ROOT_ID
 from replfs.store.tree import Tree
@@ -91,6 +93,10 @@ class Peer:
         self.since = time.time()
         self.last_in_sync: float | None = None
         self.paused = False
+        self.congested = False
+        """It was too slow, and is left alone for a while."""
+        self.waited: Callable[[int, int], None] = _not_counted
+        """Told when a caller waited long for this peer: from, to, monotonic ns."""
         self.peer_node = b""
         self.peer_generation = b""
         self.diverged = False
@@ -100,10 +106,16 @@ class Peer:
         """A mark could not be kept: everything is compared before the peer is in sync again."""
         self.unrepresentable: dict[bytes, str] = {}
         self.located: tuple[set[bytes], set[bytes]] = (set(), set())
+        self.unawaited = 0
+        """Operations sent that nobody waits for (policy `async`), ever."""
+        self.landed = 0
+        """Those of them that were answered or lost, in about the order they were sent in."""
         self.urgent: deque[Inode] = deque()
         """Objects a strict change waits for: the resync takes them first."""
         self._wake = trio.Event()
+        self._hurry = trio.Event()
         self._progress = trio.Event()
+        self._hurry = trio.Event()
         self._generation_news = trio.Event()
         self._state_cache: tuple[float, dict[int, str]] = (0.0, {})
 
@@ -112,7 +124,9 @@ class Peer:
     def advance(self, event: Event, reason: str = "") -> None:
         """Something happened; the table says what state that makes."""
         new = next_state(self.state, event)
-        if reason:
+        # Why nothing is sent at all is worth more than what becomes of the link meanwhile.
+        held_off = new is self.state and new in {State.PAUSED, State.CONGESTED}
+        if reason and (not held_off or event is Event.PAUSE):
             self.reason = reason
         if new is self.state:
             return
@@ -136,6 +150,15 @@ class Peer:
         await self._wake.wait()
         self._wake = trio.Event()
 
+    def wake_urgent(self) -> None:
+        """There is something a strict change waits for, and a resync that may carry it."""
+        self._hurry.set()
+
+    async def wait_urgent(self) -> None:
+        """Wait until `wake_urgent`."""
+        await self._hurry.wait()
+        self._hurry = trio.Event()
+
     def progressed(self) -> None:
         """The log became shorter: whoever waits for something in it may look again."""
         if self._progress.statistics().tasks_waiting:
@@ -155,12 +178,42 @@ class Peer:
             self.paused = False
             self.advance(Event.RESUME, "resumed")
             self.link.fail("resumed")
+        self.hurry()
+
+    def congest(self, reason: str) -> None:
+        """Nothing is sent for a while; what changes is recorded."""
+        self.congested = True
+        self.live = False
+        self.advance(Event.CONGESTED, reason)
+        self.link.fail("the peer is too slow")
+
+    def hurry(self) -> None:
+        """If the peer is left alone because it was too slow: not any longer."""
+        self._hurry.set()
+
+    async def wait_hurry(self) -> None:
+        """Wait until `hurry`."""
+        self._hurry = trio.Event()
+        await self._hurry.wait()
+
+    def end_congestion(self) -> None:
+        """The link comes back, and with it the resync."""
+        self.congested = False
+        if self.state is State.CONGESTED:
+            self.advance(Event.BACK_OFF_OVER, "it was too slow, and is tried again")
+            self.link.fail("tried again")
 
     def compare_all(self) -> None:
         """Everything is to be compared with the peer again."""
         self.log.mark_unknown(ROOT_ID, directory=True, deep=True)
         if self.state is State.IN_SYNC:
             self.advance(Event.OP_LOST, "everything is compared")
+        self.wake_resync()
+
+    def doubt(self, reason: str) -> None:
+        """Something was marked that should be equal: the resync looks at it."""
+        if self.state is State.IN_SYNC:
+            self.advance(Event.OP_LOST, reason)
         self.wake_resync()
 
     def data_word(self) -> str:
@@ -206,7 +259,7 @@ class Peer:
             self.advance(Event.DECIDED_QUICK, decision.sentence)
         self.peer_node = welcome.node
         self.peer_generation = welcome.generation
-        self.live = not self.paused
+        self.live = not self.paused and not self.congested
         self.wake_resync()
 
     def refused(self, link: Link, refuse: Refuse) -> None:
@@ -325,6 +378,19 @@ class Peer:
         if not self.home.can_record():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    def mark_touched(self, touched: tuple[tuple[Inode, int, int], ...]) -> None:
+        """What a metadata operation touched may differ, for it failed here halfway."""
+        if self.state is State.UNINITIALIZED and not self.live:
+            return
+        self._begin_divergence()
+        for inode, kind, _ in touched:
+            handle = self._locator(inode.id)
+            if kind == KIND_NAMES:
+                self.log.mark_names_all(inode.id, handle=handle)
+            else:
+                self.log.mark_attrs(inode.id, handle=handle)
+        self.wake_resync()
+
     def _begin_divergence(self) -> None:
         if not self.diverged:
             self.home.diverging(self)
@@ -340,6 +406,11 @@ class Peer:
             # It is applied already, so it cannot fail any more: nothing is in sync from here on.
             self.unrecorded = True
             self.note_error(op, f"cannot be recorded: {error.strerror}")
+        if number == errno.ESTALE:
+            # It is not where it was located once: the next operation tells its place anew.
+            for part in ("object", "parent", "new_parent"):
+                self.located[LIVE].discard(getattr(op, part, ROOT_ID))
+            self.located[LIVE].add(ROOT_ID)
         if number != errno.ETIMEDOUT:
             self.note_error(op, describe(number))
             self.advance(Event.OP_LOST, f"the peer could not apply a change: {describe(number)}")
@@ -441,6 +512,7 @@ class Peer:
                     if inode not in self.urgent:
                         self.urgent.append(inode)
                 self.wake_resync()
+                self.wake_urgent()
                 await self._progress.wait()
         return self.live and all(self.is_clean(inode) for inode in inodes)
 
@@ -449,7 +521,8 @@ class Peer:
         dirty = self.log
         if inode.is_directory:
             marks = dirty.marks(inode.id)
-            if marks is not None and marks.names_all:
+            # Single names need not hold up what is done to another one.
+            if marks is not None and (marks.names_all or (marks.attrs and marks.names is None)):
                 return False
         elif not dirty.object_is_clean(inode.id):
             return False
@@ -476,9 +549,11 @@ class Peer:
     async def fence(self) -> None:
         """Wait until what is on its way on the live stream has been answered.
 
-        Only `async` operations can be: all others hold claims, and the caller has its own.
+        Only `async` operations can be: all others hold claims, and the caller has its own. It does
+        not wait for those that are sent meanwhile, which touch nothing that is claimed.
         """
-        while self.live and self.link.outstanding:
+        sent = self.unawaited
+        while self.live and self.landed < sent:
             await trio.sleep(0.001)
 
     # What people ask ---------------------------------------------------------------------------
@@ -530,6 +605,10 @@ class Peer:
     def removal_pending(self, inode: Inode) -> bool:
         """Whether the peer still has a name that policy took away."""
         return any(self.log.is_removal(parent.id, name) for parent, name in inode.names())
+
+
+def _not_counted(_began: int, _ended: int) -> None:
+    """Nobody wants to know."""
 
 
 class _Question:

@@ -10,6 +10,7 @@ order.
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable
 from functools import partial
@@ -29,12 +30,20 @@ from replfs.store.inode import Inode
 from replfs.store.tree import Tree
 
 _CROWDED_S: Final = 0.001
+_SUSPENDED_S: Final = 0.05
 _FREES_SPACE: Final = frozenset({"unlink", "rmdir", "truncate", "fsync"})
 _SPIN_NS: Final = 300_000
 """How long a lone operation watches for its acknowledgement before it sleeps.
 
 Waking an idle core costs tens of microseconds, more than half of a round trip on loopback.
 """
+
+_BACKGROUND: Final = frozenset({"resync", "verify"})
+_HURRY_S: Final = 0.01
+_HALF_DONE: Final = frozenset({
+    errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM,
+})  # fmt: skip
+"""The store failed, perhaps in the middle: what was touched may have changed."""
 
 Touched = tuple[Inode, int, int]
 """(inode, kind, region) for the activity log."""
@@ -52,6 +61,17 @@ class Pipeline:
         self.strict_peers = 0
         """How many peers a strict change needs; 0: all of them."""
         self.strict_timeout_s = 5.0
+        self.suspend_s = 0.0
+        """How long a strict change waits for lost peers before it fails; 0: not at all."""
+        self.suspended = 0
+        """Strict changes that wait for lost peers."""
+        self._released = 0
+        self.strict_at = float("-inf")
+        """When a strict change was made last, monotonic seconds."""
+        self.slow_ns = 1 << 62
+        """A wait for a peer that is longer is told to it."""
+        self.background = 0
+        """Claims held or wanted by what is not an application."""
         self.flights = 0
         """Operations that await a peer's answer."""
         self.latencies: dict[str, Latencies] = {}
@@ -62,6 +82,8 @@ class Pipeline:
 
     async def claim(self, claims: tuple[Claim, ...], kind: str) -> Ticket:
         """Wait for a turn: nothing that conflicts is in flight when this returns."""
+        if kind in _BACKGROUND:
+            self.background += 1
         ticket = self.scheduler.admit(claims, kind)
         if ticket.waits:
             ticket.owner = trio.lowlevel.current_task()
@@ -84,7 +106,7 @@ class Pipeline:
         while True:
             effective = self.policies.effective(inode) if policy is None else policy
             if effective == Policy.STRICT:
-                await self._require_strict(inode)
+                await self._wait_strict(inode)
             ticket = await self.claim(claims, kind)
             try:
                 # The policy may have been changed while this waited for its turn.
@@ -100,8 +122,32 @@ class Pipeline:
                 raise
             self.release_claim(ticket)
 
+    async def _wait_strict(self, inode: Inode) -> None:
+        """`_require_strict`, or with `suspend_s` wait for it to become true."""
+        until = time.monotonic() + self.suspend_s
+        released = self._released
+        while True:
+            try:
+                await self._require_strict(inode)
+            except NotInSync:
+                if self._released != released or time.monotonic() >= until:
+                    raise
+            else:
+                return
+            self.suspended += 1
+            try:
+                await trio.sleep(_SUSPENDED_S)
+            finally:
+                self.suspended -= 1
+
+    def release_suspended(self) -> None:
+        """Strict changes that wait for their peers fail now, unless they are ready."""
+        self._released += 1
+
     def release_claim(self, ticket: Ticket) -> None:
         """Give the turn to those that wait for it."""
+        if ticket.kind in _BACKGROUND:
+            self.background -= 1
         for later in self.scheduler.complete(ticket):
             if isinstance(later.owner, trio.lowlevel.Task):
                 trio.lowlevel.reschedule(later.owner)
@@ -123,7 +169,9 @@ class Pipeline:
             if kind not in _FREES_SPACE and not (peer.live and peer.log.is_empty):
                 peer.check_recordable()
             if peer.live and policy != Policy.ASYNC and not peer.link.has_room():
+                began = time.monotonic_ns()
                 await peer.wait_room()
+                peer.waited(began, time.monotonic_ns())
         while self.activity.is_crowded:
             await trio.sleep(_CROWDED_S)
 
@@ -137,9 +185,15 @@ class Pipeline:
 
     async def _require_strict(self, *inodes: Inode) -> None:
         """EIO before anything is applied, where the peers a strict change needs are lost."""
+        self.strict_at = time.monotonic()
         needed = self.confirmations_needed()
         ready = 0
         for peer in self.peers:
+            if peer.congested:
+                peer.hurry()
+                with trio.move_on_after(peer.timeout_s):
+                    while not peer.live:
+                        await trio.sleep(_HURRY_S)
             if peer.live and await peer.bring_in_sync(inodes):
                 ready += 1
         if ready < needed:
@@ -148,6 +202,7 @@ class Pipeline:
     def send(self, op: ops.AnyOp, payload: bytes | None, flight: Flight, start: int) -> None:
         """To every peer on which *op* is clean; into the log of the others."""
         length = len(payload) if payload is not None else 0
+        flight.op = op
         for peer in self.peers:
             if not peer.send(op, payload, flight, start):
                 peer.mark(op, length=length, start=start)
@@ -157,8 +212,14 @@ class Pipeline:
         if self.flights == 1 and flight.waiting:
             self._spin(flight)
         if flight.waiting:
+            began = time.monotonic_ns()
             flight.task = trio.lowlevel.current_task()
             await trio.lowlevel.wait_task_rescheduled(_not_cancelled)
+            ended = time.monotonic_ns()
+            if ended - began > self.slow_ns:
+                for peer in flight.sent_to:
+                    if peer.link is flight.last:
+                        peer.waited(began, ended)
 
     def _spin(self, flight: Flight) -> None:
         until = time.monotonic_ns() + _SPIN_NS
@@ -199,7 +260,13 @@ class Pipeline:
                 for inode, _, _ in touched:
                     self.tree.ensure_id(inode)
                 slots = self.note(touched)
-            op = apply()
+            try:
+                op = apply()
+            except OSError as error:
+                if error.errno in _HALF_DONE:
+                    for peer in self.peers:
+                        peer.mark_touched(touched)
+                raise
             if op is not None:
                 self.send(op, None, flight, 0)
                 if flight.waiting:
@@ -229,8 +296,8 @@ class Pipeline:
         )
 
     async def drained(self) -> None:
-        """Wait until nothing is in flight."""
-        while self.scheduler.in_flight or self.flights:
+        """Wait until nothing of an application is in flight."""
+        while self.scheduler.in_flight > self.background or self.flights:
             await trio.sleep(0.01)
 
 

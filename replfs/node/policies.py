@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from replfs.core import policy as rules
-from replfs.core.policy import POLICIES, Ack, Policy
+from replfs.core.policy import NO_PATTERNS, POLICIES, Ack, NamePatterns, Policy
 from replfs.node.view import ACK_XATTR, POLICY_XATTR, failure
 from replfs.store.inode import Inode
 from replfs.store.tree import Tree
@@ -52,12 +52,18 @@ class Policies:
         used: bool,
         on_used: Callable[[], None],
         generation: Callable[[], bytes],
+        patterns: NamePatterns = NO_PATTERNS,
     ) -> None:
-        """*used*: some object has, or once had, a policy of its own; *on_used* remembers that."""
+        """*used*: some object has, or once had, a policy of its own; *on_used* remembers that.
+
+        *patterns*: names that are `none` where their objects have no policy of their own.
+        """
         self._tree = tree
         self.default = default
         self.default_ack = default_ack
-        self._used = used
+        self._patterns = patterns
+        self._remembered = used
+        self._used = used or bool(patterns)
         self._on_used = on_used
         self._epoch = 1
         self.generation = generation
@@ -66,7 +72,8 @@ class Policies:
         """The policy that an object is treated by, never INHERIT.
 
         Below a directory of policy `none` nothing is on the peers, whatever it says itself: there
-        this is NONE. An object with several names is on the peers while one of them is.
+        this is NONE. An object with several names is on the peers while one of them is; while only
+        some of them are known it is taken to be there, see `is_undecided`.
         """
         if not self._used:
             return self.default
@@ -84,35 +91,79 @@ class Policies:
             chain.append(one)
             one = one.parent
         for one in reversed(chain):
-            if found == Policy.NONE and one.more:
-                found = self._by_other_names(one)
             self._tree.read_record(one)
+            if self._pattern(one.name, one):
+                found = Policy.NONE
+            if found == Policy.NONE and one.policy != Policy.NONE and not one.is_directory:
+                found = self._by_other_names(one)
+                if found == Policy.NONE and self._has_unseen_names(one):
+                    return one.policy or self._visible
             if one.policy and (found != Policy.NONE or one.parent is None):
                 found = one.policy
             one.resolved = self._epoch, found
         return found
 
+    @property
+    def _visible(self) -> int:
+        return self.default if POLICIES[self.default].replicated else Policy.SYNC
+
     def _by_other_names(self, inode: Inode) -> int:
-        """What the directories of an object's further names say."""
-        found = (self.effective(parent) for parent, _ in inode.names()[1:])
-        return next((one for one in found if one != Policy.NONE), Policy.NONE)
+        """What the directories of an object's further names say; one on the peers comes first."""
+        for parent, name in inode.names()[1:]:
+            if self._pattern(name, inode):
+                continue
+            found = self.effective(parent)
+            if found != Policy.NONE:
+                inode.prefer(parent, name)
+                return found
+        return Policy.NONE
+
+    def _has_unseen_names(self, inode: Inode) -> bool:
+        return inode.named and self._tree.stat(inode).st_nlink > len(inode.names())
+
+    def is_undecided(self, inode: Inode) -> bool:
+        """No known name of the object is on the peers, but it has names that nobody looked up."""
+        if not self._used or inode.is_directory or self.effective(inode) == Policy.NONE:
+            return False
+        return not any(
+            self._replicated(parent) and not self._pattern(name, inode)
+            for parent, name in inode.names()
+        )
+
+    def _pattern(self, name: bytes, inode: Inode) -> str:
+        """The pattern that makes a name of the object `none`, or an empty text."""
+        if not self._patterns or inode.policy:
+            return ""
+        return self._patterns.match(name, directory=inode.is_directory)
+
+    def is_none_by_itself(self, name: bytes, policy: int, *, directory: bool) -> bool:
+        """Whether an object with this own policy is `none`, whatever directory it is in."""
+        if policy:
+            return policy == Policy.NONE
+        return bool(self._patterns.match(name, directory=directory))
 
     def _chain(self, inode: Inode) -> Iterator[tuple[str, Policy]]:
         one: Inode | None = inode
         while one is not None:
             self._tree.read_record(one)
-            yield "/" + os.fsdecode(one.path()), Policy(one.policy)
+            own = Policy.NONE if self._pattern(one.name, one) else Policy(one.policy)
+            yield "/" + os.fsdecode(one.path()), own
             one = one.parent
 
     def source(self, inode: Inode) -> str:
-        """Where the effective policy comes from: `local`, `inherited:/path` or `default`."""
+        """Where it comes from: `local`, `pattern:*.tmp`, `inherited:/path` or `default`."""
+        self._tree.read_record(inode)
+        pattern = self._pattern(inode.name, inode)
+        if pattern:
+            return f"pattern:{pattern}"
         return rules.effective(self._chain(inode), self.default)[1]
 
     def changed(self) -> None:
         """A policy was set: nothing cached counts any more."""
         self._epoch += 1
-        if not self._used:
-            self._used = True
+        self._used = True
+        if not self._remembered:
+            self._remembered = True
             self._on_used()
 
     def moved(self, *inodes: Inode | None) -> None:
@@ -121,21 +172,27 @@ class Policies:
             self._epoch += 1
 
     def is_replicated_name(self, parent: Inode, name: bytes, inode: Inode) -> bool:
-        """Whether the peers have this name: its directory is replicated, and its object is."""
-        del name
+        """Whether the peers have this name: its directory is replicated, it and its object are."""
         if not self._used:
             return POLICIES[self.default].replicated
         return self._replicated(parent) and (
-            POLICIES[Policy(inode.policy)].replicated if inode.policy else True
+            POLICIES[Policy(inode.policy)].replicated
+            if inode.policy
+            else not self._pattern(name, inode)
         )
 
     def _replicated(self, inode: Inode) -> bool:
         return POLICIES[Policy(self.effective(inode))].replicated
 
-    def link_crosses(self, inode: Inode, parent: Inode) -> bool:
+    def link_crosses(self, inode: Inode, parent: Inode, name: bytes) -> bool:
         """Whether a link would give one object two answers."""
         if not self._used:
             return False
+        self._tree.read_record(inode)
+        if inode.parent is not None and (
+            bool(self._pattern(inode.name, inode)) != bool(self._pattern(name, inode))
+        ):
+            return True
         above = inode.parent or parent
         return not rules.is_link_allowed(
             Policy(self.effective(above)), Policy(self.effective(parent))

@@ -15,24 +15,28 @@ import zmq
 
 from replfs.core import generation as generations
 from replfs.core.generation import Decision, Side
+from replfs.core.marks import NotKept
 from replfs.core.messages import Hello, Welcome
 from replfs.core.ops import Phase
-from replfs.core.policy import Ack, Policy
-from replfs.core.relationship import State
-from replfs.errors import PeerLost
-from replfs.node.config import Settings
+from replfs.core.policy import Ack, NamePatterns, Policy
+from replfs.core.relationship import State, word
+from replfs.errors import PeerLost, UsageError
+from replfs.node.config import PeerSetting, Settings, parse_peer
+from replfs.node.congestion import Congestion
 from replfs.node.identity import hello_of, side_of, side_of_message
 from replfs.node.peer import Peer
 from replfs.node.pipeline import Pipeline
 from replfs.node.policies import Policies
+from replfs.node.rescan import Rescan
 from replfs.node.resync import Resync
+from replfs.node.verifier import Verifier
 from replfs.node.volume import Volume
 from replfs.store.activity import KIND_DATA, KIND_FILE, KIND_NAMES, ActivityLog
 from replfs.store.record import ROOT_ID
 from replfs.store.state import State as StoreState
 from replfs.store.tree import Tree
 from replfs.transport.link import Link
-from replfs.transport.security import Curve
+from replfs.transport.security import Curve, require_curve
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +44,12 @@ _FIRST_CONTACT_S: Final = 1.0
 """How long a start waits for its peers, so that the first change already goes to them."""
 _RESERVE_MIN: Final = 256 << 10
 """Bytes kept back for marks below which a change that some peer lacks is refused (ENOSPC)."""
+_CLOCKS_APART_S: Final = 2.0
 _ACTIVITY_SHIFT: Final = 20
+_REPLACES: Final = "replaces"
+"""In a peer's saved settings: the configured endpoint that is not its own any more."""
+_ADDED: Final = {"added": "yes"}
+"""A peer's saved settings, where it is known although it is not configured."""
 
 
 class Primary:
@@ -71,15 +80,63 @@ class Primary:
             used=state.identity().policies_used,
             on_used=lambda: void(state.update(policies_used=True)),
             generation=lambda: state.identity().generation,
+            patterns=NamePatterns(settings.none_patterns),
         )
         self.pipeline = Pipeline(tree, activity, self.policies)
         self.volume = Volume(self.pipeline, status)
         self.pipeline.strict_timeout_s = settings.peer_timeout_s
+        if settings.strict_on_loss == "suspend":
+            self.pipeline.suspend_s = settings.suspend_timeout_s
         self.pipeline.strict_peers = settings.strict_peers or 0
         self.resyncs: dict[str, Resync] = {}
-        for wanted in settings.peers:
-            self._add_peer(wanted.name, wanted.endpoint, context, curve)
+        self._context = context
+        self._curve = curve
+        self._membership = trio.Lock()
+        self._nursery: trio.Nursery | None = None
+        self._serving: dict[str, tuple[trio.CancelScope, trio.Event]] = {}
+        for wanted in self._configured():
+            self._add_peer(wanted.name, wanted.endpoint)
         self._note_left_out()
+        self._note_patterns()
+        self.rescan = Rescan(
+            self.pipeline,
+            # After a loss of memory everything is compared anyway.
+            state.identity().stopped_ns if settings.rescan and not state.memory_lost else 0,
+            batch=state.batch,
+            event=event,
+        )
+        self.verifier = Verifier(
+            self.pipeline,
+            settings.resync_rate_bytes,
+            [path for path in (settings.mountpoint, settings.store) if path],
+        )
+
+    def _configured(self) -> list[PeerSetting]:
+        """The peers of this run: those of the command line, and those added while mounted."""
+        saved = {peer.name: peer for peer in self.state.peers()}
+        found = []
+        for wanted in self.settings.peers:
+            known = saved.pop(wanted.name, None)
+            if known is not None and known.settings.get(_REPLACES) == wanted.endpoint:
+                log.info("peer %s was replaced: it is at %s", wanted.name, known.endpoint)
+                wanted = PeerSetting(wanted.name, known.endpoint)
+            elif known is not None and known.settings:
+                self.state.save_peer(wanted.name, settings={})
+            found.append(wanted)
+        added = [PeerSetting(one.name, one.endpoint) for one in saved.values() if one.settings]
+        for one in added:
+            require_curve(one.endpoint, self.settings.insecure, self._curve)
+        return found + added
+
+    def _note_patterns(self) -> None:
+        """With other patterns other names are replicated: which ones, a comparison finds."""
+        patterns = self.settings.none_patterns
+        if patterns == self.state.identity().none_patterns:
+            return
+        for peer in self.pipeline.peers:
+            if peer.state is not State.UNINITIALIZED:
+                peer.log.mark_unknown(ROOT_ID, directory=True, deep=True)
+        self.state.update(none_patterns=patterns)
 
     def _note_left_out(self) -> None:
         """Peers that are known but not configured in this run get nothing of it.
@@ -95,13 +152,7 @@ class Primary:
             if known.generation == self.state.identity().generation:
                 self.state.new_generation()
 
-    def _add_peer(
-        self,
-        name: str,
-        endpoint: str,
-        context: zmq.Context[zmq.Socket[bytes]],
-        curve: Curve | None,
-    ) -> None:
+    def _add_peer(self, name: str, endpoint: str) -> Peer:
         known = {peer.name: peer for peer in self.state.peers()}.get(name)
         saved = self.state.save_peer(name, endpoint=endpoint)
         dirty = self.state.load_log(name)
@@ -120,16 +171,85 @@ class Primary:
         if saved.last_in_sync_ns:
             peer.last_in_sync = saved.last_in_sync_ns / 1e9
         peer.link = Link(
-            context,
+            self._context,
             endpoint,
             peer,
             peer_timeout_s=self.settings.peer_timeout_s,
-            security=curve,
+            security=self._curve,
             name=name,
             on_refused=peer.refused,
         )
-        self.pipeline.peers.append(peer)
         self.resyncs[name] = Resync(self.pipeline, peer, self.settings.resync_rate_bytes)
+        # A new list: operations are walking over the old one.
+        self.pipeline.peers = [*self.pipeline.peers, peer]
+        return peer
+
+    # Peers that come and go ----------------------------------------------------------------------
+
+    async def command_add(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Replicate to one more peer, from now on and after a restart."""
+        wanted = _peer_setting(arguments)
+        async with self._membership:
+            if any(peer.name == wanted.name for peer in self.pipeline.peers):
+                raise UsageError(
+                    f"there is a peer named {wanted.name}; replace it, or write NAME=ENDPOINT"
+                )
+            self._join(wanted, _ADDED)
+        return {"message": f"{wanted.name} is added; see 'replfs status' for how far it is"}
+
+    async def command_remove(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Forget a peer, with all that it lacks."""
+        name = str(arguments.get("name"))
+        async with self._membership:
+            await self._leave(self._peer(name))
+        message = f"{name} is forgotten, its store is left as it is"
+        if any(one.name == name for one in self.settings.peers):
+            message += "; it is still configured: with --peer, it is a new one at the next mount"
+        return {"message": message}
+
+    async def command_replace(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Another machine takes a peer's place: nothing is known of what it has."""
+        wanted = _peer_setting(arguments)
+        async with self._membership:
+            peer = self._peer(wanted.name)
+            configured = {one.name: one.endpoint for one in self.settings.peers}.get(wanted.name)
+            self._check_endpoint(wanted)
+            await self._leave(peer)
+            self._join(wanted, {_REPLACES: configured} if configured else _ADDED)
+        return {"message": f"{wanted.name} is at {wanted.endpoint} now, and is compared in full"}
+
+    def _peer(self, name: str) -> Peer:
+        for peer in self.pipeline.peers:
+            if peer.name == name:
+                return peer
+        raise UsageError(f"there is no peer named {name}; see 'replfs peer list'")
+
+    def _check_endpoint(self, wanted: PeerSetting) -> None:
+        for peer in self.pipeline.peers:
+            if peer.endpoint == wanted.endpoint:
+                raise UsageError(f"{wanted.endpoint} is the endpoint of {peer.name} already")
+        require_curve(wanted.endpoint, self.settings.insecure, self._curve)
+
+    def _join(self, wanted: PeerSetting, settings: dict[str, str]) -> None:
+        self._check_endpoint(wanted)
+        peer = self._add_peer(wanted.name, wanted.endpoint)
+        self.state.save_peer(wanted.name, settings=settings)
+        self._event("peer-added", peer=wanted.name, endpoint=wanted.endpoint)
+        if self._nursery is not None:
+            self._nursery.start_soon(self._serve, peer)
+
+    async def _leave(self, peer: Peer) -> None:
+        scope, ended = self._serving[peer.name]
+        scope.cancel()
+        # The end of the session releases all that wait for this peer.
+        with trio.CancelScope(shield=True):
+            await ended.wait()
+        self.pipeline.peers = [one for one in self.pipeline.peers if one is not peer]
+        # An operation that is just being settled may still mark something.
+        peer.log.attach(NotKept())
+        del self.resyncs[peer.name], self._serving[peer.name]
+        self.state.remove_peer(peer.name)
+        self._event("peer-removed", peer=peer.name)
 
     # After a start -----------------------------------------------------------------------------
 
@@ -179,6 +299,9 @@ class Primary:
         theirs = side_of_message(welcome)
         decision = generations.decide(mine, theirs)
         log.info("peer %s: %s", peer.name, decision.sentence)
+        apart = abs(welcome.clock_ns - time.time_ns()) / 1e9
+        if welcome.clock_ns and apart > _CLOCKS_APART_S:
+            log.warning("peer %s: its clock differs by %.0f s", peer.name, apart)
         return decision
 
     def side(self) -> Side:
@@ -202,6 +325,8 @@ class Primary:
         if peer.state is State.IN_SYNC:
             peer.last_in_sync = time.time()
         self._dirty_since_durable = True
+        if peer not in self.pipeline.peers:
+            return
         self.state.save_peer(
             peer.name,
             state=peer.state.value,
@@ -226,12 +351,32 @@ class Primary:
     # Running -----------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Links and resyncs, until cancelled."""
+        """Links, resyncs and the rescan, until cancelled."""
         async with trio.open_nursery() as nursery:
             for peer in self.pipeline.peers:
-                nursery.start_soon(peer.link.run)
-                nursery.start_soon(self.resyncs[peer.name].run)
-                nursery.start_soon(self._carry_generations, peer)
+                nursery.start_soon(self._serve, peer)
+            nursery.start_soon(self.rescan.run)
+            self._nursery = nursery
+            await trio.sleep_forever()
+
+    async def _serve(self, peer: Peer) -> None:
+        """One peer's tasks, until it is removed."""
+        ended = trio.Event()
+        congestion = Congestion(self.pipeline, peer, self.settings.slow_peer_s)
+        try:
+            with trio.CancelScope() as scope:
+                self._serving[peer.name] = scope, ended
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(peer.link.run)
+                    nursery.start_soon(self.resyncs[peer.name].run)
+                    nursery.start_soon(self._carry_generations, peer)
+                    nursery.start_soon(congestion.run)
+        finally:
+            ended.set()
+
+    def note_alive(self) -> None:
+        """Up to now all changes went through this node: told at times, for a later rescan."""
+        self.state.update(stopped_ns=time.time_ns())
 
     async def _carry_generations(self, peer: Peer) -> None:
         """Tell a peer in sync of generations that began because of another peer."""
@@ -271,8 +416,14 @@ class Primary:
         if not states:
             return "alone"
         order = [State.IN_SYNC, *(state for state in State if state is not State.IN_SYNC)]
-        worst: str = max(states, key=order.index).value
-        return worst.replace("_", "-")
+        return word(max(states, key=order.index))
+
+
+def _peer_setting(arguments: dict[str, Any]) -> PeerSetting:
+    try:
+        return parse_peer(f"{arguments.get('name')}={arguments.get('endpoint')}")
+    except ValueError as error:
+        raise UsageError(f"the peer {error}") from None
 
 
 def void(_: object) -> None:

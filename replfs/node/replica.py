@@ -11,18 +11,22 @@ import bisect
 import errno
 import os
 import stat as _stat
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 
 import trio
 import xxhash
 
 from replfs.core import ops
+from replfs.core.policy import NO_PATTERNS, NamePatterns
+from replfs.node.attributes import inspect
 from replfs.node.limbo import Limbo
 from replfs.store import syscalls
 from replfs.store.inode import Inode
 from replfs.store.record import INCOMPLETE, Record
-from replfs.store.tree import Tree
+from replfs.store.tree import RESERVED, Tree
 
 OK: Final = ops.Done(0)
 STALE: Final = ops.Done(errno.ESTALE)
@@ -30,6 +34,10 @@ _BLOCK_MAX: Final = 1 << 16
 """No file system's blocks are larger."""
 _FLUSHES_MAX: Final = 16
 """Flushes at once: each is a thread that waits for the disk."""
+_EMPTY_S: Final = 1.0
+"""Seconds after which emptying limbo is answered with EAGAIN: the primary asks again."""
+_LARGE_DIRECTORY: Final = 256 << 10
+"""Bytes: a larger one is read and sorted in a thread."""
 
 Reply = Callable[[ops.AnyAnswer], None]
 
@@ -37,14 +45,26 @@ Reply = Callable[[ops.AnyAnswer], None]
 class Replica:
     """Applies operations to *tree*."""
 
-    def __init__(self, tree: Tree, on_phase: Callable[[ops.Phase], None]) -> None:
-        """*on_phase* records durably that the data became inconsistent or consistent again."""
+    def __init__(
+        self,
+        tree: Tree,
+        on_phase: Callable[[ops.Phase], None],
+        kept_names: NamePatterns = NO_PATTERNS,
+    ) -> None:
+        """*on_phase* records durably that the data became inconsistent or consistent again.
+
+        *kept_names*: what is this node's own, by its name.
+        """
         self.tree = tree
-        self.limbo = Limbo(tree)
+        self.limbo = Limbo(tree, kept_names)
         self._on_phase = on_phase
         self._listing: tuple[bytes, list[bytes]] = (b"", [])
         self._flush_limit = trio.CapacityLimiter(_FLUSHES_MAX)
-        self._flushes: trio.Nursery | None = None
+        self._read_limit = trio.CapacityLimiter(_FLUSHES_MAX)
+        self._nursery: trio.Nursery | None = None
+        """For what takes long, and is answered when it is done."""
+        self._indexing = trio.Lock()
+        self._sessions = 0
         self.applied = 0
         """Operations applied since the process started."""
         self._by_type: dict[type, Callable[[Any], ops.AnyAnswer]] = {
@@ -60,21 +80,22 @@ class Replica:
             ops.Gather: self._gather,
             ops.Place: self._place,
             ops.Clear: self._clear,
-            ops.Digest: self._digest,
             ops.Finish: self._finish,
-            ops.List: self._list,
-            ops.EmptyLimbo: self._empty_limbo,
             ops.Phase: self._phase,
+            ops.Inspect: self._inspect,
         }
 
     async def run(self) -> None:
-        """Serve flushes until cancelled."""
+        """Serve what takes long, until cancelled."""
         async with trio.open_nursery() as nursery:
-            self._flushes = nursery
+            self._nursery = nursery
             await trio.sleep_forever()
 
     def forget_all(self) -> None:
         """A new session: the primary has located nothing yet."""
+        self._sessions += 1
+        self.limbo.forget()
+        self._listing = (b"", [])
         for inode in list(self.tree.table.by_ino.values()):
             if inode.pins & 3:
                 inode.pins &= ~3
@@ -98,14 +119,49 @@ class Replica:
                 return self._data(op, payload or b"")
             if type(op) is ops.Sync or type(op) is ops.Checkpoint:
                 return self._flush(op, reply)
+            if type(op) is ops.Digest:
+                return self._digest(op, reply)
+            if type(op) is ops.List:
+                return self._list(op, reply)
+            if type(op) is ops.EmptyLimbo:
+                return self._later(self._empty_limbo, reply)
+            if type(op) is ops.Place and self._must_index(op):
+                return self._later(partial(self._place_indexed, op, 1 << stream), reply)
             answer = self._by_type[type(op)](op)
             if type(op) is ops.Make or type(op) is ops.Place:
-                made = self.tree.table.by_id.get(op.object)
-                if made is not None:
-                    made.pins |= 1 << stream
+                self._pin(op.object, 1 << stream)
             return answer
         except OSError as error:
             return ops.Done(error.errno or errno.EIO)
+
+    def _pin(self, object_id: bytes, pin: int) -> None:
+        made = self.tree.table.by_id.get(object_id)
+        if made is not None:
+            made.pins |= pin
+
+    # What takes long ---------------------------------------------------------------------------
+
+    def _later(
+        self, work: Callable[[], Awaitable[ops.AnyAnswer]], reply: Reply
+    ) -> ops.AnyAnswer | None:
+        """Do *work* beside everything else, and answer when it is done."""
+        if self._nursery is None:
+            return ops.Done(errno.EIO)
+        self._nursery.start_soon(self._answer_with, work, reply)
+        return None
+
+    @staticmethod
+    async def _answer_with(work: Callable[[], Awaitable[ops.AnyAnswer]], reply: Reply) -> None:
+        try:
+            answer = await work()
+        except OSError as error:
+            answer = ops.Done(error.errno or errno.EIO)
+        reply(answer)
+
+    def _still(self) -> Callable[[], bool]:
+        """Tells whether the session that is current now still is."""
+        session = self._sessions
+        return lambda: self._sessions == session
 
     # Where things are --------------------------------------------------------------------------
 
@@ -202,13 +258,12 @@ class Replica:
             object_id=op.object,
         )
         if fd >= 0:
-            os.fchmod(fd, op.mode & 0o7777)
-            syscalls.utimens(fd, op.mtime, op.mtime)
             os.close(fd)
-        else:
-            if inode.is_directory:
-                self.tree.set_mode(inode, op.mode)
-            self.tree.set_times(inode, op.mtime, op.mtime)
+        # What the parent's default ACL, which may not be the primary's yet, made of them.
+        self.tree.set_acls(inode, op.acl, op.default_acl)
+        if inode.type != _stat.S_IFLNK:
+            self.tree.set_mode(inode, op.mode)
+        self.tree.set_times(inode, op.mtime, op.mtime)
         self._touch(parent, op.parent_mtime)
         return OK
 
@@ -296,21 +351,14 @@ class Replica:
             else:
                 return OK
             call = os.fdatasync if op.data_only else os.fsync
-        if self._flushes is None:
-            os.close(fd)
-            return ops.Done(errno.EIO)
-        self._flushes.start_soon(self._flush_in_thread, call, fd, reply)
-        return None
+        return self._later(partial(self._flush_in_thread, call, fd), reply)
 
-    async def _flush_in_thread(self, call: Callable[[int], None], fd: int, reply: Reply) -> None:
+    async def _flush_in_thread(self, call: Callable[[int], None], fd: int) -> ops.AnyAnswer:
         try:
             await trio.to_thread.run_sync(call, fd, limiter=self._flush_limit)
-        except OSError as error:
-            reply(ops.Done(error.errno or errno.EIO))
-        else:
-            reply(OK)
         finally:
             os.close(fd)
+        return OK
 
     # Resync: names -----------------------------------------------------------------------------
 
@@ -335,7 +383,7 @@ class Replica:
         current = self._at(parent, op.name)
         if current is not None and current.id == op.object:
             return ops.Placed(not current.flags & INCOMPLETE, created=False)
-        found = self._find(op)
+        found = self._find(op, current)
         if current is not None:
             if found is None and self._may_adopt(current, op.attributes):
                 self.tree.set_record(
@@ -363,10 +411,10 @@ class Replica:
             os.close(fd)
         return ops.Placed(complete=False, created=True)
 
-    def _find(self, op: ops.Place) -> Inode | None:
-        """The object, wherever this replica has it."""
+    def _find(self, op: ops.Place, current: Inode | None) -> Inode | None:
+        """The object, wherever this replica has it; *current* is what stands at its name."""
         inode = self.tree.table.by_id.get(op.object)
-        if inode is not None and inode.named:
+        if inode is not None and inode.named and self._still_stands(inode):
             return inode
         inode = self.limbo.find(op.object)
         if inode is not None:
@@ -382,8 +430,26 @@ class Replica:
             if inode is not None:
                 if inode.id == op.object:
                     return inode
-                self.tree.drop_unused(inode)
+                if inode is not current:  # under another of its names
+                    self.tree.drop_unused(inode)
         return None
+
+    def _still_stands(self, inode: Inode) -> bool:
+        """Whether an object is where it is known to be: behind the node's back it may have gone."""
+        for parent, name in inode.names():
+            try:
+                directory = self.tree.directory_fd(parent)
+                found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                stands = found.st_ino == inode.ino
+            except OSError:
+                stands = False
+            if not stands:
+                inode.drop_name(parent, name)
+        if not inode.named:
+            inode.pins &= ~3
+            inode.gone = True
+            self.tree.drop_unused(inode)
+        return inode.named
 
     def _may_adopt(self, inode: Inode, attributes: ops.Attributes) -> bool:
         """Whether an object without an id can become the wanted one, where it stands."""
@@ -400,6 +466,7 @@ class Replica:
         above = inode.parent
         if above is None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        # A name in a directory that is in limbo goes with that directory to where it is placed.
         if inode.is_directory or self.limbo.holds(inode):
             self.tree.rename(
                 above, inode.name, parent, name, 0, inode=inode, replaced=None, replaced_links=0
@@ -414,14 +481,56 @@ class Replica:
             self.limbo.take(parent, op.name, current)
         return OK
 
-    def _empty_limbo(self, _op: ops.EmptyLimbo) -> ops.AnyAnswer:
-        self.limbo.empty()
-        return OK
+    async def _empty_limbo(self) -> ops.AnyAnswer:
+        is_wanted = self._still()
+        until = time.monotonic() + _EMPTY_S
+        if await self.limbo.empty(lambda: is_wanted() and time.monotonic() < until):
+            return OK
+        # Of a session that is over, what is left belongs to the next one's resync.
+        return ops.Done(errno.EAGAIN if is_wanted() else errno.EINTR)
 
-    def _list(self, op: ops.List) -> ops.AnyAnswer:
+    def _must_index(self, op: ops.Place) -> bool:
+        """Whether the object may be inside a directory in limbo that was not looked into."""
+        if self.limbo.is_indexed:
+            return False
+        inode = self.tree.table.by_id.get(op.object)
+        return (inode is None or not inode.named) and self.limbo.find(op.object) is None
+
+    async def _place_indexed(self, op: ops.Place, pin: int) -> ops.AnyAnswer:
+        is_wanted = self._still()
+        async with self._indexing:
+            if is_wanted():
+                await self.limbo.index(is_wanted)
+        if not is_wanted():
+            return ops.Done(errno.EINTR)
+        answer = self._place(op)
+        self._pin(op.object, pin)
+        return answer
+
+    def _list(self, op: ops.List, reply: Reply) -> ops.AnyAnswer | None:
         directory = self._known(op.parent)
-        if not op.after or self._listing[0] != op.parent:
-            self._listing = (op.parent, sorted(self.tree.names(directory)))
+        if op.after and self._listing[0] == op.parent:
+            return self._page(directory, op)
+        fd = self.tree.directory_fd(directory)
+        if os.fstat(fd).st_size > _LARGE_DIRECTORY:
+            return self._later(partial(self._list_large, directory, op, os.dup(fd)), reply)
+        self._listing = (op.parent, sorted(self.tree.names(directory)))
+        return self._page(directory, op)
+
+    async def _list_large(self, directory: Inode, op: ops.List, fd: int) -> ops.AnyAnswer:
+        is_wanted = self._still()
+        self.tree.hold(directory)
+        try:
+            names = await trio.to_thread.run_sync(_sorted_names, fd, limiter=self._read_limit)
+            if not is_wanted():
+                return ops.Done(errno.EINTR)
+            self._listing = (op.parent, [name for name in names if name != RESERVED])
+            return self._page(directory, op)
+        finally:
+            os.close(fd)
+            self.tree.release(directory)
+
+    def _page(self, directory: Inode, op: ops.List) -> ops.AnyAnswer:
         names = self._listing[1]
         start = _after(names, op.after)
         entries = []
@@ -438,11 +547,36 @@ class Replica:
 
     # Resync: contents --------------------------------------------------------------------------
 
-    def _digest(self, op: ops.Digest) -> ops.AnyAnswer:
+    def _digest(self, op: ops.Digest, reply: Reply) -> ops.AnyAnswer | None:
         inode = self._known(op.object)
-        fd = self.tree.data_fd(inode)
-        size = os.fstat(fd).st_size
-        return ops.Digests(digest_regions(fd, op.start, op.count, op.size), size)
+        fd = os.dup(self.tree.data_fd(inode))
+        return self._later(partial(self._digest_in_thread, op, fd), reply)
+
+    async def _digest_in_thread(self, op: ops.Digest, fd: int) -> ops.AnyAnswer:
+        try:
+            digests = await trio.to_thread.run_sync(
+                digest_regions, fd, op.start, op.count, op.size, limiter=self._read_limit
+            )
+            return ops.Digests(digests, os.fstat(fd).st_size)
+        finally:
+            os.close(fd)
+
+    def _inspect(self, op: ops.Inspect) -> ops.AnyAnswer:
+        inode = self._known(op.parent)
+        if op.name:
+            found = self._at(inode, op.name)
+            if found is None:
+                return ops.Inspected(ops.NO_OBJECT, complete=False, attributes=None)
+            inode = found
+            if inode.more:
+                self._still_stands(inode)
+        answer = ops.Inspected(
+            inode.id,
+            complete=not inode.flags & INCOMPLETE,
+            attributes=inspect(self.tree, inode),
+        )
+        self.tree.drop_unused(inode)
+        return answer
 
     def _data(self, op: ops.Data, payload: bytes | memoryview) -> ops.AnyAnswer:
         inode = self._known(op.object)
@@ -508,6 +642,10 @@ def digest_regions(fd: int, start: int, count: int, size: int) -> bytes:
     return b"".join(
         xxhash.xxh3_128_digest(os.pread(fd, size, start + index * size)) for index in range(count)
     )
+
+
+def _sorted_names(fd: int) -> list[bytes]:
+    return sorted(os.fsencode(name) for name in os.listdir(fd))
 
 
 def _after(names: list[bytes], after: bytes) -> int:

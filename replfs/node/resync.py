@@ -34,14 +34,17 @@ import trio
 import xxhash
 
 from replfs.core import footprint, ops
+from replfs.core.policy import Policy
 from replfs.core.regions import REGION_SHIFT, REGION_SIZE
 from replfs.core.relationship import Event, State
 from replfs.core.scheduler import Claim
 from replfs.errors import PeerLost, ProtocolError
+from replfs.node.attributes import read as read_attributes
 from replfs.node.flight import describe
 from replfs.node.peer import BULK, Peer
 from replfs.node.pipeline import Pipeline
 from replfs.store.inode import Inode
+from replfs.store.links import Links
 from replfs.store.record import ROOT_ID
 
 log = logging.getLogger(__name__)
@@ -53,7 +56,8 @@ _TASKS: Final = 8
 _YIELD_EVERY: Final = 64
 _RETRY_MIN_S: Final = 0.5
 _RETRY_MAX_S: Final = 30.0
-_HINTS_MAX: Final = 4
+_HINTS_MAX: Final = 16
+_URGENT_RETRY_S: Final = 0.02
 _UNREPRESENTABLE: Final = frozenset({
     errno.EPERM, errno.EINVAL, errno.ENAMETOOLONG, errno.EOPNOTSUPP, errno.EILSEQ, errno.EDQUOT,
 })  # fmt: skip
@@ -104,12 +108,21 @@ class Resync:
         self.progress = Progress()
         self.stuck: dict[object, _Stuck] = {}
         self._hints: dict[bytes, list[tuple[bytes, bytes]]] = {}
+        self._links = Links(self._tree)
         self._paid = 0.0
+        self._passing = False
+        """The peer knows that a resync is going on, so that it may be sent anything of it."""
+        self._hurried: set[Inode] = set()
 
     # The loop ----------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Resync whenever there is something to, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._serve_urgent)
+            await self._serve()
+
+    async def _serve(self) -> None:
         peer = self._peer
         while True:
             await peer.wait_work()
@@ -117,7 +130,10 @@ class Resync:
                 try:
                     await self._resync()
                 except PeerLost:
-                    break
+                    continue  # or the peer is there, but could not do something: once more
+                except OSError as error:
+                    log.warning("peer %s: the resync starts again: %s", peer.name, error)
+                    await trio.sleep(_RETRY_MIN_S)
 
     async def _resync(self) -> None:
         """One run, from the first mark to in sync."""
@@ -131,14 +147,21 @@ class Resync:
             if peer.unrecorded:
                 self._log.mark_unknown(ROOT_ID, directory=True, deep=True)
                 peer.unrecorded = False
-            while not self._log.is_empty:
-                await self._pass()
-            await self._tell(ops.EmptyLimbo())
+            self._passing = True
+            try:
+                while not self._log.is_empty:
+                    peer.wake_urgent()
+                    await self._pass()
+            finally:
+                self._passing = False
+            while not await self._tell(ops.EmptyLimbo(), again=errno.EAGAIN):
+                pass
             generation, history = self._generation()
             await self._tell(ops.Phase(inconsistent=False, generation=generation, history=history))
             if not (len(self._log) or peer.unrecorded):
                 break
         self._hints.clear()
+        self._links.forget()
         peer.peer_generation = generation
         peer.diverged = generation != self._generation()[0]
         peer.advance(Event.LOG_EMPTY_CONFIRMED)
@@ -148,20 +171,20 @@ class Resync:
         hello = self._peer.hello()
         return hello.generation, hello.history
 
-    async def _tell(self, op: ops.AnyOp) -> None:
+    async def _tell(self, op: ops.AnyOp, *, again: int = 0) -> bool:
+        """Have the peer do *op*. False: it answers *again*, there is more to do."""
         answer = await self._peer.ask(op)
+        if again and isinstance(answer, ops.Done) and answer.errno == again:
+            return False
         if not isinstance(answer, ops.Done) or answer.errno:
             number = answer.errno if isinstance(answer, ops.Done) else errno.EPROTO
             self._peer.note_error(op, describe(number))
             await trio.sleep(_RETRY_MIN_S)
             raise PeerLost(f"the peer could not {type(op).__name__}: {describe(number)}")
+        return True
 
     async def _pass(self) -> None:
         before = (self.progress.files, self.progress.names, self.progress.compared, len(self._log))
-        while self._peer.urgent:
-            inode = self._peer.urgent.popleft()
-            with self._held(inode):
-                await self._urgent(inode)
         await self._expand()
         await self._gather()
         await self._each(self._log.names_pending(), self._place_item)
@@ -259,13 +282,13 @@ class Resync:
             self._log.mark_unknown(ROOT_ID, directory=True, deep=True)
             self._log.forget(object_id)
             return None
-        policies = self._pipeline.policies
-        if inode.parent is not None and not policies.is_replicated_name(
-            inode.parent, inode.name, inode
-        ):
+        if inode.parent is not None and not self._is_on_peers(inode):
             self._log.forget(object_id)
             return None
         return inode
+
+    def _is_on_peers(self, inode: Inode) -> bool:
+        return self._pipeline.policies.effective(inode) != Policy.NONE
 
     @contextmanager
     def _held(self, inode: Inode) -> Iterator[None]:
@@ -291,8 +314,25 @@ class Resync:
         self._tree.ensure_id(inode)
         return inode
 
-    async def _is_placed(self, inode: Inode) -> bool:
-        """Whether the object's place is on the peer, after placing its parents first."""
+    async def _is_decided(self, inode: Inode) -> bool:
+        """Whether a name of the object that the peers have is known; if it has none, forget it."""
+        policies = self._pipeline.policies
+        if not policies.is_undecided(inode):
+            return True
+        if not await self._links.learn_names(inode):
+            return False
+        if policies.is_undecided(inode) or not self._is_on_peers(inode):
+            self._log.forget(inode.id)
+            return False
+        return True
+
+    async def _is_placed(self, inode: Inode, *, now: bool = False) -> bool:
+        """Whether the object's place is on the peer, after placing its parents first.
+
+        *now*: before everything else that must be looked at or moved aside there.
+        """
+        if not await self._is_decided(inode):
+            return False
         chain: list[tuple[Inode, bytes]] = []
         one = inode
         while one.parent is not None:
@@ -304,32 +344,64 @@ class Resync:
             for parent, _ in chain:
                 holds.enter_context(self._held(parent))
             for parent, name in reversed(chain):
-                if not self._log.name_is_clean(self._tree.ensure_id(parent), name):
-                    marks = self._log.marks(parent.id)
-                    if marks is not None and marks.names_all and name not in (marks.names or {}):
-                        return False
-                    await self._place(parent, name)
-                    if not self._log.name_is_clean(parent.id, name) and not (
-                        (marks := self._log.marks(parent.id)) is not None
-                        and marks.names_all
-                        and name not in (marks.names or {})
-                    ):
-                        return False
+                self._tree.ensure_id(parent)
+                if self._log.name_is_clean(parent.id, name):
+                    continue
+                await self._expand_one(parent.id)
+                if self._log.name_is_clean(parent.id, name):
+                    continue
+                if self._is_unknown(parent.id, name):
+                    return False
+                if now and not self._log.is_gathered(parent.id, name):
+                    await self._gather_one(parent.id, [name])
+                await self._place(parent, name)
+                if not (
+                    self._log.name_is_clean(parent.id, name) or self._is_unknown(parent.id, name)
+                ):
+                    return False
         return True
+
+    def _is_unknown(self, directory: bytes, name: bytes) -> bool:
+        """Whether nothing is known of a name but that its whole directory is to be looked at."""
+        marks = self._log.marks(directory)
+        return marks is not None and marks.names_all and name not in (marks.names or {})
+
+    async def _serve_urgent(self) -> None:
+        """Carry what strict changes wait for, beside the passes over everything else."""
+        peer = self._peer
+        while True:
+            await peer.wait_urgent()
+            while peer.urgent and peer.live and self._passing:
+                inode = peer.urgent.popleft()
+                self._hurried.add(inode)
+                try:
+                    with self._held(inode):
+                        await self._urgent(inode)
+                except PeerLost:
+                    break
+                except OSError as error:
+                    self._failed(("urgent", inode.id), inode, error.strerror or "error")
+                finally:
+                    self._hurried.discard(inode)
+                if not peer.is_clean(inode):
+                    await trio.sleep(_URGENT_RETRY_S)
+                peer.progressed()
 
     async def _urgent(self, inode: Inode) -> None:
         """A strict change waits for this object."""
-        if not inode.id or not await self._is_placed(inode):
+        if inode.gone or not inode.id or not await self._is_placed(inode, now=True):
             return
         if inode.is_directory:
             await self._expand_one(inode.id)
-            for name in list(self._dirty_names(inode.id)):
+            names = self._dirty_names(inode.id)
+            aside = [name for name in names if not self._log.is_gathered(inode.id, name)]
+            if aside:
+                await self._gather_one(inode.id, aside)
+            for name in names:
                 await self._place(inode, name)
-            await self._finish_item(inode.id)
         else:
             await self._data_item(inode.id)
-            await self._finish_item(inode.id)
-        self._peer.progressed()
+        await self._finish_item(inode.id)
 
     def _dirty_names(self, directory: bytes) -> list[bytes]:
         marks = self._log.marks(directory)
@@ -339,7 +411,7 @@ class Resync:
 
     async def _expand(self) -> None:
         for directory in self._log.directories_unknown():
-            if self._log.dirty_names >= _NAMES_AHEAD:
+            if self._log.dirty_names - len(self.stuck) >= _NAMES_AHEAD:
                 return
             await self._expand_one(directory)
 
@@ -459,11 +531,18 @@ class Resync:
             part = names[start : start + ops.NAMES_PER_MESSAGE]
             version = self._log.mark_version(directory_id)
             wanted = []
-            for name in part:
-                child = self._child(inode, name)
+            for name in list(part):
+                try:
+                    child = self._child(inode, name)
+                except OSError as error:
+                    self._failed(("name", directory_id, name), inode, error.strerror or "error")
+                    part.remove(name)
+                    continue
                 wanted.append(child.id if child is not None else ops.NO_OBJECT)
                 if child is not None:
                     self._tree.drop_unused(child)
+            if not part:
+                continue
             self._peer.locate(directory_id, BULK)
             answer = await self._peer.ask(ops.Gather(directory_id, part, wanted))
             if isinstance(answer, ops.Done) and not answer.errno:
@@ -506,6 +585,9 @@ class Resync:
             if child is not None:
                 holds.enter_context(self._held(child))
                 claims = footprint.entry_of(directory, name, child)
+                if not await self._links.learn_names(child):
+                    self._failed(key, child, "its other names are still being looked for")
+                    return True
             async with self._claim(claims):
                 if self._child(directory, name) is not child:
                     return False
@@ -521,7 +603,7 @@ class Resync:
         if child is None:
             answer = await self._peer.ask(ops.Clear(directory.id, name))
         else:
-            attributes = self._attributes(child)
+            attributes = read_attributes(self._tree, child)
             hints = self._hints_of(child, directory, name)
             answer = await self._peer.ask(
                 ops.Place(child.id, directory.id, name, attributes, hints)
@@ -565,41 +647,17 @@ class Resync:
         if child.is_directory or self._tree.stat(child).st_nlink < 2:
             return []
         known = self._hints.setdefault(child.id, [])
-        hints = []
-        for parent, other in child.names():
-            place = (self._tree.ensure_id(parent), other)
-            if place != (directory.id, name) and place not in hints:
-                hints.append(place)
-        hints += [place for place in known if place not in hints and place != (directory.id, name)]
-        known.append((directory.id, name))
+        here = (directory.id, name)
+        hints = [(self._tree.ensure_id(parent), other) for parent, other in child.names()]
+        hints += [place for place in known if place not in hints]
+        known.append(here)
+        # Where the peer certainly has it comes first.
+        hints.sort(key=lambda place: not self._log.name_is_clean(*place))
+        hints = [place for place in hints if place != here]
         hints = hints[:_HINTS_MAX]
         for parent_id, _ in hints:
             self._peer.locate(parent_id, BULK)
         return hints
-
-    def _attributes(self, inode: Inode) -> ops.Attributes:
-        found = self._tree.stat(inode)
-        names = self._tree.list_xattrs(inode)
-        xattrs = {}
-        for name in names:
-            try:
-                xattrs[name] = self._tree.get_xattr(inode, name)
-            except OSError as error:
-                if error.errno != errno.ENODATA:
-                    raise
-        target = self._tree.readlink(inode) if inode.type == _stat.S_IFLNK else b""
-        return ops.Attributes(
-            mode=found.st_mode,
-            uid=found.st_uid,
-            gid=found.st_gid,
-            rdev=found.st_rdev if inode.type in {_stat.S_IFCHR, _stat.S_IFBLK} else 0,
-            size=found.st_size if inode.type == _stat.S_IFREG else 0,
-            mtime=found.st_mtime_ns,
-            target=target,
-            policy=inode.policy,
-            ack=inode.ack,
-            xattrs=xattrs,
-        )
 
     # 4. Data -----------------------------------------------------------------------------------
 
@@ -691,7 +749,8 @@ class Resync:
             else:
                 op = ops.Data(inode.id, left)
                 payload = data[left - start : right - start]
-                await self._throttle(length)
+                if inode not in self._hurried:
+                    await self._throttle(length)
             answer = await self._peer.ask(op, payload)
             written = 0 if is_hole else length
             if not isinstance(answer, ops.Done) or answer.errno or answer.written != written:
@@ -743,7 +802,7 @@ class Resync:
         return inode is not None and self._log.next_run(object_id, 0, end) is None
 
     async def _finish_claimed(self, key: object, inode: Inode, version: int) -> None:
-        attributes = self._attributes(inode)
+        attributes = read_attributes(self._tree, inode)
         self._peer.locate(inode.id, BULK)
         answer = await self._peer.ask(ops.Finish(inode.id, attributes))
         if not isinstance(answer, ops.Done) or answer.errno:

@@ -14,6 +14,7 @@ from replfs.core import generation as generations
 from replfs.core import ops
 from replfs.core.generation import Action
 from replfs.core.messages import Hello, Welcome
+from replfs.core.policy import NamePatterns
 from replfs.errors import Refused
 from replfs.node.config import Settings
 from replfs.node.identity import side_of, side_of_message, welcome_of
@@ -45,7 +46,7 @@ class Secondary:
         self._event = event
         self.primary_name = ""
         self.session: Session | None = None
-        self.replica = Replica(tree, self._phase)
+        self.replica = Replica(tree, self._phase, NamePatterns(settings.none_patterns))
         self._endpoint = settings.listen or ""
         self._hello: Hello | None = None
         self.listener = Listener(

@@ -7,7 +7,7 @@ import time
 from typing import Any, Protocol
 
 import replfs
-from replfs.core.relationship import State
+from replfs.core.relationship import State, word
 from replfs.node.config import Settings
 from replfs.node.peer import Peer
 from replfs.node.primary import Primary
@@ -61,6 +61,7 @@ class StatusBoard:
         return {
             "state": primary.state_word(),
             "in_flight": pipeline.scheduler.in_flight,
+            "suspended": pipeline.suspended,
             "held": dict(pipeline.scheduler.held),
             "operations": {
                 kind: {
@@ -76,7 +77,13 @@ class StatusBoard:
                 for kind, found in list(pipeline.latencies.items())
             },
             "unrepresentable": sum(len(peer.unrepresentable) for peer in pipeline.peers),
-            "peers": [self._peer(peer, primary.resyncs[peer.name]) for peer in pipeline.peers],
+            "peers": [
+                self._peer(peer, resync)
+                for peer in pipeline.peers
+                if (resync := primary.resyncs.get(peer.name)) is not None
+            ],
+            "verify": primary.verifier.status(),
+            "rescan": primary.rescan.status(),
         }
 
     def _peer(self, peer: Peer, resync: Resync) -> dict[str, Any]:
@@ -89,7 +96,7 @@ class StatusBoard:
             )
             if link.sessions or link.state != "connecting"
             else "connecting",
-            "state": peer.state.value.replace("_", "-"),
+            "state": word(peer.state),
             "data": "up-to-date" if peer.state is State.IN_SYNC else peer.data_word(),
             "reason": peer.reason or (link.last_error if not peer.live else ""),
             "since_s": time.time() - peer.since,
@@ -109,7 +116,7 @@ class StatusBoard:
             elapsed = max(time.monotonic() - progress.began, 1e-3)
             rate = progress.bytes / elapsed
             found["progress"] = {
-                "phase": peer.state.value.replace("_", "-"),
+                "phase": word(peer.state),
                 "files": progress.files,
                 "bytes": progress.bytes,
                 "rate": rate,

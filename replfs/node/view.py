@@ -225,6 +225,26 @@ async def _refuse(*_args: object, **_keywords: object) -> Any:
 class ReadOnlyView(View):
     """A secondary's mount: every change is EROFS, and an fsync has nothing to do."""
 
+    def __init__(
+        self,
+        tree: Tree,
+        status: Callable[[], dict[str, Any]] | None = None,
+        policy: Callable[[Inode, bytes], bytes | None] = lambda _inode, _name: None,
+    ) -> None:
+        """*policy*: the value of a policy xattr; None for names that are not about policy."""
+        super().__init__(tree, status)
+        self._policy = policy
+
+    def virtual_xattr(self, inode: Inode, name: bytes) -> bytes:
+        """Policies as the primary set them, and whether this replica follows it."""
+        answer = self._policy(inode, name)
+        if answer is not None:
+            return answer
+        if name == b"user.replfs.state":
+            state = str(self._status().get("state"))
+            return {"in-sync": b"in-sync", "inconsistent": b"resync"}.get(state, b"out-of-sync")
+        return super().virtual_xattr(inode, name)
+
     setattr = make = create = unlink = rmdir = rename = link = write = _refuse
     setxattr = removexattr = _refuse
 

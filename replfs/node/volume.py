@@ -43,6 +43,9 @@ class Volume(Files):
         if size is not None:
             fd = self.handle(number).fd if number is not None else -1
             await self.truncate(inode, size, mtime, fd)
+        if size is None and all(value is None for value in (mode, uid, gid, atime, mtime)):
+            # chown(2) of neither owner nor group, which takes set-id bits away all the same.
+            uid = ops.KEEP
         if any(value is not None for value in (mode, uid, gid, atime)) or (
             mtime is not None and size is None
         ):
@@ -88,7 +91,11 @@ class Volume(Files):
             if flags & os.O_EXCL:
                 raise
             existing, found = self.lookup(parent_id, name)
-            handle = await self.open(existing.nodeid, flags)
+            try:
+                handle = await self.open(existing.nodeid, flags)
+            except BaseException:
+                self.forget([(existing.nodeid, 1)])
+                raise
             return handle, existing, self.tree.stat(existing)
         handle = self.table.open(inode, fd)
         handle.writable = True
@@ -121,25 +128,50 @@ class Volume(Files):
             inode.lookups += 1
             if not self.policies.is_replicated_name(parent, name, inode):
                 return self._time_of(parent, above)
-            return ops.Make(
-                inode.id,
-                parent.id,
-                name,
-                found.st_mode,
-                found.st_uid,
-                found.st_gid,
-                rdev,
-                target,
-                found.st_mtime_ns,
-                above.st_mtime_ns,
-            )
+            return self._made(inode, parent, name, found, above, target)
 
-        await self.pipeline.change(
-            kind, footprint.entry(parent, name), parent, ((parent, KIND_NAMES, 0),), apply
-        )
+        try:
+            await self.pipeline.change(
+                kind, footprint.entry(parent, name), parent, ((parent, KIND_NAMES, 0),), apply
+            )
+        except BaseException:
+            # It may have been made all the same, but the caller does not learn of it.
+            if made is not None:
+                self._unmake(*made)
+            raise
         if made is None:
             raise failure(errno.EIO)
         return made
+
+    def _made(
+        self,
+        inode: Inode,
+        parent: Inode,
+        name: bytes,
+        found: os.stat_result,
+        above: os.stat_result,
+        target: bytes = b"",
+    ) -> ops.Make:
+        """What the peers are told of a new object: what has become of it, not what was asked."""
+        return ops.Make(
+            inode.id,
+            parent.id,
+            name,
+            found.st_mode,
+            found.st_uid,
+            found.st_gid,
+            found.st_rdev,
+            target,
+            found.st_mtime_ns,
+            above.st_mtime_ns,
+            *self.tree.acls(inode),
+        )
+
+    def _unmake(self, inode: Inode, _found: os.stat_result, fd: int) -> None:
+        if fd >= 0:
+            os.close(fd)
+        inode.lookups -= 1
+        self.tree.drop_unused(inode)
 
     async def unlink(self, parent_id: int, name: bytes) -> None:
         """Remove a name of anything but a directory."""
@@ -195,7 +227,7 @@ class Volume(Files):
         tree.check_name(parent, name)
         if inode.foreign:
             raise failure(errno.EXDEV)
-        if self.policies.link_crosses(inode, parent):
+        if self.policies.link_crosses(inode, parent, name):
             raise failure(errno.EXDEV)
         found: os.stat_result | None = None
 
@@ -228,15 +260,26 @@ class Volume(Files):
         return ops.SetAttr(directory.id, mtime=found.st_mtime_ns)
 
     async def rename(
-        self, parent_id: int, name: bytes, new_parent_id: int, new_name: bytes, flags: int
+        self,
+        parent_id: int,
+        name: bytes,
+        new_parent_id: int,
+        new_name: bytes,
+        flags: int,
+        *,
+        owner: tuple[int, int] = (0, 0),
     ) -> None:
-        """Rename, replace, exchange; across policies what must appear or vanish does."""
+        """Rename, replace, exchange; across policies what must appear or vanish does.
+
+        The whiteout that `RENAME_WHITEOUT` leaves is made here in the same step. The peers learn of
+        it in a second one, with the old name noted in the activity log over both.
+        """
         parent = self.inode(parent_id)
         new_parent = self.inode(new_parent_id)
         tree = self.tree
         tree.check_name(parent, name)
         tree.check_name(new_parent, new_name)
-        if flags & ~(syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE):
+        if flags & ~_RENAME_FLAGS:
             raise failure(errno.EINVAL)
         inode, _ = tree.lookup(parent, name)
         replaced: Inode | None = None
@@ -256,8 +299,10 @@ class Volume(Files):
             tree.read_record(replaced)
         if replaced is inode:
             return  # two names of one object: rename(2) does nothing and says success
+        whiteout: Inode | None = None
 
         def apply() -> ops.AnyOp | None:
+            nonlocal whiteout
             exchange = bool(flags & syscalls.RENAME_EXCHANGE)
             plan = self.policies.plan_rename(
                 parent, name, new_parent, new_name, inode, replaced, exchange=exchange
@@ -275,11 +320,14 @@ class Volume(Files):
                 name,
                 new_parent,
                 new_name,
-                flags & syscalls.RENAME_EXCHANGE,
+                flags & ~syscalls.RENAME_NOREPLACE,
                 inode=inode,
                 replaced=replaced,
                 replaced_links=replaced_links,
             )
+            if flags & syscalls.RENAME_WHITEOUT:
+                whiteout = tree.lookup(parent, name)[0]
+                tree.hold(whiteout)
             self.policies.moved(inode, replaced if exchange else None)
             if replaced is not None and not exchange and replaced.gone:
                 for peer in self.pipeline.peers:
@@ -322,16 +370,55 @@ class Volume(Files):
         touched: list[Touched] = [(parent, KIND_NAMES, 0)]
         if new_parent is not parent:
             touched.append((new_parent, KIND_NAMES, 0))
-        await self.pipeline.change(
-            "rename",
-            footprint.rename(parent, name, new_parent, new_name, inode, replaced),
-            inode,
-            tuple(touched),
-            apply,
-        )
+        slots: list[Slot] = []
+        if flags & syscalls.RENAME_WHITEOUT and self.pipeline.peers:
+            tree.ensure_id(parent)
+            slots = self.pipeline.note(((parent, KIND_NAMES, 0),))
+        try:
+            await self.pipeline.change(
+                "rename",
+                footprint.rename(parent, name, new_parent, new_name, inode, replaced),
+                inode,
+                tuple(touched),
+                apply,
+            )
+        finally:
+            if whiteout is not None:
+                await self._announce(parent, name, whiteout, owner)
+            for slot in slots:
+                self.pipeline.activity.end(slot)
         tree.drop_unused(inode)
         if replaced is not None:
             tree.drop_unused(replaced)
+
+    async def _announce(
+        self, parent: Inode, name: bytes, whiteout: Inode, owner: tuple[int, int]
+    ) -> None:
+        """The peers learn of a whiteout that is there already; whatever fails, the log does."""
+        tree = self.tree
+        announced = False
+
+        def apply() -> ops.AnyOp | None:
+            nonlocal announced
+            above = os.fstat(tree.directory_fd(parent))
+            uid, gid = owner
+            tree.set_owner(whiteout, uid, ops.KEEP if above.st_mode & _stat.S_ISGID else gid)
+            if whiteout.gone or not self.policies.is_replicated_name(parent, name, whiteout):
+                announced = True
+                return self._time_of(parent, above)
+            tree.ensure_id(whiteout)
+            announced = True
+            return self._made(whiteout, parent, name, tree.stat(whiteout), above)
+
+        try:
+            await self.pipeline.change(
+                "mknod", footprint.entry(parent, name), parent, ((parent, KIND_NAMES, 0),), apply
+            )
+        finally:
+            if not announced:
+                for peer in self.pipeline.peers:
+                    peer.mark_touched(((parent, KIND_NAMES, 0),))
+            tree.release(whiteout)
 
     # Extended attributes -----------------------------------------------------------------------
 
@@ -429,6 +516,9 @@ class Volume(Files):
         )
 
 
+_RENAME_FLAGS: Final = (
+    syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE | syscalls.RENAME_WHITEOUT
+)
 _STATES: Final = (
     "local", "in-sync", "resync", "dirty", "unrepresentable", "out-of-sync", "removal-pending",
 )  # fmt: skip

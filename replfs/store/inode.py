@@ -126,6 +126,13 @@ class Inode:
         if not self.more:
             self.more = None
 
+    def prefer(self, parent: Inode, name: bytes) -> None:
+        """Of the names that have been seen, this one comes first from here on."""
+        if self.parent is not None and self.more and (parent, name) in self.more:
+            del self.more[parent, name]
+            self.more[self.parent, self.name] = None
+            self.parent, self.name = parent, name
+
     def names(self) -> list[tuple[Inode, bytes]]:
         """Every name that has been seen."""
         if self.parent is None:

@@ -22,6 +22,7 @@ import fcntl
 import os
 import shutil
 import sqlite3
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, TypeVar
@@ -105,6 +106,11 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """The last run ended with a drain and a checkpoint, or there was none."""
     memory_lost: bool = False
     """A power loss has happened since the store was last compared with its peers."""
+    stopped_ns: int = 0
+    """Until when all changes of the store are known to have gone through a node, in ns since the
+    epoch: when the last run ended, or was last known to be at work. 0: not known. A hint."""
+    none_patterns: tuple[str, ...] = ()
+    """The names that were `none` by the configuration of the last run as a primary."""
     boot_id: str = ""
     mount_id: str = ""
     """Both those of the last run: see `State.memory_lost`."""
@@ -304,6 +310,7 @@ class State:
             memory_lost=self.memory_lost,
             boot_id=boot_id(),
             mount_id=mount_id(self._root),
+            stopped_ns=self._identity.stopped_ns or time.time_ns(),
         )
         self.flush(durable=True)
 
@@ -315,7 +322,7 @@ class State:
 
     def stopped_cleanly(self) -> None:
         """The run ends, with a drain and a checkpoint. Durable when it returns."""
-        self.update(clean=True)
+        self.update(clean=True, stopped_ns=time.time_ns())
         self.flush(durable=True)
 
     def place(self) -> Binding:

@@ -19,6 +19,7 @@ AT_SYMLINK_NOFOLLOW: Final = 0x100
 AT_EMPTY_PATH: Final = 0x1000
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
+RENAME_WHITEOUT: Final = 4
 FALLOC_FL_KEEP_SIZE: Final = 1
 FALLOC_FL_PUNCH_HOLE: Final = 2
 UTIME_OMIT: Final = (1 << 30) - 2
@@ -92,7 +93,7 @@ def _fail() -> OSError:
 
 
 def renameat2(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) -> None:
-    """Rename with flags (`RENAME_NOREPLACE`, `RENAME_EXCHANGE`)."""
+    """Rename with flags (`RENAME_NOREPLACE`, `RENAME_EXCHANGE`, `RENAME_WHITEOUT`)."""
     if _renameat2(old_dir, old, new_dir, new, flags):
         raise _fail()
 

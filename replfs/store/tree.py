@@ -16,6 +16,7 @@ import errno
 import os
 import stat as _stat
 import time
+from collections import OrderedDict
 from typing import Final
 
 from replfs.errors import StoreError
@@ -45,6 +46,9 @@ _FOREIGN: Final = 1 << 61
 _SET_ID: Final = _stat.S_ISUID | _stat.S_ISGID
 _PERMISSIONS: Final = 0o7777
 _CAPABILITY: Final = "security.capability"
+_DAMAGE: Final = frozenset({errno.EIO, errno.ENOMEM, errno.EUCLEAN, errno.EBADMSG})
+"""Errors that say nothing about what was asked."""
+_ACLS: Final = (b"system.posix_acl_access", b"system.posix_acl_default")
 
 
 class Tree:
@@ -62,7 +66,8 @@ class Tree:
         self.table = Table(root)
         self.root = root
         self.new_id = IdSource()
-        self._directories: dict[Inode, None] = {}
+        self._directories: OrderedDict[Inode, None] = OrderedDict()
+        """Those of which a descriptor is cached, the one used last at the end."""
         self._files: dict[Inode, int] = {}
         self._held: dict[Inode, int] = {}
         self._latest = 0
@@ -109,24 +114,45 @@ class Tree:
     # Where an object is ------------------------------------------------------------------------
 
     def directory_fd(self, inode: Inode) -> int:
-        """A descriptor of a directory, valid until the next call: never keep it over an await."""
+        """A descriptor of a directory, valid until three others are asked for.
+
+        Never to be kept over an await. Only the directory's own is cached, however deep it is:
+        so what was asked for last is never closed for it.
+        """
+        cached = self._directories
         if inode.fd >= 0:
+            if inode in cached:
+                cached.move_to_end(inode)
             return inode.fd
         if inode.foreign:
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
-        if inode.parent is None:
-            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-        above = self.directory_fd(inode.parent)
-        fd = os.open(inode.name, _DIRECTORY_FLAGS, dir_fd=above)
-        inode.fd = fd
-        cached = self._directories
+        inode.fd = self._open_directory(inode)
         cached[inode] = None
         if len(cached) > _DIRECTORIES_OPEN_MAX:
-            oldest = next(iter(cached))
-            del cached[oldest]
-            if oldest is not inode and not oldest.gone:
+            oldest, _ = cached.popitem(last=False)
+            if not oldest.gone:
                 os.close(oldest.fd)
                 oldest.fd = -1
+        return inode.fd
+
+    @staticmethod
+    def _open_directory(inode: Inode) -> int:
+        """Open it from the nearest ancestor that is open, a name at a time."""
+        chain = []
+        one = inode
+        while one.fd < 0:
+            if one.parent is None:
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+            chain.append(one.name)
+            one = one.parent
+        fd = above = one.fd
+        for name in reversed(chain):
+            try:
+                fd = os.open(name, _DIRECTORY_FLAGS, dir_fd=above)
+            finally:
+                if above != one.fd:
+                    os.close(above)
+            above = fd
         return fd
 
     def _path(self, inode: Inode) -> bytes:
@@ -248,7 +274,11 @@ class Tree:
             value = os.getxattr(
                 self._path(inode), _record.XATTR, follow_symlinks=inode.parent is None
             )
-        except OSError:
+        except OSError as error:
+            if error.errno in _DAMAGE:
+                # Not to be taken for an object that has no id, or no policy.
+                inode.recorded = False
+                raise
             return
         found = _record.unpack(value, inode.ino)
         if found is None:
@@ -378,8 +408,12 @@ class Tree:
             top += b"/"
         if not path.startswith(top):
             return None
+        return self.at(path[len(top) :])
+
+    def at(self, path: bytes) -> Inode | None:
+        """The inode at a path relative to the root, which is the empty one; None: not there."""
         inode: Inode | None = self.root
-        for part in path[len(top) :].split(b"/"):
+        for part in path.split(b"/") if path else ():
             if inode is None:
                 return None
             inode = self._lookup_or_none(inode, part)
@@ -564,11 +598,12 @@ class Tree:
         replaced: Inode | None,
         replaced_links: int,
     ) -> tuple[os.stat_result, os.stat_result]:
-        """Rename, replace or exchange; the attributes of both parents afterwards."""
+        """Rename, replace or exchange; the attributes of both parents afterwards.
+
+        With `RENAME_WHITEOUT` a new object stands under the old name, not known yet.
+        """
         old_fd = self.directory_fd(parent)
         new_fd = self.directory_fd(new_parent)
-        # Opening the second may have evicted the first.
-        old_fd = self.directory_fd(parent)
         exchange = bool(flags & syscalls.RENAME_EXCHANGE)
         keep = replaced is not None and not exchange and replaced is not inode
         if keep and replaced is not None and replaced.fd < 0:
@@ -719,6 +754,25 @@ class Tree:
         return [
             name for name in map(os.fsencode, found) if not name.startswith(_record.HIDDEN_PREFIXES)
         ]
+
+    def acls(self, inode: Inode) -> tuple[bytes, bytes]:
+        """The access and the default ACL as extended attributes; empty where there is none."""
+        if inode.type == _stat.S_IFLNK:
+            return b"", b""
+        names = self.list_xattrs(inode)
+        access, default = (self.get_xattr(inode, name) if name in names else b"" for name in _ACLS)
+        return access, default
+
+    def set_acls(self, inode: Inode, access: bytes, default: bytes) -> None:
+        """Make the ACLs exactly these; the mode is to be set afterwards."""
+        if inode.type == _stat.S_IFLNK:
+            return
+        names = self.list_xattrs(inode)
+        for name, value in zip(_ACLS, (access, default), strict=True):
+            if value:
+                self.set_xattr(inode, name, value)
+            elif name in names:
+                self.remove_xattr(inode, name)
 
     # Forgetting --------------------------------------------------------------------------------
 

@@ -23,11 +23,13 @@ DEFERRED_TIMEOUTS: Final = 6
 """Peer timeouts that an operation may take which the peer has accepted and is working on."""
 _LISTING_BYTES: Final = 256 << 10
 _DIGEST_BYTES: Final = 16
+_INSPECTED_BYTES: Final = 16 << 10
 
 ANSWER_TYPES: Final[dict[type[ops.Op], type[ops.Answer]]] = {
     ops.Place: ops.Placed,
     ops.Digest: ops.Digests,
     ops.List: ops.Listing,
+    ops.Inspect: ops.Inspected,
 }
 """What answers an operation besides `Done`, which may answer any."""
 
@@ -63,6 +65,8 @@ def cost_of(op: ops.AnyOp, head: bytes, payload: bytes | None) -> int:
         cost += _LISTING_BYTES
     elif type(op) is ops.Digest:
         cost += op.count * _DIGEST_BYTES
+    elif type(op) is ops.Inspect:
+        cost += _INSPECTED_BYTES
     return cost
 
 

@@ -141,6 +141,9 @@ def _size(answer: ops.AnyAnswer) -> int:
         return sum(len(entry.name) + _SMALL_ANSWER for entry in answer.entries)
     if type(answer) is ops.Digests:
         return len(answer.digests)
+    if type(answer) is ops.Inspected and answer.attributes is not None:
+        names = sum(len(name) + _SMALL_ANSWER for name in answer.attributes.xattrs)
+        return _SMALL_ANSWER * 4 + len(answer.attributes.target) + names
     return _SMALL_ANSWER
 
 

@@ -50,6 +50,22 @@ def test_it_changes_ctime_only(tree, kind):
         os.lchown(path, USER, GROUP)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_leaving_both_as_they_are_is_a_change_too(tree, kind):
+    path = tree / "object"
+    make_owned(kind, path, USER, GROUP, 0o755)
+    with stamps({path: "c", tree.path: ""}):
+        os.lchown(path, -1, -1)
+    assert owner_of(path) == (USER, GROUP)
+
+
+def test_leaving_both_as_they_are_clears_set_id_bits(tree):
+    path = tree / "file"
+    make_owned("file", path, USER, GROUP, 0o6755)
+    os.chown(path, -1, -1)
+    assert mode_of(path) == 0o755
+
+
 def test_it_follows_a_symlink_unless_told_not_to(tree):
     write(tree / "file", b"")
     os.symlink("file", tree / "link")

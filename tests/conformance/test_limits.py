@@ -11,16 +11,14 @@ import os
 import struct
 
 import pytest
-from helpers.cases import exists, fails, fd_of, read, unchanged, write
+from helpers.cases import fails, fd_of, read, unchanged, write
 from helpers.libc import (
     FALLOC_FL_KEEP_SIZE,
     FALLOC_FL_PUNCH_HOLE,
     FALLOC_FL_ZERO_RANGE,
     FICLONE,
     FS_IOC_GETFLAGS,
-    RENAME_WHITEOUT,
     fallocate,
-    renameat2,
 )
 
 
@@ -74,11 +72,3 @@ def test_clones(on_mount):
     ):
         fcntl.ioctl(target, FICLONE, source)
     assert read(on_mount / "clone") == b""
-
-
-def test_whiteouts(on_mount):
-    write(on_mount / "file", b"")
-    with fails(errno.EINVAL):
-        renameat2(on_mount / "file", on_mount / "moved", RENAME_WHITEOUT)
-    assert os.listdir(on_mount) == ["file"]
-    assert not exists(on_mount / "moved")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 import pytest
 from helpers.cases import (
@@ -17,13 +18,14 @@ from helpers.cases import (
     outcome,
     owner_of,
     read,
+    remove,
     stamps,
     type_of,
     unchanged,
     write,
 )
-from helpers.children import GROUP, OTHER_USER, USER, as_user
-from helpers.libc import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
+from helpers.children import GROUP, OTHER_GROUP, OTHER_USER, USER, as_user
+from helpers.libc import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, renameat2
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 
@@ -220,6 +222,54 @@ def test_exchange_with_nothing(tree):
         renameat2(tree / "file", tree / "missing", RENAME_EXCHANGE)
     with fails(errno.EINVAL):
         renameat2(tree / "file", tree / "missing", RENAME_EXCHANGE | RENAME_NOREPLACE)
+
+
+@kinds
+@pytest.mark.parametrize("replaced", [False, True])
+def test_whiteout(tree, kind, replaced):
+    """What overlayfs needs: a character device 0:0 stands under the old name at once."""
+    make(kind, tree / "old")
+    if replaced:
+        make(kind, tree / "new")
+    inode = os.lstat(tree / "old").st_ino
+    with stamps({tree.path: "mc"}):
+        renameat2(tree / "old", tree / "new", RENAME_WHITEOUT)
+    assert os.lstat(tree / "new").st_ino == inode
+    left = os.lstat(tree / "old")
+    assert (left.st_mode, left.st_rdev, left.st_nlink) == (stat.S_IFCHR, 0, 1)
+    assert (left.st_uid, left.st_gid) == (0, 0)
+    assert left.st_ino != inode
+    os.rename(tree / "old", tree / "moved")
+    os.link(tree / "moved", tree / "linked")
+    assert os.lstat(tree / "linked").st_nlink == 2
+    os.unlink(tree / "moved")
+    remove(tree / "new")
+
+
+def test_whiteout_with_other_flags(tree):
+    write(tree / "file", b"1")
+    write(tree / "there", b"2")
+    with fails(errno.EEXIST):
+        renameat2(tree / "file", tree / "there", RENAME_WHITEOUT | RENAME_NOREPLACE)
+    with fails(errno.EINVAL):
+        renameat2(tree / "file", tree / "there", RENAME_WHITEOUT | RENAME_EXCHANGE)
+    os.link(tree / "file", tree / "same")
+    renameat2(tree / "file", tree / "same", RENAME_WHITEOUT)
+    assert read(tree / "file") == read(tree / "same") == b"1"
+    os.mkdir(tree / "dir")
+    renameat2(tree / "file", tree / "dir" / "new", RENAME_WHITEOUT | RENAME_NOREPLACE)
+    assert sorted(os.listdir(tree)) == ["dir", "file", "same", "there"]
+    assert stat.S_ISCHR(os.lstat(tree / "file").st_mode)
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o2755])
+def test_whiteout_by_a_user(tree, mode):
+    make_owned("directory", tree / "home", USER, OTHER_GROUP, mode)
+    make_owned("file", tree / "home" / "file", OTHER_USER, GROUP)
+    as_user(renameat2, tree / "home" / "file", tree / "home" / "new", RENAME_WHITEOUT)
+    assert owner_of(tree / "home" / "file") == (USER, OTHER_GROUP if mode & 0o2000 else GROUP)
+    with fails(errno.EACCES):
+        as_user(renameat2, tree / "home/new", tree / "home/old", RENAME_WHITEOUT, uid=OTHER_USER)
 
 
 def test_a_directory_changes_parents_only_if_it_may_be_written(tree):

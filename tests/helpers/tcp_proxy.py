@@ -118,6 +118,13 @@ class TcpProxy:
 
         self._order(act)
 
+    def close_inherited(self) -> None:
+        """In a forked child: close what it has of it; a connection is cut when all have closed."""
+        self._listener.close()
+        for pair in self._pairs:
+            for end in pair.sockets:
+                end.close()
+
     # In the thread -------------------------------------------------------------------------------
 
     def _order(self, act: Callable[[], None]) -> None:

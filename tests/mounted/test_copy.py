@@ -18,6 +18,10 @@ pytestmark = pytest.mark.mounted
 FILES = 3100
 BLOCK = 4096
 TIMEOUT_S = 150.0
+ENVIRONMENT = {
+    "HOME": "/nonexistent", "LC_ALL": "C.UTF-8", "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_PROGRESS_DELAY": "100000",  # on a slow machine it is no complaint
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +51,7 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
         errors="surrogateescape",
         timeout=TIMEOUT_S,
         check=False,
-        env=os.environ | {"HOME": "/nonexistent", "LC_ALL": "C.UTF-8", "GIT_CONFIG_NOSYSTEM": "1"},
+        env=os.environ | ENVIRONMENT,
     )
     assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
     assert done.stderr == "", f"{command} complains: {done.stderr}"

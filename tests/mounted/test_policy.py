@@ -175,14 +175,21 @@ def test_errors(pair):
 
 def test_a_replica_shows_policies_and_takes_none():
     with Pair(replica_mounted=True) as pair:
-        write(pair.mountpoint / "file", b"x")
-        set_policy(pair.mountpoint / "file", "strict")
-        there = pair.replica / "file"
+        (pair.mountpoint / "dir").mkdir()
+        write(pair.mountpoint / "dir" / "file", b"x")
+        there = pair.replica / "dir" / "file"
+        wait_for(lambda: exists(there))
+        assert effective(there) == ("sync", "default")
+        assert get(there, "state") == "in-sync"
+        set_policy(pair.mountpoint / "dir", "async")
+        wait_for(lambda: effective(there) == ("async", "inherited:/dir"))
+        set_policy(pair.mountpoint / "dir" / "file", "strict")
         wait_for(lambda: get(there, "policy") == "strict")
         for call in (lambda: set_policy(there, "none"), lambda: os.removexattr(there, POLICY)):
             with fails(errno.EROFS):
                 call()
         assert os.listxattr(there) == []
+        assert effective(there) == ("strict", "local")
         assert json.loads(get(pair.replica, "status"))["role"] == "secondary"
 
 
@@ -473,7 +480,8 @@ def test_names_that_are_never_replicated(tmp_path, given):
         write(top / "a.tmpx", b"x")
         (top / "dir").mkdir()
         write(top / "dir" / "node_modules", b"a file, not a directory")
-        assert get(top / "a.tmp", "policy.effective") == "none"
+        assert effective(top / "a.tmp") == ("none", "pattern:*.tmp")
+        assert get(top / "node_modules" / "deep" / "file", "policy.effective") == "none"
         assert get(top / "a.tmp", "state") == "local"
         assert_only_missing(pair, "node_modules", "a.tmp")
         # As many programs save a file.
@@ -579,17 +587,44 @@ def test_strict_fails_within_the_timeout_when_the_peer_hangs(quick_pair):
     assert read(pair.secondary_store / "strict" / "file") == b"again!"
 
 
+def test_strict_can_wait_for_a_lost_peer():
+    arguments = (*QUICK, "--strict-on-loss", "suspend", "--suspend-timeout", "1min")
+    with Pair(mount_arguments=arguments) as pair:
+        path = pair.mountpoint / "file"
+        write(path, b"before")
+        write(pair.mountpoint / "other", b"other")
+        set_policy(path, "strict")
+        pair.agent.kill9()
+        pair.wait_state("out-of-sync")
+        writer = spawn(write_at, path, b"after!")
+        wait_for(lambda: pair.mount.status()["suspended"] == 1, what="the write to be suspended")
+        # Nothing is applied. (The mount is not asked: the kernel locks the page of a write.)
+        assert read(pair.primary_store / "file") == b"before"
+        assert read(pair.mountpoint / "other") == b"other"
+        pair.agent.start()
+        writer.result()
+        assert read(pair.secondary_store / "file") == b"after!"
+        pair.agent.kill9()
+        pair.wait_state("out-of-sync")
+        writer = spawn(outcome, write_at, path, b"never!")
+        wait_for(lambda: pair.mount.status()["suspended"] == 1, what="the write to be suspended")
+        run_replfs("resume", pair.mountpoint, "--rundir", pair.mount.rundir)
+        assert writer.result() == "EIO"
+        assert read(path) == b"after!"
+
+
 def test_strict_takes_what_it_touches_in_sync_first():
     """While a long resync goes on, a strict change need not wait for all of it."""
     with Pair(mount_arguments=("--peer-timeout", "10s", "--resync-rate", "2MiB")) as pair:
         top = pair.mountpoint
         write(top / "strict", b"1" * 100_000)
         set_policy(top / "strict", "strict")
-        (top / "dir").mkdir()
-        set_policy(top / "dir", "strict")
+        for name in ("dir", "attributes"):
+            (top / name).mkdir()
+            set_policy(top / name, "strict")
         pair.agent.kill9()
         pair.wait_state("out-of-sync")
-        for number in range(20):
+        for number in range(10):
             write(top / f"bulk-{number}", os.urandom(MIB))
         set_policy(top / "strict", "sync")
         write(top / "strict", b"2" * 200_000)
@@ -597,6 +632,9 @@ def test_strict_takes_what_it_touches_in_sync_first():
         set_policy(top / "dir", "sync")
         write(top / "dir" / "while away", b"x")
         set_policy(top / "dir", "strict")
+        set_policy(top / "attributes", "sync")
+        os.chmod(top / "attributes", 0o700)
+        set_policy(top / "attributes", "strict")
         pair.agent.start()
         pair.wait_state("incremental")
         write_at(top / "strict", b"3")
@@ -604,6 +642,8 @@ def test_strict_takes_what_it_touches_in_sync_first():
         assert get(top / "strict", "state") == "in-sync"
         write(top / "dir" / "new", b"y")
         assert read(pair.secondary_store / "dir" / "new") == b"y"
+        os.chmod(top / "attributes", 0o711)
+        assert (pair.secondary_store / "attributes").stat().st_mode & 0o777 == 0o711
         assert pair.peer()["dirty_bytes"] > MIB  # the rest is not there yet
         assert get(top, "state") == "resync"
         pair.wait_in_sync()

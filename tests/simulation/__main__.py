@@ -1,18 +1,23 @@
-"""Run seeds of the simulation: `python -m simulation SEED [SEED...]`, `python -m simulation A-B`.
+"""Run seeds of the simulation, in tests/: `python -m simulation SEED [FIRST-LAST ...]`.
 
-Prints every failing seed with its trace (with `-w` also what went over the network), with `-v` every
-one, and what was done at the end. `--base=DIR` says where the stores are made. In tests/.
+Prints every failing seed with its trace (`-w`: and what went over the network), with `-v` every
+seed's, and at the end what was done. `--base=DIR` says where the stores are made.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 from simulation.harness.world import run_seed
+
+_SEED_S = 120
+"""Seconds that a seed may take before it counts as hanging."""
 
 
 def main(arguments: list[str]) -> int:
@@ -24,13 +29,17 @@ def main(arguments: list[str]) -> int:
         if one[0] != "-":
             first, _, last = one.partition("-")
             seeds += range(int(first), int(last or first) + 1)
+    faulthandler.register(signal.SIGUSR1)
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
     began = time.monotonic()
     failed = operations = steps = crashes = 0
     for seed in seeds:
         directory = Path(tempfile.mkdtemp(prefix="replfs-sim-", dir=base))
+        signal.alarm(_SEED_S)
         try:
             result = run_seed(seed, directory, wire=wire)
         finally:
+            signal.alarm(0)
             shutil.rmtree(directory)
         operations += result.operations
         steps += result.steps

@@ -51,6 +51,11 @@ attributes = st.builds(
     ack=small,
     xattrs=st.dictionaries(xattr_names, st.binary(max_size=300), max_size=5),
 )
+inspected_attributes = st.builds(
+    msgspec.structs.replace,
+    attributes,
+    xattrs=st.dictionaries(xattr_names, st.binary(min_size=16, max_size=16), max_size=5),
+)
 histories = st.lists(ids, max_size=64)
 
 LIVE_OPS = [
@@ -89,11 +94,12 @@ BULK_OPS = [
     st.builds(ops.Place, ids, ids, names, attributes, st.lists(st.tuples(ids, names), max_size=5)),
     st.builds(ops.Clear, ids, names),
     st.builds(ops.Digest, ids, st.integers(0, 2**40), st.integers(0, 16384), st.integers(1, 2**30)),
-    st.builds(ops.Data, ids, st.integers(0, 2**62), st.integers(1, 2**62)),
+    st.builds(ops.Data, ids, st.integers(0, 2**61), st.integers(1, 2**61)),
     st.builds(ops.Finish, ids, attributes),
     st.builds(ops.List, ids, st.just(b"") | names),
     st.builds(ops.EmptyLimbo),
     st.builds(ops.Phase, st.booleans(), ids_or_none, histories),
+    st.builds(ops.Inspect, ids, st.just(b"") | names),
 ]
 WITH_PAYLOAD = [
     st.builds(ops.Write, ids, st.integers(0, 2**62), times),
@@ -108,6 +114,7 @@ ANSWERS = st.one_of(
         st.lists(st.builds(ops.Entry, names, ids_or_none, st.booleans()), max_size=10),
         st.booleans(),
     ),
+    st.builds(ops.Inspected, ids_or_none, st.booleans(), st.none() | inspected_attributes),
 )
 seqs = st.integers(1, U64)
 sessions = st.integers(0, U64)
@@ -468,6 +475,9 @@ BAD_BULK: list[ops.AnyOp] = [
     ops.Phase(True, b"x", []),
     ops.Phase(True, I, [b"x"]),
     ops.Phase(True, I, [I] * 65),
+    ops.Inspect(b"", b"a"),
+    ops.Inspect(I, b"."),
+    ops.Inspect(I, b"a/b"),
 ]
 
 
@@ -532,6 +542,9 @@ def test_what_msgpack_cannot_hold_cannot_be_sent():
         ops.Listing([ops.Entry(b"a/b", I, True)], False),
         ops.Listing([ops.Entry(b"a", b"x", True)], False),
         ops.Listing([ops.Entry(b"a", I, True)] * 1001, False),
+        ops.Inspected(b"x", True, None),
+        ops.Inspected(I, True, ops.Attributes(0, 0, 0, 0, 0, 0, b"", 0, 0, {})),
+        ops.Inspected(I, True, ops.Attributes(0o100644, 0, 0, 0, 0, 0, b"", 0, 0, {b"n": b"x"})),
     ],
 )
 def test_invalid_answers_are_refused(answer):

@@ -52,6 +52,22 @@ WALKS = {
         (Event.RESUME, State.OUT_OF_SYNC),
         (Event.DECIDED_QUICK, State.INCREMENTAL),
     ],
+    "a peer that is too slow, is left alone for a while, and then resynced": [
+        (Event.DECIDED_QUICK, State.INCREMENTAL),
+        (Event.LOG_EMPTY_CONFIRMED, State.IN_SYNC),
+        (Event.CONGESTED, State.CONGESTED),
+        (Event.LINK_DOWN, State.CONGESTED),
+        (Event.DECIDED_QUICK, State.CONGESTED),
+        (Event.BACK_OFF_OVER, State.OUT_OF_SYNC),
+        (Event.LINK_DOWN, State.OUT_OF_SYNC),
+        (Event.DECIDED_QUICK, State.INCREMENTAL),
+    ],
+    "an operator's pause of a peer that is too slow": [
+        (Event.DECIDED_BASELINE, State.BASELINE),
+        (Event.CONGESTED, State.CONGESTED),
+        (Event.PAUSE, State.PAUSED),
+        (Event.RESUME, State.OUT_OF_SYNC),
+    ],
     "a split brain and its end": [
         (Event.SPLIT_BRAIN, State.SPLIT_BRAIN),
         (Event.LINK_DOWN, State.SPLIT_BRAIN),

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from helpers.compare import compare_trees, read_xattrs
+
 from replfs.core.dirty import DirtyLog
 from replfs.core.policy import Policy
 from replfs.core.regions import REGION_SHIFT, REGION_SIZE
@@ -120,7 +121,9 @@ class Snapshot:
                 self.by_path[path] = seen
                 if seen.object:
                     if self.by_id.setdefault(seen.object, seen) is not seen:
-                        self.twice.append(f"{path!r} has the id of {self.by_id[seen.object].path!r}")
+                        self.twice.append(
+                            f"{path!r} has the id of {self.by_id[seen.object].path!r}"
+                        )
             if seen.is_directory:
                 self._walk(below, seen, none=hidden)
 
@@ -166,7 +169,10 @@ def compared(left: bytes, right: bytes, primary: Snapshot) -> list[str]:
 
 
 def not_covered(
-    left: Snapshot, right: Snapshot, log: DirtyLog, slots: Slots = frozenset()  # type: ignore[assignment]
+    left: Snapshot,
+    right: Snapshot,
+    log: DirtyLog,
+    slots: Slots = frozenset(),  # type: ignore[assignment]
 ) -> list[str]:
     """Every difference of a replica that neither its log nor an operation in flight stands for."""
     return list(_Coverage(left, right, log, slots).directory(left.root, deep=False))
@@ -197,7 +203,8 @@ class _Coverage:
                 yield f"{ours.path!r}/{name!r}: {_who(mine)} here, {_who(other)} there, no mark"
             if mine is not None:
                 yield from self.object(mine, placed_again=marked)
-        yield from self.attributes(ours, theirs)
+        if ours.policy != Policy.NONE:  # the root can be: it is on both sides all the same
+            yield from self.attributes(ours, theirs)
 
     def object(self, mine: Seen, *, placed_again: bool) -> Iterator[str]:
         """Differences of one object that is somewhere on both sides."""

@@ -70,9 +70,7 @@ class OpenFile:
 class Kernel:
     """One mount."""
 
-    def __init__(
-        self, volume: Volume, rng: random.Random, trouble: Callable[[str], None]
-    ) -> None:
+    def __init__(self, volume: Volume, rng: random.Random, trouble: Callable[[str], None]) -> None:
         self.volume = volume
         self.rng = rng
         self._trouble = trouble
@@ -333,9 +331,10 @@ class Kernel:
             if there is not None and not flags and node.is_directory != there.is_directory:
                 raise failure(errno.ENOTDIR if node.is_directory else errno.EISDIR)
             moved = [node] if there is None else [node, there]
-            for one in sorted(moved, key=lambda one: (not one.is_directory, one.number)):
+            for one in moved:
                 one.users += 1
                 held.callback(self.release, one)
+            for one in sorted(moved, key=lambda one: (not one.is_directory, one.number)):
                 await held.enter_async_context(one.lock)
             await self.volume.rename(source.nodeid, old[-1], target.nodeid, new[-1], flags)
             self._moved(source, old[-1], target, new[-1], node, there, flags)

@@ -147,7 +147,7 @@ class acting:  # noqa: N801 - used as a keyword
         self._outer = Life.current
         Life.current = self.life
 
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> bool:
+    def __exit__(self, kind: object, error: object, traceback: object) -> bool:
         Life.current = self._outer
         return self.life.dead and error is not None
 
@@ -205,9 +205,7 @@ def _patch_trio(patch: pytest.MonkeyPatch, world: World, seed: int) -> None:
         else:
             start_soon(nursery, life.live, async_fn, *args, name=name or async_fn)
 
-    async def start_in_life(
-        nursery: Any, async_fn: Any, *args: Any, name: object = None
-    ) -> Any:
+    async def start_in_life(nursery: Any, async_fn: Any, *args: Any, name: object = None) -> Any:
         life = Life.current
         if life is None:
             return await start(nursery, async_fn, *args, name=name)

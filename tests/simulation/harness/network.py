@@ -14,12 +14,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import trio
+from simulation.harness.life import Life, acting
 
 from replfs.core import messages, ops
 from replfs.core.messages import Hello, Welcome
 from replfs.errors import PeerLost, Refused
-from simulation.harness.life import Life, acting
 
 LIVE, BULK = 0, 1
 _BACKOFF_S = (0.1, 0.2, 0.4, 1.0)
@@ -145,7 +146,9 @@ class Wire:
                     self.network.trouble(f"{life.name}: {op!r} raised {error!r}")
                     raise
         if self.network.note is not None:
-            self.network.note(f"{self.id}.{lane.stream}.{seq} {life.name} {shown(op)} -> {answer}")
+            self.network.note(
+                f"{self.id}.{lane.stream}.{seq} {life.name} {shown(op)} -> {shown(answer)}"
+            )
         if life.dead or isinstance(op, ops.Locate | ops.Forget):
             return
         if answer is not None:
@@ -381,6 +384,7 @@ class FakeLink:
             self.wire = None
             wire.cut(noticed=True)
             raise
+        listener.on_welcomed()
         await self._over.wait()
 
     def _listener(self) -> FakeListener | None:
@@ -401,6 +405,8 @@ class FakeListener:
         del context, security, peer_timeout_s
         self.endpoint = endpoint
         self.applier = applier
+        self.on_welcomed: Callable[[], None] = lambda: None
+        """Told when the primary has agreed to a session."""
         self.wire: Wire | None = None
         life = Life.current
         if life is None:
@@ -432,17 +438,21 @@ class FakeListener:
             del self.network.listeners[self.endpoint]
 
 
-def shown(op: ops.AnyOp) -> str:
-    """An operation for a person, ids shortened to their last four digits."""
-    words = []
-    for key in op.__struct_fields__:
-        value = getattr(op, key)
-        if isinstance(value, bytes) and len(value) == ops.OBJECT_ID_SIZE:
-            value = f"<{value.hex()[-4:]}>"
-        elif key == "wanted":
-            value = [f"<{one.hex()[-4:]}>" for one in value]
-        words.append(f"{key}={value!r}" if not isinstance(value, str) else f"{key}={value}")
-    return f"{type(op).__name__}({', '.join(words)})"
+def shown(value: object) -> str:
+    """An operation or an answer for a person, with short ids and no times."""
+    if isinstance(value, bytes):
+        is_id = len(value) == ops.OBJECT_ID_SIZE
+        return f"<{value[:1].hex()}{value[-1:].hex()}>" if is_id else repr(value[:20])
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(shown, value))}]"
+    if isinstance(value, msgspec.Struct):
+        fields = [
+            f"{key}={shown(getattr(value, key))}"
+            for key in value.__struct_fields__
+            if key not in {"mtime", "parent_mtime", "new_parent_mtime", "history", "atime"}
+        ]
+        return f"{type(value).__name__}({', '.join(fields)})"
+    return repr(value)
 
 
 def _carried_hello(hello: Hello) -> Hello:

@@ -9,6 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from simulation.harness.check import Slots
+from simulation.harness.life import Life, acting
+from simulation.harness.network import FakeListener
+
 from replfs.core.dirty import DirtyLog
 from replfs.node.config import PeerSetting, Settings
 from replfs.node.primary import Primary
@@ -16,9 +20,6 @@ from replfs.node.secondary import Secondary
 from replfs.store.activity import ActivityLog, recover
 from replfs.store.state import State
 from replfs.store.tree import Tree
-from simulation.harness.check import Slots
-from simulation.harness.life import Life, acting
-from simulation.harness.network import FakeListener
 
 
 class Store:
@@ -76,15 +77,29 @@ class ReplicaNode(Store):
         super().__init__(path, "agent", listen=endpoint)
         self.endpoint = endpoint
         self.secondary: Secondary
+        self.is_wiped = False
+        """It was replaced by an empty one, and the primary has not noticed yet."""
 
-    def start(self, life: Life) -> Callable[[], Any]:
+    def start(self, life: Life, *, lost_power: bool) -> Callable[[], Any]:
         """Start it; what is to be run in *life*."""
         with acting(life):
             self._open(life)
+            if lost_power and self.state.unclean:
+                self.state.memory_lost = True
             self.secondary = Secondary(
-                self.settings, self.state, self.tree, None, None, event=_ignore  # type: ignore[arg-type]
+                self.settings,
+                self.state,
+                self.tree,
+                None,
+                None,
+                event=_ignore,  # type: ignore[arg-type]
             )
             self.state.started()
+
+        def welcomed() -> None:
+            self.is_wiped = False
+
+        self.listener.on_welcomed = welcomed
         return self.secondary.run
 
     @property
@@ -100,6 +115,7 @@ class PrimaryNode(Store):
         super().__init__(path, "mount", peers=peers, policy=policy)
         self.primary: Primary
         self.activity: ActivityLog
+        self.slots_at_death: Slots = set()
         self._activity = str(rundir / "activity")
 
     def start(self, life: Life, *, lost_power: bool) -> Callable[[], Any]:
@@ -109,9 +125,7 @@ class PrimaryNode(Store):
             if lost_power and self.state.unclean:
                 self.state.memory_lost = True
             unfinished = (
-                recover(self._activity)
-                if self.state.unclean and not self.state.memory_lost
-                else []
+                recover(self._activity) if self.state.unclean and not self.state.memory_lost else []
             )
             self.activity = ActivityLog(self._activity, self.state.identity().node)
             self.primary = Primary(

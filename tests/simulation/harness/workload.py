@@ -7,10 +7,11 @@ import os
 import random
 from collections.abc import Callable
 
+from simulation.harness.kernel import Kernel, OpenFile
+
 from replfs.core.policy import Policy
 from replfs.errors import NotInSync
 from replfs.store import syscalls
-from simulation.harness.kernel import Kernel, OpenFile
 
 NAMES = (b"a", b"b", b"c", b"d", b"\xffe")
 XATTRS = (b"user.x", b"user.y", b"trusted.z")
@@ -27,8 +28,7 @@ EXPECTED = frozenset({
 """What an application may see when nothing is broken and the kernel has checked what it checks."""
 
 _DEFAULT_ACL = bytes.fromhex(
-    "02000000" "01000700ffffffff" "02000500e8030000" "04000500ffffffff" "10000700ffffffff"
-    "20000100ffffffff"
+    "0200000001000700ffffffff02000500e803000004000500ffffffff10000700ffffffff20000100ffffffff"
 )
 
 
@@ -67,9 +67,7 @@ class Habits:
 class Process:
     """One application."""
 
-    def __init__(
-        self, kernel: Kernel, store: bytes, rng: random.Random, habits: Habits
-    ) -> None:
+    def __init__(self, kernel: Kernel, store: bytes, rng: random.Random, habits: Habits) -> None:
         self.kernel = kernel
         self.store = store
         self.rng = rng
@@ -156,7 +154,7 @@ class Process:
 
     async def _do_create(self, note: Callable[[str], None]) -> None:
         path = self._new()
-        flags = os.O_RDWR | self.rng.choice((0, 0, os.O_EXCL, os.O_TRUNC))
+        flags = os.O_RDWR | self.rng.choice((0, 0, 0, os.O_EXCL, os.O_TRUNC, os.O_SYNC, os.O_DSYNC))
         mode = 0o100000 | self.rng.choice((0o644, 0o600, 0o755, 0o4755, 0o2775))
         note(f"{_show(path)} {flags:o} {mode:o}")
         opened = await self.kernel.create(path, mode, flags)

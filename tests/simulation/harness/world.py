@@ -7,6 +7,7 @@ applications work once more, in sync from beginning to end.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -16,13 +17,6 @@ from pathlib import Path
 
 import pytest
 import trio
-
-from replfs.core.footprint import CLASSES
-from replfs.core.relationship import State
-from replfs.node import primary as primary_module
-from replfs.node import secondary as secondary_module
-from replfs.node.peer import Peer
-from replfs.store.tree import KEEP_PIN
 from simulation.harness import check
 from simulation.harness.kernel import Kernel
 from simulation.harness.life import Life, World, simulated
@@ -30,9 +24,20 @@ from simulation.harness.network import FakeLink, FakeListener, Network
 from simulation.harness.nodes import PrimaryNode, ReplicaNode, populate
 from simulation.harness.workload import NAMES, Habits, Process
 
+from replfs.core import ops
+from replfs.core.footprint import CLASSES
+from replfs.core.relationship import State
+from replfs.node import primary as primary_module
+from replfs.node import resync as resync_module
+from replfs.node import secondary as secondary_module
+from replfs.node.peer import Peer
+from replfs.store import activity as activity_module
+from replfs.store import tree as tree_module
+from replfs.store.tree import KEEP_PIN
+
 _PATIENCE_S = 300.0
 _STEPS_MAX = 3_000_000
-_TRACE_SHOWN = 400
+_TRACE_SHOWN = 3000
 
 
 class Failure(AssertionError):
@@ -114,6 +119,7 @@ class Simulation:
         self.lives = 0
         self.busy = 0
         self.wire = False
+        self.is_over = False
 
     @staticmethod
     def _fill(rng: random.Random, base: Path, count: int) -> None:
@@ -149,27 +155,33 @@ class Simulation:
         rng = random.Random(f"{self.seed} life {self.lives}")
         return Life(name, rng, on_death)
 
-    async def start_replica(self, node: ReplicaNode) -> None:
-        def died() -> None:
+    def _note_death(self, life: Life) -> None:
+        if not self.is_over:
             self.note(f"{life.name} died")
             self.result.crashes += 1
+
+    async def start_replica(self, node: ReplicaNode) -> None:
+        def died() -> None:
+            self._note_death(life)
             node.listener.died()
 
         life = self._life(node.path.name, died)
-        main = node.start(life)
+        main = node.start(life, lost_power=self.rng.random() < 0.1)
         self.nursery.start_soon(self._live_replica, node, life, main)
         while node.endpoint not in self.network.listeners and not life.dead:
             await trio.sleep(0)
 
-    async def _live_replica(self, node: ReplicaNode, life: Life, main: Callable[[], object]) -> None:
+    async def _live_replica(
+        self, node: ReplicaNode, life: Life, main: Callable[[], object]
+    ) -> None:
         await life.run(main)
         self.result.steps += life.steps
         node.bury()
 
     async def start_primary(self, *, lost_power: bool = False) -> None:
         def died() -> None:
-            self.note(f"{life.name} died")
-            self.result.crashes += 1
+            self._note_death(life)
+            node.slots_at_death = node.in_flight()
             for peer in node.primary.pipeline.peers:
                 link = peer.link
                 assert isinstance(link, FakeLink)
@@ -285,7 +297,7 @@ class Simulation:
         ours = check.Snapshot(self.primary.raw, primary=True)
         logs = self.primary.saved_logs()
         for peer, replica in zip(self.primary.primary.pipeline.peers, self.replicas, strict=True):
-            if peer.state is State.UNINITIALIZED:
+            if peer.state is State.UNINITIALIZED or replica.is_wiped:
                 continue
             theirs = check.Snapshot(replica.raw, primary=False)
             found = check.not_covered(ours, theirs, logs[peer.name], slots or set())
@@ -316,8 +328,7 @@ class Simulation:
         left = [
             f"{inode.path()!r} lookups {inode.lookups} opens {inode.opens} pins {inode.pins}"
             for inode in table.by_ino.values()
-            if inode is not table.root
-            and (inode.lookups or inode.opens or inode.pins & ~KEEP_PIN)
+            if inode is not table.root and (inode.lookups or inode.opens or inode.pins & ~KEEP_PIN)
         ]
         self.verdict("inodes are held", left)
         self.verdict("handles are open", [repr(number) for number in table.handles])
@@ -329,7 +340,7 @@ class Simulation:
         rng = self.rng
         kind = rng.choice((
             "cut", "cut", "cut", "crash", "crash", "replica", "replica", "errors", "pause",
-            "still", "still", "compare", "restart", "in-sync",
+            "still", "still", "compare", "restart", "in-sync", "wipe",
         ))  # fmt: skip
         replica = rng.choice(self.replicas)
         self.note(f"-- fault: {kind} ({replica.path.name})")
@@ -342,6 +353,7 @@ class Simulation:
             "still": self._still,
             "compare": self._compare,
             "restart": self._restart,
+            "wipe": self._wipe,
             "in-sync": self._wait_in_sync,
         }[kind](replica)
 
@@ -380,7 +392,6 @@ class Simulation:
                 await self.start_replica(replica)
         if self.primary.is_alive:
             return
-        slots = self.primary.in_flight() if self.primary.life is not None else set()
         while self.primary.life is not None:
             await trio.sleep(0.001)
         await trio.sleep(self.rng.choice((0.0, 0.02, 1.0)))
@@ -391,9 +402,9 @@ class Simulation:
         wires = [one.listener.wire for one in self.replicas if one.is_alive]
         while any(wire is not None and wire.is_open and _pending(wire) for wire in wires):
             await trio.sleep(0.01)
+        self.check_covered("what was acknowledged", slots=self.primary.slots_at_death)
         await self.start_primary(lost_power=lost_power)
-        del slots
-        self.check_covered("after a crash of the primary")
+        self.check_covered("after a start of the primary")
         for endpoint in self.network.links:
             self.network.join(endpoint)
 
@@ -411,6 +422,17 @@ class Simulation:
         await trio.sleep(self.rng.choice((0.0, 0.02, 1.0, 7.0)))
         while replica.life is not None:
             await trio.sleep(0.001)
+        await self.start_replica(replica)
+
+    async def _wipe(self, replica: ReplicaNode) -> None:
+        """The replica's disk is replaced."""
+        if replica.life is not None:
+            replica.life.die()
+        while replica.life is not None:
+            await trio.sleep(0.001)
+        shutil.rmtree(replica.path)
+        replica.path.mkdir()
+        replica.is_wiped = True
         await self.start_replica(replica)
 
     async def _errors(self, replica: ReplicaNode) -> None:
@@ -459,8 +481,10 @@ class Simulation:
             wire = replica.listener.wire if replica.is_alive else None
             await self.until(
                 "the link is seen to be down",
-                lambda: not self.primary.is_alive
-                or (not peer.live and (wire is None or not wire.is_open or not _pending(wire))),
+                lambda: (
+                    not self.primary.is_alive
+                    or (not peer.live and (wire is None or not wire.is_open or not _pending(wire)))
+                ),
             )
             if self.primary.is_alive:
                 self._check_one(replica, "standing still, cut off")
@@ -469,7 +493,7 @@ class Simulation:
 
     def _check_one(self, replica: ReplicaNode, what: str) -> None:
         peer = self._peer_of(replica)
-        if peer.state is State.UNINITIALIZED:
+        if peer.state is State.UNINITIALIZED or replica.is_wiped:
             return
         ours = check.Snapshot(self.primary.raw, primary=True)
         theirs = check.Snapshot(replica.raw, primary=False)
@@ -534,6 +558,7 @@ class Simulation:
             await self._heal()
             await self._work_in_sync()
             await self.check_forgotten()
+            self.is_over = True
             for node in (self.primary, *self.replicas):
                 if node.life is not None:
                     node.life.die()
@@ -597,6 +622,25 @@ def _pending(wire: object) -> bool:
     return any(lane.queue and lane.limit != 0 for lane in lanes)
 
 
+def _tighten(rng: random.Random, patch: pytest.MonkeyPatch) -> None:
+    """In some runs limits are so low that a few files are many."""
+    if rng.random() < 0.5:
+        return
+    patch.setattr(activity_module, "SLOTS", 64)
+    names = rng.choice((1, 3, 1000))
+    patch.setattr(ops, "NAMES_PER_MESSAGE", names)
+    patch.setattr(resync_module, "_HINTS_MAX", min(names, 16))
+    for module, name, values in (
+        (resync_module, "_NAMES_AHEAD", (1, 3)),
+        (resync_module, "_REGIONS_AT_ONCE", (1, 3)),
+        (resync_module, "_TASKS", (1, 2)),
+        (tree_module, "_DIRECTORIES_OPEN_MAX", (4, 6)),
+        (tree_module, "_FILES_OPEN_MAX", (1, 2)),
+    ):
+        if rng.random() < 0.5:
+            patch.setattr(module, name, rng.choice(values))
+
+
 def run_seed(seed: int, base: Path, *, wire: bool = False) -> Result:
     """Run *seed* in the empty directory *base*; *wire*: note what goes over the network too."""
     result = Result(seed)
@@ -604,16 +648,21 @@ def run_seed(seed: int, base: Path, *, wire: bool = False) -> Result:
     with simulated(seed) as world, pytest.MonkeyPatch.context() as patch:
         patch.setattr(primary_module, "Link", FakeLink)
         patch.setattr(secondary_module, "Listener", FakeListener)
+        _tighten(random.Random(f"{seed} limits"), patch)
         simulation = Simulation(seed, base, world, result)
         simulation.wire = wire
         try:
             trio.run(simulation.main, clock=world.clock)
         except BaseException as error:  # noqa: BLE001 - reported by the caller
             result.error = error
-            if isinstance(error, KeyboardInterrupt):
-                raise
     if result.error is None:
-        left = sorted(set(os.listdir("/proc/self/fd")) - descriptors)
-        if len(left) > 1:  # one is what lists them
+        left = {}
+        for number in set(os.listdir("/proc/self/fd")) - descriptors:
+            with contextlib.suppress(FileNotFoundError):  # it is what lists them
+                left[number] = os.readlink(f"/proc/self/fd/{number}")
+        if left and not result.crashes:
             result.error = Failure(f"descriptors are left open: {left}")
+        for number in left:  # what a dead process had open is closed for it
+            with contextlib.suppress(OSError):
+                os.close(int(number))
     return result

@@ -1,0 +1,190 @@
+"""Disks that are full: the mount goes on where it can, says what is wrong, and the sides heal."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from helpers.cases import error_name, fails, outcome, read, write
+from helpers.compare import wait_equal
+from helpers.disks import free_bytes, small_disk
+from helpers.nodes import Pair, make_base, remove_base, wait_for
+
+pytestmark = pytest.mark.mounted
+
+MIB = 1 << 20
+DISK = 24 * MIB
+OPTIONS = ("--peer-timeout", "2s", "--checkpoint-interval", "500ms")
+NO_SPACE = os.strerror(errno.ENOSPC)
+
+
+@contextmanager
+def pair_on_disk(side: Literal["primary", "secondary"], *, inodes: int = 0) -> Iterator[Pair]:
+    """A pair of which one store is on a small disk."""
+    base = make_base()
+    try:
+        store = base / side
+        store.mkdir()
+        with small_disk(base / "image", store, DISK, inodes=inodes):
+            with Pair(base=base, mount_arguments=OPTIONS) as pair:
+                yield pair
+    finally:
+        remove_base(base)
+
+
+def wait_reason(pair: Pair) -> None:
+    """Wait until the status says what is wrong."""
+
+    def is_said() -> bool:
+        peer = pair.peer()
+        assert peer["state"] != "in-sync", peer
+        assert NO_SPACE in str([peer.get("stuck"), peer.get("last_error"), peer["reason"]]), peer
+        return True
+
+    wait_for(is_said, 60, "the reason")
+
+
+def fill(path: Path, size: int) -> int:
+    """Write `size` bytes in pieces; how many were written before the disk was full."""
+    with path.open("wb", buffering=0) as file:
+        for done in range(0, size, MIB // 4):
+            try:
+                file.write(os.urandom(MIB // 4))
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+                return done
+    return size
+
+
+def test_a_full_replica_does_not_stop_the_mount_and_heals():
+    with pair_on_disk("secondary") as pair:
+        top = pair.mountpoint
+        write(top / "small", b"x" * 5000)
+        for number in range(4):
+            assert fill(top / f"large-{number}", 8 * MIB) == 8 * MIB
+        os.mkdir(top / "dir")
+        write(top / "dir" / "later", b"y" * 100)
+        os.rename(top / "small", top / "dir" / "small")
+        wait_reason(pair)
+        assert pair.mount.status()["state"] != "in-sync"
+        assert NO_SPACE in pair.mount.replfs("status", pair.mountpoint, check=False).stdout
+        # What is unlinked is never carried; what remains fits.
+        os.unlink(top / "large-1")
+        os.unlink(top / "large-2")
+        os.truncate(top / "large-3", MIB)
+        pair.wait_in_sync()
+        pair.assert_equal()
+        write(top / "again", b"z")
+        assert read(pair.secondary_store / "again") == b"z"
+        pair.check_alive()
+
+
+def test_a_replica_without_inodes_heals():
+    with pair_on_disk("secondary", inodes=96) as pair:
+        top = pair.mountpoint
+        for number in range(150):
+            write(top / f"{number}", b"x")
+        wait_reason(pair)
+        for number in range(100):
+            os.unlink(top / f"{number}")
+        pair.wait_in_sync()
+        pair.assert_equal()
+
+
+def test_a_full_primary_is_the_callers_error_and_the_sides_stay_equal():
+    with pair_on_disk("primary") as pair:
+        top = pair.mountpoint
+        write(top / "file", b"before" * 1000)
+        written = 0
+        for number in range(20):
+            written += fill(top / f"large-{number}", 2 * MIB)
+        assert written < DISK
+        pair.wait_in_sync()
+        wait_equal(pair.primary_store, pair.secondary_store)
+        # Each kind of change that needs room says so, and changes neither side.
+        while outcome(os.mkdir, top / f"dir-{len(os.listdir(top))}") == "ok":
+            pass
+        failures = {outcome(write, top / "new", b"x" * MIB)}
+        failures.add(outcome(fill_fast, top / "file"))
+        assert failures == {error_name(errno.ENOSPC)}
+        pair.wait_in_sync()
+        pair.assert_equal()
+        # What needs none works: in place, and giving room back.
+        with (top / "file").open("r+b", buffering=0) as file:
+            file.write(b"after!")
+        assert read(pair.secondary_store / "file").startswith(b"after!before")
+        os.unlink(top / "large-0")
+        write(top / "new", b"y" * MIB)
+        pair.wait_in_sync()
+        pair.assert_equal()
+        pair.check_alive()
+
+
+def fill_fast(path: Path) -> None:
+    with path.open("ab", buffering=0) as file:
+        for _ in range(40):
+            file.write(bytes(MIB))
+
+
+def overwrite(path: Path) -> None:
+    with path.open("r+b", buffering=0) as file:
+        file.write(b"changed again")
+
+
+def test_a_full_primary_without_its_peer():
+    """Room for marks was kept back: what changes is recorded; what cannot be fails before it is."""
+    with pair_on_disk("primary") as pair:
+        top = pair.mountpoint
+        for number in range(300):
+            write(top / f"{number}", b"-" * 5000)
+        fill(top / "large", DISK)
+        pair.wait_in_sync()
+        pair.agent.kill9()
+        pair.wait_state("out-of-sync")
+        while free_bytes(pair.primary_store) > 8192 and fill(top / "more", DISK):
+            pass
+        changed = 0
+        for number in range(300):
+            before = read(top / f"{number}")
+            try:
+                with (top / f"{number}").open("r+b", buffering=0) as file:
+                    file.write(b"changed")
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+                assert read(top / f"{number}") == before
+            else:
+                changed += 1
+        assert changed > 0
+        os.unlink(top / "large")
+        # A moment later room is kept back again, and everything can be changed.
+        wait_for(lambda: outcome(overwrite, top / "0") == "ok", 30, "room for marks")
+        pair.agent.start()
+        pair.wait_in_sync()
+        pair.assert_equal()
+
+
+def test_errors_of_a_full_disk_do_not_leave_a_directory_behind():
+    with pair_on_disk("primary", inodes=64) as pair:
+        top = pair.mountpoint
+        made = 0
+        while outcome(os.mkdir, top / f"{made}") == "ok":
+            made += 1
+        assert 20 < made < 64
+        for name, call in {
+            "open": lambda: os.open(top / "new", os.O_CREAT | os.O_WRONLY),
+            "symlink": lambda: os.symlink("x" * 200, top / "new"),
+            "mknod": lambda: os.mkfifo(top / "new"),
+        }.items():
+            assert outcome(call) == "ENOSPC", name
+        with fails(errno.ENOENT):
+            os.lstat(top / "new")
+        assert pair.peer()["state"] == "in-sync"
+        pair.assert_equal()
+        os.rmdir(top / "0")
+        write(top / "new", b"x")
+        pair.assert_equal()

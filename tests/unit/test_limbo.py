@@ -1,0 +1,134 @@
+"""Limbo on a real directory: finding what is inside it, and emptying it without a long stop."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import trio
+
+from replfs.core.policy import NamePatterns, Policy
+from replfs.node.limbo import Limbo
+from replfs.store.tree import Tree
+
+
+@pytest.fixture
+def tree(tmp_path):
+    store = tmp_path / "store"
+    store.mkdir()
+    fd = os.open(store, os.O_RDONLY | os.O_DIRECTORY)
+    tree = Tree(fd)
+    yield tree
+    tree.close_all()
+    os.close(fd)
+
+
+def make(path, depth=2, width=3):
+    path.mkdir()
+    for number in range(width):
+        (path / f"f{number}").write_bytes(b"x")
+        if depth:
+            make(path / f"d{number}", depth - 1, width) if number == 0 else None
+
+
+def take(tree, limbo, name):
+    inode = tree.lookup(tree.root, name)[0]
+    tree.ensure_id(inode)
+    limbo.take(tree.root, name, inode)
+    return inode
+
+
+def path_of(tree):
+    return os.readlink(f"/proc/self/fd/{tree.root_fd}")
+
+
+async def test_what_is_deep_inside_is_found(tree, tmp_path):
+    make(tmp_path / "store/top")
+    inner = tree.lookup(tree.root, b"top")[0]
+    for name in (b"d0", b"d0"):
+        inner = tree.lookup(inner, name)[0]
+    deep = tree.lookup(inner, b"f1")[0]
+    object_id = tree.ensure_id(deep)
+    tree.drop_unused(deep)
+    limbo = Limbo(tree)
+    take(tree, limbo, b"top")
+    assert limbo.find(object_id) is None
+    assert not limbo.is_indexed
+    await limbo.index(lambda: True)
+    assert limbo.is_indexed
+    found = limbo.find(object_id)
+    assert found is not None
+    assert found.id == object_id
+    assert not limbo.holds(found)  # it is in a directory that was taken, and not itself
+    # What is taken later is not lost, and needs no index if it is no directory.
+    (tmp_path / "store/file").touch()
+    single = take(tree, limbo, b"file")
+    assert limbo.is_indexed
+    assert limbo.find(single.id) is single
+
+
+async def test_emptying_gives_way_and_stops_when_told(tree, tmp_path):
+    make(tmp_path / "store/top", depth=0, width=400)
+    limbo = Limbo(tree)
+    take(tree, limbo, b"top")
+    inside = tmp_path / "store/.replfs/limbo"
+    turns = 0
+    wanted = True
+
+    async def other():
+        nonlocal turns, wanted
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+            wanted = turns < 3
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        assert not await limbo.empty(lambda: wanted)
+        left = sum(len(files) for _, _, files in os.walk(inside))
+        assert 0 < left < 400
+        assert await limbo.empty(lambda: True)
+        assert turns > 4
+        nursery.cancel_scope.cancel()
+    assert os.listdir(inside) == []
+
+
+async def test_very_deep_trees_and_large_files_go_too(tree, tmp_path):
+    path = tmp_path / "store/deep"
+    path.mkdir()
+    fd = os.open(path, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=fd)
+        below = os.open("d", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.close(fd)
+    with (tmp_path / "store/large").open("wb") as file:
+        file.truncate(1 << 30)
+    limbo = Limbo(tree)
+    take(tree, limbo, b"deep")
+    take(tree, limbo, b"large")
+    assert await limbo.empty(lambda: True)
+    assert os.listdir(tmp_path / "store/.replfs/limbo") == []
+    assert len(tree.table.by_ino) < 10
+
+
+async def test_what_is_this_nodes_own_is_kept(tree, tmp_path):
+    store = tmp_path / "store"
+    make(store / "top", depth=0)
+    (store / "a.tmp").write_bytes(b"by its name")
+    (store / "own").write_bytes(b"by its policy")
+    (store / "top/b.tmp").write_bytes(b"inside")
+    (store / "sync.tmp").write_bytes(b"has another policy")
+    limbo = Limbo(tree, NamePatterns(["*.tmp"]))
+    own = tree.lookup(tree.root, b"own")[0]
+    tree.set_policy(own, Policy.NONE, 0)
+    tree.set_policy(tree.lookup(tree.root, b"sync.tmp")[0], Policy.SYNC, 0)
+    for name in (b"a.tmp", b"own", b"top", b"sync.tmp"):
+        take(tree, limbo, name)
+    assert await limbo.empty(lambda: True)
+    kept = store / ".replfs/kept"
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == {
+        "a.tmp": b"by its name", "own": b"by its policy", "b.tmp": b"inside",
+    }  # fmt: skip
+    assert os.listdir(store / ".replfs/limbo") == []

@@ -56,6 +56,7 @@ _TASKS: Final = 8
 _YIELD_EVERY: Final = 64
 _RETRY_MIN_S: Final = 0.5
 _RETRY_MAX_S: Final = 30.0
+_REST_S: Final = 0.02
 _HINTS_MAX: Final = 16
 _URGENT_RETRY_S: Final = 0.02
 _UNREPRESENTABLE: Final = frozenset({
@@ -130,7 +131,8 @@ class Resync:
                 try:
                     await self._resync()
                 except PeerLost:
-                    continue  # or the peer is there, but could not do something: once more
+                    # Or the peer is there, but could not do something: once more.
+                    await trio.lowlevel.checkpoint()
                 except OSError as error:
                     log.warning("peer %s: the resync starts again: %s", peer.name, error)
                     await trio.sleep(_RETRY_MIN_S)
@@ -200,7 +202,9 @@ class Resync:
         """Nothing moved: what is left is stuck. Wait until something may be tried again."""
         now = time.monotonic()
         due = min((one.retry_at for one in self.stuck.values()), default=now + _RETRY_MIN_S)
-        with trio.move_on_after(max(0.02, min(due - now, _RETRY_MAX_S))):
+        # Whoever waits for progress asks again after each pass: without a rest, a busy loop.
+        await trio.sleep(_REST_S)
+        with trio.move_on_after(max(0.0, min(due - now, _RETRY_MAX_S) - _REST_S)):
             await self._peer.wait_work()
         if not self._peer.live:
             raise PeerLost("the session ended")

@@ -119,7 +119,7 @@ def assert_nothing_came(pair: Pair) -> None:
         peer = pair.peer()
         assert peer["state"] not in ("in-sync", "baseline", "incremental"), peer
         attempts[0] += 1
-        return attempts[0] > 10
+        return attempts[0] > 5
 
     wait_for(tried, 60, interval_s=0.2)
     assert os.listdir(pair.secondary_store) == [".replfs"]

@@ -28,7 +28,7 @@ WAYS = {
 }
 """How an operation of each row makes its claims."""
 
-CLAIMED = {
+CLAIMED: dict[str, set[tuple[object, int]]] = {
     "bytes": {(OBJECT, RANGE)},
     "the entry": {((DIRECTORY, b"n"), EXCLUSIVE)},
     "both entries": {((DIRECTORY, b"n"), EXCLUSIVE), ((OTHER, b"m"), EXCLUSIVE)},
@@ -64,7 +64,7 @@ def test_the_claims_are_those_of_the_table(row):
     if OpClass[name] is OpClass.LOCAL:
         assert claims == "nothing"
         return
-    expected = set()
+    expected: set[tuple[object, int]] = set()
     for part in claims.split(";"):
         expected |= CLAIMED[part.split(":")[0].strip()]
     made = WAYS[operations(cell)[0]]

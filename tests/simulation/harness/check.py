@@ -32,7 +32,7 @@ class Seen:
 
     path: bytes
     status: os.stat_result
-    object: bytes
+    identity: bytes
     flags: int
     policy: int
     ack: int
@@ -84,7 +84,7 @@ class Snapshot:
         self._by_ino: dict[int, Seen] = {}
         self._primary = primary
         self.root = self._see(root, b"")
-        self.root.object = ROOT_ID
+        self.root.identity = ROOT_ID
         self.by_id[ROOT_ID] = self.root
         own = self.root.policy
         self._walk(root, self.root, none=primary and own == Policy.NONE)
@@ -119,10 +119,10 @@ class Snapshot:
                 seen.links.append(path)
                 directory.names[name] = seen
                 self.by_path[path] = seen
-                if seen.object:
-                    if self.by_id.setdefault(seen.object, seen) is not seen:
+                if seen.identity:
+                    if self.by_id.setdefault(seen.identity, seen) is not seen:
                         self.twice.append(
-                            f"{path!r} has the id of {self.by_id[seen.object].path!r}"
+                            f"{path!r} has the id of {self.by_id[seen.identity].path!r}"
                         )
             if seen.is_directory:
                 self._walk(below, seen, none=hidden)
@@ -148,8 +148,8 @@ def differences(left: Snapshot, right: Snapshot) -> list[str]:
             found.append(f"{path!r}: names {one.links} != {other.links}")
         if not other.is_complete:
             found.append(f"{path!r} is incomplete")
-        if one.object and one.object != other.object:
-            found.append(f"{path!r}: id {one.object.hex()} != {other.object.hex()}")
+        if one.identity and one.identity != other.identity:
+            found.append(f"{path!r}: id {one.identity.hex()} != {other.identity.hex()}")
     return found + right.twice
 
 
@@ -188,17 +188,17 @@ class _Coverage:
 
     def directory(self, ours: Seen, *, deep: bool) -> Iterator[str]:
         """Differences in and below a directory that is on both sides."""
-        marks = self.log.marks(ours.object) if ours.object else None
+        marks = self.log.marks(ours.identity) if ours.identity else None
         if deep or (marks is not None and marks.names_all and marks.deep):
             return
-        theirs = self.right.by_id.get(ours.object)
+        theirs = self.right.by_id.get(ours.identity)
         if theirs is None:
             return  # its name differs, and that was looked at
-        unknown = (ours.object, KIND_NAMES, 0) in self.slots
+        unknown = (ours.identity, KIND_NAMES, 0) in self.slots
         for name in sorted(ours.names.keys() | theirs.names.keys()):
             mine, other = ours.names.get(name), theirs.names.get(name)
-            marked = unknown or not self.log.name_is_clean(ours.object, name)
-            equal = mine is not None and other is not None and mine.object == other.object != b""
+            marked = unknown or not self.log.name_is_clean(ours.identity, name)
+            equal = mine is not None and other is not None and mine.identity == other.identity != b""
             if not equal and not marked:
                 yield f"{ours.path!r}/{name!r}: {_who(mine)} here, {_who(other)} there, no mark"
             if mine is not None:
@@ -208,7 +208,7 @@ class _Coverage:
 
     def object(self, mine: Seen, *, placed_again: bool) -> Iterator[str]:
         """Differences of one object that is somewhere on both sides."""
-        theirs = self.right.by_id.get(mine.object) if mine.object else None
+        theirs = self.right.by_id.get(mine.identity) if mine.identity else None
         if theirs is None or (placed_again and not theirs.is_complete):
             return
         if mine in self.seen:
@@ -222,10 +222,10 @@ class _Coverage:
             yield from self.data(mine, theirs)
 
     def _in_flight(self, seen: Seen, kinds: Iterable[int]) -> bool:
-        return any(one[0] == seen.object and one[1] in kinds for one in self.slots)
+        return any(one[0] == seen.identity and one[1] in kinds for one in self.slots)
 
     def attributes(self, mine: Seen, theirs: Seen) -> Iterator[str]:
-        if not self.log.attrs_are_clean(mine.object) or self._in_flight(
+        if not self.log.attrs_are_clean(mine.identity) or self._in_flight(
             mine, (KIND_ATTRS, KIND_DATA, KIND_FILE, KIND_NAMES)
         ):
             return
@@ -237,7 +237,7 @@ class _Coverage:
             yield f"{mine.path!r} is incomplete, no mark"
 
     def data(self, mine: Seen, theirs: Seen) -> Iterator[str]:
-        if (mine.object, KIND_FILE, 0) in self.slots:
+        if (mine.identity, KIND_FILE, 0) in self.slots:
             return
         size = len(mine.data)
         other = theirs.data[:size].ljust(size, b"\0")
@@ -245,15 +245,15 @@ class _Coverage:
             stop = min(start + REGION_SIZE, size)
             if mine.data[start:stop] == other[start:stop]:
                 continue
-            if not self.log.data_is_clean(mine.object, start, stop):
+            if not self.log.data_is_clean(mine.identity, start, stop):
                 continue
-            if (mine.object, KIND_DATA, start >> ACTIVITY_SHIFT) in self.slots:
+            if (mine.identity, KIND_DATA, start >> ACTIVITY_SHIFT) in self.slots:
                 continue
             yield f"{mine.path!r}: region {start >> REGION_SHIFT} differs, no mark"
 
 
 def _who(seen: Seen | None) -> str:
-    return "nothing" if seen is None else f"{seen.object.hex() or 'an object without id'}"
+    return "nothing" if seen is None else f"{seen.identity.hex() or 'an object without id'}"
 
 
 def _first(one: bytes, other: bytes) -> int:

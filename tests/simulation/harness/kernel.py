@@ -375,7 +375,7 @@ class Kernel:
             if "mode" in changes and node.kind == stat.S_IFLNK:
                 raise failure(errno.EOPNOTSUPP)
             asked = dict.fromkeys(("size", "mode", "uid", "gid", "atime", "mtime"))
-            await self.volume.setattr(node.nodeid, None, **(asked | changes))  # type: ignore[arg-type]
+            await self.volume.setattr(node.nodeid, None, **(asked | changes))
 
     async def setxattr(self, path: tuple[bytes, ...], name: bytes, value: bytes) -> None:
         async with self.at(path) as node, node.lock:

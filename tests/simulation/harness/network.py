@@ -69,6 +69,11 @@ class Network:
         if link is not None and link.wire is not None:
             link.wire.cut()
 
+    def is_connected(self, endpoint: str) -> bool:
+        """Whether there is a session, not only in the primary's eyes."""
+        wire = self.links[endpoint].wire
+        return wire is not None and not wire.is_cut
+
     def join(self, endpoint: str) -> None:
         """It passes again."""
         self.cut_off.discard(endpoint)
@@ -125,10 +130,12 @@ class Wire:
                 continue
             if network.rng.random() >= network.conditions.idle_share:
                 await trio.sleep(network.delay_s())
-                continue_here = self.is_open and lane.limit != 0 and lane.queue
-                if not continue_here:
+                if not self._may_deliver(lane):
                     continue
             self.deliver_one(lane)
+
+    def _may_deliver(self, lane: Lane) -> bool:
+        return self.is_open and lane.limit != 0 and bool(lane.queue)
 
     def deliver_one(self, lane: Lane) -> None:
         """The first of the queue arrives."""

@@ -86,13 +86,9 @@ class ReplicaNode(Store):
             self._open(life)
             if lost_power and self.state.unclean:
                 self.state.memory_lost = True
+            nothing: Any = None
             self.secondary = Secondary(
-                self.settings,
-                self.state,
-                self.tree,
-                None,
-                None,
-                event=_ignore,  # type: ignore[arg-type]
+                self.settings, self.state, self.tree, nothing, None, event=_ignore
             )
             self.state.started()
 

@@ -12,8 +12,9 @@ import os
 import random
 import shutil
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -172,7 +173,7 @@ class Simulation:
             await trio.sleep(0)
 
     async def _live_replica(
-        self, node: ReplicaNode, life: Life, main: Callable[[], object]
+        self, node: ReplicaNode, life: Life, main: Callable[[], Awaitable[object]]
     ) -> None:
         await life.run(main)
         self.result.steps += life.steps
@@ -201,7 +202,7 @@ class Simulation:
         self.nursery.start_soon(self._live_primary, node, life, main)
 
     async def _live_primary(
-        self, node: PrimaryNode, life: Life, main: Callable[[], object]
+        self, node: PrimaryNode, life: Life, main: Callable[[], Awaitable[object]]
     ) -> None:
         async def everything() -> None:
             async with trio.open_nursery() as nursery:
@@ -273,8 +274,8 @@ class Simulation:
             )
         return "; ".join(words)
 
-    def _stuck(self, peer: Peer) -> dict[object, object]:
-        return dict(self.primary.primary.resyncs[peer.name].stuck)  # type: ignore[arg-type]
+    def _stuck(self, peer: Peer) -> dict[object, Any]:
+        return dict(self.primary.primary.resyncs[peer.name].stuck)
 
     async def stand_still(self) -> bool:
         """No application is in the middle of anything; False if the primary died meanwhile."""
@@ -324,6 +325,8 @@ class Simulation:
         self.verdict("slots are in use", [repr(key) for key in node.in_flight()])
         kinds = {word for reason in pipeline.scheduler.held for word in reason.split(" behind ")}
         self.verdict("kinds without a class", sorted(kinds - CLASSES.keys() - {"resync"}))
+        # What works in the background holds what it looks at, and lets it go.
+        await self.until("nothing is held", lambda: not node.tree._held)
         table = node.tree.table
         left = [
             f"{inode.path()!r} lookups {inode.lookups} opens {inode.opens} pins {inode.pins}"
@@ -533,7 +536,8 @@ class Simulation:
         with trio.move_on_after(20.0):
             while peer.state is not State.IN_SYNC:
                 await trio.sleep(0.05)
-        if await self.stand_still() and peer.live and peer.state is State.IN_SYNC:
+        still = await self.stand_still() and self.network.is_connected(replica.endpoint)
+        if still and peer.live and peer.state is State.IN_SYNC:
             ours = check.Snapshot(self.primary.raw, primary=True)
             theirs = check.Snapshot(replica.raw, primary=False)
             if peer.log.is_empty:
@@ -581,7 +585,10 @@ class Simulation:
 
     def _is_in_sync(self) -> bool:
         return self.primary.is_alive and all(
-            peer.live and peer.state is State.IN_SYNC and peer.log.is_empty
+            peer.live
+            and peer.state is State.IN_SYNC
+            and peer.log.is_empty
+            and self.network.is_connected(peer.endpoint)
             for peer in self.primary.primary.pipeline.peers
         )
 

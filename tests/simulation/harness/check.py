@@ -198,7 +198,8 @@ class _Coverage:
         for name in sorted(ours.names.keys() | theirs.names.keys()):
             mine, other = ours.names.get(name), theirs.names.get(name)
             marked = unknown or not self.log.name_is_clean(ours.identity, name)
-            equal = mine is not None and other is not None and mine.identity == other.identity != b""
+            both = mine is not None and other is not None
+            equal = both and mine.identity == other.identity != b""
             if not equal and not marked:
                 yield f"{ours.path!r}/{name!r}: {_who(mine)} here, {_who(other)} there, no mark"
             if mine is not None:

@@ -431,6 +431,22 @@ class Peer:
         for known in self.located:
             known.discard(inode.id)
 
+    def moving(self, inode: Inode) -> None:
+        """An object is about to get or lose a name.
+
+        Where all that is below a directory is unknown, so is what leaves it before it is looked at.
+        """
+        if self.log.is_empty:
+            return
+        for parent, _ in inode.names():
+            one: Inode | None = parent
+            while one is not None:
+                marks = self.log.marks(one.id)
+                if marks is not None and marks.deep:
+                    self._mark_unknown(inode)
+                    return
+                one = one.parent
+
     def moved(self, inode: Inode) -> None:
         """An object that is not a directory has another parent: its marks say where it is now."""
         if self.log.is_empty or inode.is_directory or not self.log.marks(inode.id):

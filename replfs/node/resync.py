@@ -434,6 +434,7 @@ class Resync:
     async def _list_both(self, inode: Inode, *, deep: bool) -> None:
         directory_id = inode.id
         version = self._log.mark_version(directory_id)
+        await self._peer.fence()
         theirs = await self._list(inode)
         if theirs is None:
             return
@@ -547,6 +548,7 @@ class Resync:
                     self._tree.drop_unused(child)
             if not part:
                 continue
+            await self._peer.fence()
             self._peer.locate(directory_id, BULK)
             answer = await self._peer.ask(ops.Gather(directory_id, part, wanted))
             if isinstance(answer, ops.Done) and not answer.errno:
@@ -591,6 +593,8 @@ class Resync:
                 claims = footprint.entry_of(directory, name, child)
                 if not await self._links.learn_names(child):
                     self._failed(key, child, "its other names are still being looked for")
+                    return True
+                if not await self._are_hints_placed(child):
                     return True
             async with self._claim(claims):
                 if self._child(directory, name) is not child:
@@ -645,6 +649,21 @@ class Resync:
             self._log.mark_tail(child.id, 0, size=child.size, handle=handle, compare=not created)
         else:
             self._log.mark_attrs(child.id, handle=handle)
+
+    async def _are_hints_placed(self, child: Inode) -> bool:
+        """Whether the peer can look for an object under its other names: their directories first.
+
+        Where it could not, it would get the object a second time.
+        """
+        if child.is_directory or not child.more:
+            return True
+        for parent, _ in child.names():
+            if not self._is_on_peers(parent):
+                continue
+            with self._held(parent):
+                if not await self._is_placed(parent):
+                    return False
+        return True
 
     def _hints_of(self, child: Inode, directory: Inode, name: bytes) -> list[tuple[bytes, bytes]]:
         """Other names the peer may have the object under, where it has several."""
@@ -725,7 +744,8 @@ class Resync:
                     return
                 self._log.clear_regions(inode.id, *run, version=version)
                 marks = self._log.marks(inode.id)
-                if marks is not None and 0 <= marks.tail <= run[0]:
+                # A tail that begins before the run came while its turn was awaited.
+                if marks is not None and run[0] <= marks.tail < run[1]:
                     self._log.clear_tail(inode.id, run[1], version=version)
             first = run[1]
             self._peer.progressed()

@@ -234,6 +234,8 @@ class Volume(Files):
         def apply() -> ops.AnyOp | None:
             nonlocal found
             tree.ensure_id(inode)
+            for peer in self.pipeline.peers:
+                peer.moving(inode)
             found, above = tree.link(inode, parent, name)
             for peer in self.pipeline.peers:
                 peer.links_changed(inode)
@@ -315,6 +317,10 @@ class Volume(Files):
                 tree.ensure_id(inode)
                 if replaced is not None:
                     tree.ensure_id(replaced)
+            for peer in self.pipeline.peers:
+                peer.moving(inode)
+                if exchange and replaced is not None:
+                    peer.moving(replaced)
             above, new_above = tree.rename(
                 parent,
                 name,

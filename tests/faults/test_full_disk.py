@@ -186,5 +186,6 @@ def test_errors_of_a_full_disk_do_not_leave_a_directory_behind():
         assert pair.peer()["state"] == "in-sync"
         pair.assert_equal()
         os.rmdir(top / "0")
-        write(top / "new", b"x")
+        # Its inode is free once the kernel has forgotten the directory, which is a moment later.
+        wait_for(lambda: outcome(write, top / "new", b"x") == "ok", what="room for a file")
         pair.assert_equal()

@@ -64,7 +64,8 @@ def test_one_process_in_a_tree(place, seed):
 @pytest.mark.parametrize("seed", [3, 4])
 def test_several_processes_in_a_tree(place, seed):
     done = stress(place, seed + SHIFT, processes=4, operations=400 * FACTOR)
-    check_real_work(done)
+    # How they meet is chance, and with it whether, say, any rmdir finds a directory empty.
+    check_real_work(done, each=False)
 
 
 def test_a_wrong_byte_does_not_go_unseen(tmp_path):
@@ -78,8 +79,8 @@ def test_a_wrong_byte_does_not_go_unseen(tmp_path):
         Corrupting(tmp_path / "file", 1).run(300)
 
 
-def check_real_work(done):
-    """Most operations must have succeeded, and some of each kind that was tried often."""
+def check_real_work(done, *, each=True):
+    """Most operations must have succeeded, and with *each* some of every kind tried often."""
     tried: Counter[str] = Counter()
     succeeded: Counter[str] = Counter()
     for name, count in done.items():
@@ -87,5 +88,5 @@ def check_real_work(done):
         tried[operation] += count
         succeeded[operation] += count if result == "ok" else 0
     assert succeeded.total() > tried.total() * 0.5, done
-    for operation, count in tried.items():
+    for operation, count in tried.items() if each else ():
         assert succeeded[operation] or count < 20, done

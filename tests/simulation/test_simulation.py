@@ -17,7 +17,7 @@ SECONDS = 45.0
 SEEDS_MAX = 400
 SLICES = 8
 
-REGRESSIONS = (174, 849, 925, 943, 1029, 1072, 1082, 2060, 2641)
+REGRESSIONS = (174, 849, 925, 943, 1029, 1072, 1082, 2060, 2641, 3269, 3489, 4174, 4221)
 """Seeds that failed once. Only as good as the harness is unchanged: it is the seeds' number that
 counts, and new ones are added where they still show something."""
 

@@ -546,7 +546,9 @@ def test_an_unmount_from_outside_ends_it(start, mountpoint, tuning, command):
     (mountpoint / "a").write_bytes(b"x")
     subprocess.run([*command, str(mountpoint)], check=True)
     server.wait_end()
-    assert server.stderr == ""
+    # The kernel sends RELEASE after close(2) has returned, and an unmount may overtake the reply.
+    late = "fuse_release(): fuse_reply_* failed with No such file or directory"
+    assert [line for line in server.stderr.splitlines() if late not in line] == []
 
 
 @pytest.mark.parametrize("tuning", TUNINGS)

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from simulation.harness.world import run_seed
+from simulation.harness.run import run_seed
 
 _SEED_S = 120
 """Seconds that a seed may take before it counts as hanging."""

@@ -11,7 +11,7 @@ import shutil
 import time
 
 import pytest
-from simulation.harness.world import run_seed
+from simulation.harness.run import run_seed
 
 SECONDS = 45.0
 SEEDS_MAX = 400

@@ -1,0 +1,68 @@
+"""Running one seed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from pathlib import Path
+
+import pytest
+import trio
+from simulation.harness.life import simulated
+from simulation.harness.network import FakeLink, FakeListener
+from simulation.harness.result import Failure, Result
+from simulation.harness.world import Simulation
+
+from replfs.core import ops
+from replfs.node import primary as primary_module
+from replfs.node import resync as resync_module
+from replfs.node import secondary as secondary_module
+from replfs.store import activity as activity_module
+from replfs.store import tree as tree_module
+
+
+def _tighten(rng: random.Random, patch: pytest.MonkeyPatch) -> None:
+    """In some runs limits are so low that a few files are many."""
+    if rng.random() < 0.5:
+        return
+    patch.setattr(activity_module, "SLOTS", 64)
+    names = rng.choice((1, 3, 1000))
+    patch.setattr(ops, "NAMES_PER_MESSAGE", names)
+    patch.setattr(resync_module, "_HINTS_MAX", min(names, 16))
+    for module, name, values in (
+        (resync_module, "_NAMES_AHEAD", (1, 3)),
+        (resync_module, "_REGIONS_AT_ONCE", (1, 3)),
+        (resync_module, "_TASKS", (1, 2)),
+        (tree_module, "_DIRECTORIES_OPEN_MAX", (4, 6)),
+        (tree_module, "_FILES_OPEN_MAX", (1, 2)),
+    ):
+        if rng.random() < 0.5:
+            patch.setattr(module, name, rng.choice(values))
+
+
+def run_seed(seed: int, base: Path, *, wire: bool = False) -> Result:
+    """Run *seed* in the empty directory *base*; *wire*: note what goes over the network too."""
+    result = Result(seed)
+    descriptors = set(os.listdir("/proc/self/fd"))
+    with simulated(seed) as world, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(primary_module, "Link", FakeLink)
+        patch.setattr(secondary_module, "Listener", FakeListener)
+        _tighten(random.Random(f"{seed} limits"), patch)
+        simulation = Simulation(seed, base, world, result)
+        simulation.wire = wire
+        try:
+            trio.run(simulation.main, clock=world.clock)
+        except BaseException as error:  # noqa: BLE001 - reported by the caller
+            result.error = error
+    if result.error is None:
+        left = {}
+        for number in set(os.listdir("/proc/self/fd")) - descriptors:
+            with contextlib.suppress(FileNotFoundError):  # it is what lists them
+                left[number] = os.readlink(f"/proc/self/fd/{number}")
+        if left and not result.crashes:
+            result.error = Failure(f"descriptors are left open: {left}")
+        for number in left:  # what a dead process had open is closed for it
+            with contextlib.suppress(OSError):
+                os.close(int(number))
+    return result

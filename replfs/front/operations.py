@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import stat as _stat
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, cast
 
@@ -22,6 +24,9 @@ log = logging.getLogger(__name__)
 _FOREVER_S: Final = 86400.0
 """Entry and attribute timeout of a primary: the kernel may keep what it knows, for nobody else
 changes it."""
+
+_CHANGING_NS: Final = 2_000_000_000
+"""A directory changed so recently may be changed again at once."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -161,6 +166,10 @@ class Operations(pyfuse3.Operations):
         entry.st_ctime_ns = found.st_ctime_ns
         entry.entry_timeout = self._timeout_s
         entry.attr_timeout = self._timeout_s
+        if _stat.S_ISDIR(found.st_mode) and time.time_ns() - found.st_ctime_ns < _CHANGING_NS:
+            # Of a directory that is being changed the kernel may take in an older answer after
+            # the change's: rsync(1), which looks while it renames, then leaves a wrong mtime.
+            entry.attr_timeout = 0
         return entry
 
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from replfs.node import config
 
 POLL_S: Final = 0.1
+_FLUSH_S: Final = 60.0
 
 # mount(2)
 _MS_RDONLY: Final = 1
@@ -220,7 +221,8 @@ def _start_in_background(settings: config.Settings, argv: Sequence[str]) -> int:
 def _declare_umount(parser: argparse.ArgumentParser) -> None:
     add_target(parser)
     parser.add_argument("--timeout", metavar="TIME", type=seconds, default=60.0,
-                        help="how long to wait for the drain (default 60s)")  # fmt: skip
+                        help="how long what is in flight may take; a peer that has not answered "
+                        "by then is cut off (default 60s)")  # fmt: skip
     parser.add_argument("--lazy", "-l", action="store_true",
                         help="unmount even if it is busy, as umount -l does")  # fmt: skip
 
@@ -253,7 +255,8 @@ def _end(args: argparse.Namespace, command: str) -> int:
         process = _pidfd(connection.pid)
     try:
         fields = {"lazy": args.lazy, "timeout_s": args.timeout}
-        answer = ask(args, command, fields, args.timeout)
+        # The drain has its bound; beyond it the node only records and flushes.
+        answer = ask(args, command, fields, args.timeout + _FLUSH_S)
         if answer.get("stopping"):
             _wait_for_end(process, args)
     finally:
@@ -275,21 +278,19 @@ def _wait_for_end(process: int | None, args: argparse.Namespace) -> None:
     progress = Progress()
     started = time.monotonic()
     try:
-        while (waited := time.monotonic() - started) < args.timeout:
+        while (waited := time.monotonic() - started) < _FLUSH_S:
             if process is None:
                 time.sleep(POLL_S)
                 control.Connection(args.target, args.rundir).close()
             elif select.select([process], [], [], POLL_S)[0]:
                 return
             if waited > 1:
-                progress.update(f"waiting for the drain and the checkpoint: {waited:.0f} s")
+                progress.update(f"waiting for the process to end: {waited:.0f} s")
     except control.NodeDown:
         return
     finally:
         progress.clear()
-    raise control.NodeHung(
-        f"the node of {args.target} has not ended within {args.timeout:g} s; see 'replfs status'"
-    )
+    raise control.NodeHung(f"the node of {args.target} is drained, but its process does not end")
 
 
 def _clear_dead_mount(path: str) -> None:

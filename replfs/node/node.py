@@ -21,6 +21,7 @@ import select
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any, Final
 
 import trio
@@ -31,8 +32,10 @@ from replfs.errors import NotInSync, ReplfsError, StoreError, UsageError
 from replfs.front import mounting
 from replfs.front.operations import Operations
 from replfs.front.session import FuseSession, MountOptions
+from replfs.node import service
 from replfs.node.config import Settings
 from replfs.node.control import ControlServer
+from replfs.node.ending import DRAIN_S, Ending, EndOfPrimary, EndOfSecondary
 from replfs.node.events import Events
 from replfs.node.policies import Policies
 from replfs.node.primary import Primary
@@ -49,8 +52,6 @@ from replfs.transport.security import AllowList, Curve, load_keypair, require_cu
 log = logging.getLogger(__name__)
 
 _HEARTBEAT_S: Final = 0.25
-_UNMOUNT_RETRY_S: Final = 0.1
-_DRAIN_S: Final = 60.0
 _REPLICA_TIMEOUT_S: Final = 0.5
 """How long the kernel may trust what a replica's mount told it: changes show within a second."""
 _GENERATION_SIZE: Final = 16
@@ -101,7 +102,7 @@ class Node:
         self.settings = settings
         self.exit_code = 0
         self._ready = ready
-        self._stop = trio.Event()
+        self._ending = Ending()
         self._ended = trio.Event()
         self._beat = time.monotonic_ns()
         self._began = time.time()
@@ -111,7 +112,6 @@ class Node:
         self.secondary: Secondary | None = None
         self._fuse: FuseSession | None = None
         self._session_over = False
-        self._clean = False
 
     # Start and stop ----------------------------------------------------------------------------
 
@@ -230,7 +230,7 @@ class Node:
 
     def _close_activity(self, activity: ActivityLog, path: str) -> None:
         activity.close()
-        if self._clean:
+        if self._ending.is_clean:
             with contextlib.suppress(OSError):
                 os.unlink(path)
 
@@ -242,7 +242,7 @@ class Node:
         try:
             async with trio.open_nursery() as nursery:
                 background = await self._start(nursery, control)
-                await self._stop.wait()
+                await self._ending.wanted.wait()
                 with trio.CancelScope(shield=True):
                     await self._end()
                 background.cancel()
@@ -250,8 +250,10 @@ class Node:
         finally:
             if self._fuse is not None:
                 self._fuse.unmount()
-            if self._clean:
+            if self._ending.is_clean:
                 self.state.stopped_cleanly()
+            with trio.CancelScope(shield=True):
+                await self._ending.tell()
             control.stop()
 
     async def _start(self, nursery: trio.Nursery, control: ControlServer) -> trio.CancelScope:
@@ -338,14 +340,14 @@ class Node:
         self._ended.set()
         # A plain umount(8) ends a primary, which has nothing else to do.
         if self.primary is not None:
-            self._stop.set()
+            self._ending.wanted.set()
 
     async def _watch_signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
             async for number in received:
                 if number != signal.SIGHUP:
                     log.info("stopping (signal %d)", number)
-                    self._stop.set()
+                    self._ending.wanted.set()
 
     async def _heartbeat(self) -> None:
         while True:
@@ -372,30 +374,26 @@ class Node:
     async def _end(self) -> None:
         """Nobody new; what is in flight drains; both sides flush; the state is clean."""
         began = time.monotonic()
+        service.notify("STOPPING=1")
         if self.primary is not None:
             self.primary.pipeline.release_suspended()
+            self.primary.verifier.stop()
         if self._fuse is not None and not self._session_over:
             await trio.to_thread.run_sync(self._fuse.detach)
-            with trio.move_on_after(5.0):
+            with trio.move_on_after(min(5.0, self._ending.drain_s)):
                 await self._ended.wait()
             if not self._session_over:
                 self._fuse.stop()
-                with trio.move_on_after(2 * self.settings.peer_timeout_s):
+                patience = 2 * self.settings.peer_timeout_s
+                with trio.move_on_after(min(patience, self._ending.drain_s)):
                     await self._ended.wait()
-        try:
-            with trio.fail_after(_DRAIN_S):
-                if self.primary is not None:
-                    self.primary.verifier.stop()
-                    await self.primary.pipeline.drained()
-                    await self.primary.checkpoint()
-                else:
-                    await trio.to_thread.run_sync(syscalls.syncfs, self.tree.root_fd)
-        except (trio.TooSlowError, OSError, NotInSync) as error:
-            log.error("not stopped cleanly: %s", error)
+        if self.primary is not None:
+            await self._ending.drain(EndOfPrimary(self.primary), began)
+        else:
+            flush = partial(syscalls.syncfs, self.tree.root_fd)
+            await self._ending.drain(EndOfSecondary(flush), began)
+        if not self._ending.is_clean:
             self.exit_code = NotInSync.exit_code
-            return
-        self._clean = True
-        log.info("drained and checkpointed in %.1f s", time.monotonic() - began)
 
     def _status(self) -> dict[str, Any]:
         return self.board.snapshot()
@@ -433,17 +431,16 @@ class Node:
                     f"{mountpoint} is in use: close what is open there, or use --lazy"
                 ) from None
             raise
-        with trio.fail_after(float(arguments.get("timeout_s", _DRAIN_S))):
+        drain_s = float(arguments.get("timeout_s", DRAIN_S))
+        with trio.move_on_after(drain_s):
             await self._ended.wait()
-        stopping = self.primary is not None
-        if stopping:
-            self._stop.set()
-        return {"stopping": stopping, "message": ""}
+        if self.primary is not None:
+            return await self._ending.ask(drain_s)
+        return {"stopping": False, "message": f"{mountpoint} is unmounted, the node goes on"}
 
-    async def _command_stop(self, _arguments: dict[str, Any]) -> dict[str, Any]:
+    async def _command_stop(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """End the node: drain, checkpoint, exit."""
-        self._stop.set()
-        return {"stopping": True, "message": ""}
+        return await self._ending.ask(float(arguments.get("timeout_s", DRAIN_S)))
 
     def _must_be_primary(self) -> Primary:
         if self.primary is None:

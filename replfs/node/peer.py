@@ -24,6 +24,7 @@ from replfs.core.messages import Hello, Refuse, Welcome
 from replfs.core.relationship import Event, State, next_state
 from replfs.errors import PeerLost, ProtocolError, Refused
 from replfs.node.flight import Flight, describe
+from replfs.store import locators
 from replfs.store.activity import KIND_NAMES
 from replfs.store.inode import Inode
 from replfs.store.record import ROOT_ID
@@ -360,7 +361,7 @@ class Peer:
     def _locator(self, object_id: bytes) -> bytes:
         tree = self.home.tree
         inode = tree.table.by_id.get(object_id)
-        return b"" if inode is None else tree.locator(inode)
+        return b"" if inode is None else locators.of(tree, inode)
 
     def mark(self, op: ops.AnyOp, *, length: int = 0, start: int = 0) -> None:
         """Record that the peer lacks what *op* does. Raises ENOSPC if that cannot be kept.
@@ -603,7 +604,7 @@ class Peer:
             marks = self.log.marks(object_id)
             if marks is None:
                 continue
-            inode: Inode | None = tree.find(marks.handle, object_id)
+            inode: Inode | None = locators.find(tree, marks.handle, object_id)
             while inode is not None:
                 if inode is directory:
                     return True

@@ -25,6 +25,7 @@ from replfs.errors import NotInSync
 from replfs.node.flight import Flight, Latencies
 from replfs.node.peer import Peer
 from replfs.node.policies import Policies
+from replfs.store import locators
 from replfs.store.activity import ActivityLog, Slot
 from replfs.store.inode import Inode
 from replfs.store.tree import Tree
@@ -158,7 +159,9 @@ class Pipeline:
         """Record what is about to diverge, before it can."""
         slots = []
         for inode, kind, region in touched:
-            slot = self.activity.begin(inode.id, kind, region, partial(self.tree.locator, inode))
+            slot = self.activity.begin(
+                inode.id, kind, region, partial(locators.of, self.tree, inode)
+            )
             if slot is not None:
                 slots.append(slot)
         return slots

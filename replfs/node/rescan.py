@@ -27,7 +27,7 @@ import trio
 from replfs.core.relationship import State
 from replfs.node.peer import Peer
 from replfs.node.pipeline import Pipeline
-from replfs.store import record
+from replfs.store import locators, record
 from replfs.store.inode import Inode, proc_path
 from replfs.store.record import ROOT_ID
 from replfs.store.tree import RESERVED
@@ -210,12 +210,12 @@ class Rescan:
                 if is_new:
                     # Whatever is in it goes with it.
                     parent = tree.ensure_id(directory)
-                    handle = tree.locator(directory)
+                    handle = locators.of(tree, directory)
                     for peer in peers:
                         peer.log.mark_name(parent, name, handle=handle)
                     continue
                 object_id = tree.ensure_id(inode)
-                handle = tree.locator(inode) if object_id != ROOT_ID else b""
+                handle = locators.of(tree, inode) if object_id != ROOT_ID else b""
                 for peer in peers:
                     if inode.is_directory:
                         peer.log.mark_names_all(object_id, handle=handle)

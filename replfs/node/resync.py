@@ -43,6 +43,7 @@ from replfs.node.attributes import read as read_attributes
 from replfs.node.flight import describe
 from replfs.node.peer import BULK, Peer
 from replfs.node.pipeline import Pipeline
+from replfs.store import locators
 from replfs.store.inode import Inode
 from replfs.store.links import Links
 from replfs.store.record import ROOT_ID
@@ -273,8 +274,8 @@ class Resync:
         marks = self._log.marks(object_id)
         if marks is None:
             return None
-        inode = self._tree.find(marks.handle, object_id)
-        if inode is None and self._tree.is_gone(marks.handle):
+        inode = locators.find(self._tree, marks.handle, object_id)
+        if inode is None and locators.is_gone(self._tree, marks.handle):
             # Its names are marked where they were; there is nothing to carry.
             self._log.forget(object_id)
             return None
@@ -454,7 +455,7 @@ class Resync:
             if entry is None or entry.object != child.id or not entry.complete or child.more:
                 self._log.mark_name(directory_id, name)
             if deep:
-                handle = self._tree.locator(child)
+                handle = locators.of(self._tree, child)
                 if child.is_directory or child.type == _stat.S_IFREG:
                     self._log.mark_unknown(
                         child.id, directory=child.is_directory, deep=True, handle=handle
@@ -495,7 +496,7 @@ class Resync:
             self._log.mark_name(
                 self._tree.ensure_id(inode.parent),
                 inode.name,
-                handle=self._tree.locator(inode.parent),
+                handle=locators.of(self._tree, inode.parent),
             )
         self._failed(key, inode, describe(number))
         return number
@@ -642,7 +643,7 @@ class Resync:
 
     def _mark_contents(self, child: Inode, *, created: bool) -> None:
         """The peer has the object, but not (certainly) what is in it."""
-        handle = self._tree.locator(child)
+        handle = locators.of(self._tree, child)
         if child.is_directory:
             self._log.mark_names_all(child.id, handle=handle)
         elif child.type == _stat.S_IFREG:

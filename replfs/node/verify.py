@@ -30,6 +30,7 @@ from replfs.node.flight import describe
 from replfs.node.peer import BULK, Peer
 from replfs.node.pipeline import Pipeline
 from replfs.node.rate import Rate
+from replfs.store import locators
 from replfs.store.inode import Inode
 from replfs.store.tree import RESERVED
 
@@ -541,7 +542,7 @@ class Verification:
         self.course.differ(f"{label}: {text}")
 
     def _handle(self, inode: Inode) -> bytes:
-        return self._tree.locator(inode)
+        return locators.of(self._tree, inode)
 
     def _mark_name(self, directory: Inode, name: bytes) -> None:
         handle = self._handle(directory)

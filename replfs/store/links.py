@@ -70,11 +70,7 @@ class Links:
             above = tree.at(path)
             if above is None:
                 continue
-            try:
-                above = tree.lookup(above, name)[0]
-            except OSError:
-                pass
-            tree.drop_unused(above)
+            tree.drop_unused(tree.lookup_or_none(above, name) or above)
         return self._is_known(inode)
 
     async def _walk_twice(self) -> None:

@@ -192,6 +192,22 @@ class Tree:
         found = os.stat(name, dir_fd=self.directory_fd(parent), follow_symlinks=False)
         return self.known(parent, name, found), found
 
+    def lookup_or_none(self, parent: Inode, name: bytes) -> Inode | None:
+        """As `lookup`; None where that fails."""
+        try:
+            return self.lookup(parent, name)[0]
+        except OSError:
+            return None
+
+    def at(self, path: bytes) -> Inode | None:
+        """The inode at a path relative to the root, which is the empty one; None: not there."""
+        inode: Inode | None = self.root
+        for part in path.split(b"/") if path else ():
+            if inode is None:
+                return None
+            inode = self.lookup_or_none(inode, part)
+        return inode
+
     def known(self, parent: Inode, name: bytes, found: os.stat_result) -> Inode:
         """The inode of what was just seen as *name*."""
         foreign = found.st_dev != self.device
@@ -315,115 +331,6 @@ class Tree:
         """Write the object's own policy."""
         self.ensure_id(inode)
         self.set_record(inode, Record(inode.id, inode.flags, policy, ack))
-
-    # Locators: finding an object again in another process ---------------------------------------
-
-    def locator(self, inode: Inode) -> bytes:
-        """What finds the object after a restart, under whatever name: its handle, its parent's.
-
-        Empty where the file system has no handles.
-        """
-        try:
-            if inode.parent is None:
-                return b""
-            above = self.directory_fd(inode.parent)
-            own = syscalls.name_to_handle(above, inode.name)
-            parent = b"" if inode.is_directory else syscalls.name_to_handle(above)
-        except OSError:
-            return b""
-        return bytes([len(own)]) + own + bytes([len(parent)]) + parent
-
-    def find(self, locator: bytes, object_id: bytes) -> Inode | None:
-        """The object a locator stands for, under a name; None where it is not there any more."""
-        if object_id == ROOT_ID:
-            return self.root
-        held = self.table.by_id.get(object_id)
-        if held is not None and held.named:
-            return held
-        if not locator:
-            return None
-        own = locator[1 : 1 + locator[0]]
-        parent = locator[2 + locator[0] :]
-        try:
-            fd = syscalls.open_by_handle(self.root_fd, own, os.O_PATH)
-        except OSError:
-            return None
-        try:
-            found = os.fstat(fd)
-            if _stat.S_ISDIR(found.st_mode):
-                inode = self._find_directory(fd)
-            else:
-                inode = self._find_file(fd, found.st_ino, parent)
-        finally:
-            os.close(fd)
-        if inode is None:
-            return None
-        self.read_record(inode)
-        return inode if inode.id == object_id else None
-
-    def is_gone(self, locator: bytes) -> bool:
-        """Whether what a locator stood for certainly has no name any more."""
-        if not locator:
-            return False
-        try:
-            fd = syscalls.open_by_handle(self.root_fd, locator[1 : 1 + locator[0]], os.O_PATH)
-        except OSError as error:
-            return error.errno == errno.ESTALE
-        try:
-            return os.fstat(fd).st_nlink == 0
-        finally:
-            os.close(fd)
-
-    def _find_directory(self, fd: int) -> Inode | None:
-        return self._walk(os.readlink(proc_path(fd)))
-
-    def _find_file(self, fd: int, ino: int, parent: bytes) -> Inode | None:
-        inode = self._walk(os.readlink(proc_path(fd)))
-        if inode is not None and inode.ino == ino:
-            return inode
-        if not parent:
-            return None
-        try:
-            above_fd = syscalls.open_by_handle(self.root_fd, parent, os.O_PATH)
-        except OSError:
-            return None
-        try:
-            above = self._find_directory(above_fd)
-        finally:
-            os.close(above_fd)
-        if above is None:
-            return None
-        with os.scandir(self.directory_fd(above)) as entries:
-            for entry in entries:
-                if entry.inode() == ino:
-                    return self._lookup_or_none(above, os.fsencode(entry.name))
-        return None
-
-    def _walk(self, path: bytes) -> Inode | None:
-        """The inode at an absolute path beneath STORE as the kernel spells it."""
-        top = os.readlink(proc_path(self.root_fd))
-        if path == top:
-            return self.root
-        if top != b"/":
-            top += b"/"
-        if not path.startswith(top):
-            return None
-        return self.at(path[len(top) :])
-
-    def at(self, path: bytes) -> Inode | None:
-        """The inode at a path relative to the root, which is the empty one; None: not there."""
-        inode: Inode | None = self.root
-        for part in path.split(b"/") if path else ():
-            if inode is None:
-                return None
-            inode = self._lookup_or_none(inode, part)
-        return inode
-
-    def _lookup_or_none(self, parent: Inode, name: bytes) -> Inode | None:
-        try:
-            return self.lookup(parent, name)[0]
-        except OSError:
-            return None
 
     # Names -------------------------------------------------------------------------------------
 

@@ -33,6 +33,8 @@ _MODULES: Final = {
     "verify": ("operate", "compare with the peers while everything goes on"),
     "peer": ("operate", "list, add, remove or replace peers"),
     "policy": ("policy", "get, set, clear or report the policy of files and directories"),
+    "freeze": ("backup", "hold a replica still while its STORE is backed up"),
+    "thaw": ("backup", "let a frozen replica follow its primary again"),
     "promote": ("roles", "make a secondary the primary"),
     "switchover": ("roles", "swap roles with a peer, losing nothing"),
     "split-brain": ("roles", "settle it when both sides changed on their own"),

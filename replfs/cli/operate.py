@@ -95,6 +95,7 @@ def render_status(status: Json) -> str:
         ("node", _node_line(status)),
         ("volume", _volume_line(status)),
         ("primary", _primary_line(status)),
+        ("frozen until", status.get("frozen_until") and text.moment(status["frozen_until"])),
         ("policy", status.get("policy_default")),
         ("in flight", status.get("in_flight")),
         ("event loop", _hung_line(status)),

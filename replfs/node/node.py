@@ -414,6 +414,8 @@ class Node:
             "peer-add": self._command_peer_add,
             "peer-remove": self._command_peer_remove,
             "peer-replace": self._command_peer_replace,
+            "freeze": self._command_freeze,
+            "thaw": self._command_thaw,
             "events": self.events.answer,
         }
 
@@ -441,6 +443,19 @@ class Node:
     async def _command_stop(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """End the node: drain, checkpoint, exit."""
         return await self._ending.ask(float(arguments.get("timeout_s", DRAIN_S)))
+
+    def _must_be_secondary(self) -> Secondary:
+        if self.secondary is None:
+            raise UsageError(
+                "this node is a primary: freeze one of its replicas, where nobody waits for it"
+            )
+        return self.secondary
+
+    async def _command_freeze(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        return await self._must_be_secondary().freezer.freeze(arguments)
+
+    def _command_thaw(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        return self._must_be_secondary().freezer.thaw(arguments)
 
     def _must_be_primary(self) -> Primary:
         if self.primary is None:

@@ -266,6 +266,10 @@ class Peer:
     def refused(self, link: Link, refuse: Refuse) -> None:
         """One side of the handshake said no; the link tries again at times."""
         del link
+        if refuse.code == "frozen":
+            # It is the same store as before, for a while only.
+            self.reason = refuse.reason
+            return
         event = Event.SPLIT_BRAIN if refuse.code == "split-brain" else Event.REFUSED
         if self.state in {State.UNINITIALIZED, State.OUT_OF_SYNC, State.REFUSED, State.SPLIT_BRAIN}:
             self.advance(event, refuse.reason)

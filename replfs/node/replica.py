@@ -91,6 +91,11 @@ class Replica:
             self._nursery = nursery
             await trio.sleep_forever()
 
+    async def idle(self) -> None:
+        """Wait until nothing that takes long is going on."""
+        while self._nursery is not None and self._nursery.child_tasks:
+            await trio.sleep(0.01)
+
     def forget_all(self) -> None:
         """A new session: the primary has located nothing yet."""
         self._sessions += 1

@@ -17,6 +17,7 @@ from replfs.core.messages import Hello, Welcome
 from replfs.core.policy import NamePatterns
 from replfs.errors import Refused
 from replfs.node.config import Settings
+from replfs.node.freezer import Freezer
 from replfs.node.identity import side_of, side_of_message, welcome_of
 from replfs.node.replica import Replica
 from replfs.store.state import State
@@ -47,6 +48,7 @@ class Secondary:
         self.primary_name = ""
         self.session: Session | None = None
         self.replica = Replica(tree, self._phase, NamePatterns(settings.none_patterns))
+        self.freezer = Freezer(state, self.replica, lambda: self.session, event)
         self._endpoint = settings.listen or ""
         self._hello: Hello | None = None
         self.listener = Listener(
@@ -67,6 +69,7 @@ class Secondary:
 
     def welcome(self, hello: Hello) -> Welcome:
         """Whether this primary may be followed."""
+        self.freezer.check()
         decision = generations.decide(side_of(self._state), side_of_message(hello))
         if decision.action in {Action.REFUSE, Action.SPLIT_BRAIN}:
             raise Refused(decision.sentence, decision.action.value)
@@ -79,6 +82,9 @@ class Secondary:
 
     def opened(self, session: Session) -> None:
         """The primary is there."""
+        if self.freezer.until is not None:
+            session.close("frozen")  # it was welcomed just before
+            return
         self.session = session
         self.primary_name = session.name
         self.replica.forget_all()

@@ -152,5 +152,6 @@ class StatusBoard:
             "primary": secondary.primary_name or None,
             "link": "up" if following else "down",
             "applied": secondary.replica.applied,
+            "frozen_until": secondary.freezer.until,
             "peers": [],
         }

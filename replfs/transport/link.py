@@ -250,6 +250,8 @@ class Link:
                         await self._session()
                     except Refused as error:
                         self._refused(error)
+                        if error.args[1:] == ("frozen",):
+                            refused_delay = 1.0  # it passes, and much may be waiting for it
                         await trio.sleep(refused_delay)
                         refused_delay = min(refused_delay * 2, REFUSED_BACKOFF_MAX_S)
                         continue

@@ -39,6 +39,7 @@ _MODULES: Final = {
     "switchover": ("roles", "swap roles with a peer, losing nothing"),
     "split-brain": ("roles", "settle it when both sides changed on their own"),
     "adopt": ("roles", "accept a store that was moved or copied"),
+    "dashboard": ("share", "print a Grafana dashboard for the metrics"),
     "keygen": ("keys", "make this node's key pair"),
     "doctor": ("doctor", "check whether this machine can run replfs"),
 }  # fmt: skip

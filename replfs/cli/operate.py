@@ -65,7 +65,7 @@ def _show(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(found[0] if args.target else found, indent=2))
     elif args.metrics:
-        from replfs.cli.metrics import render
+        from replfs.node.metrics import render
 
         print(render(found), end="")
     else:
@@ -92,6 +92,7 @@ def render_status(status: Json) -> str:
     facts = [
         ("mounted on", status.get("mountpoint")),
         ("listening on", status.get("listen")),
+        ("metrics", status.get("metrics") and f"http://{status['metrics']}/metrics"),
         ("node", _node_line(status)),
         ("volume", _volume_line(status)),
         ("primary", _primary_line(status)),

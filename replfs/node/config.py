@@ -88,6 +88,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     rundir: str | None = None
     """None: the default run directory (`node.rundir.default_rundir`)."""
+    metrics: str | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json", "journal"] = "text"
     foreground: bool = False
@@ -206,6 +207,17 @@ def _node_name(value: object) -> str:
 
 def _listen(value: object) -> str:
     return parse_endpoint(value, listen=True)
+
+
+def _address(value: object) -> str:
+    """`HOST:PORT` of this machine; an IPv6 address stands in brackets."""
+    text = value if isinstance(value, str) else ""
+    host, colon, port = text.rpartition(":")
+    is_bracketed = host.startswith("[") and host.endswith("]")
+    is_port = port.isascii() and port.isdigit() and int(port) <= 65535
+    if not colon or not host or not is_port or "/" in host or (":" in host and not is_bracketed):
+        raise ValueError(f"cannot be {value!r}; write ADDRESS:PORT, such as 127.0.0.1:9942")
+    return text
 
 
 def _path(value: object) -> str:
@@ -380,6 +392,8 @@ OPTIONS: Final[tuple[Option, ...]] = (
            "poll for a moment before sleeping: lower latency, some CPU time (default yes)"),
     Option("rundir", "rundir", _path, "directory of control sockets and logs", "DIR",
            is_path=True),
+    Option("metrics", "metrics", _address,
+           "answer Prometheus at http://ADDRESS:PORT/metrics", "ADDRESS:PORT"),
     Option("log-level", "log_level", _choice("debug", "info", "warning", "error"),
            "debug, info (default), warning, error", "LEVEL"),
     Option("log-format", "log_format", _choice("text", "json", "journal"),

@@ -40,6 +40,7 @@ from replfs.node.rundir import (
     names_of,
     replfs_mounts,
 )
+from replfs.node.scrape import Scrape
 from replfs.node.service import Watchdog
 
 if TYPE_CHECKING:
@@ -272,6 +273,7 @@ class ControlServer:
         commands: by name; each is called in the event loop with the arguments and returns the
             answer, at once or as a coroutine. A `ReplfsError` or an OSError becomes a no.
         beat: monotonic nanoseconds of the event loop's last heartbeat.
+        scrape: also answer Prometheus there.
     """
 
     def __init__(
@@ -283,12 +285,14 @@ class ControlServer:
         snapshot: Callable[[], Json],
         commands: Mapping[str, Handler],
         beat: Callable[[], int],
+        scrape: Scrape | None = None,
     ) -> None:
         self._rundir = os.fspath(rundir)
         self._names = names_of(store, mountpoint)
         self._snapshot = snapshot
         self._commands = dict(commands)
         self._beat = beat
+        self._scrape = scrape
         self._token: trio.lowlevel.TrioToken | None = None
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -314,6 +318,8 @@ class ControlServer:
             raise UsageError(f"control socket in {rundir}: {error.strerror}") from None
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._wake_read, selectors.EVENT_READ)
+        if self._scrape is not None:
+            self._scrape.open(self._selector)
         self._thread = threading.Thread(target=self._serve, name="control", daemon=True)
         self._thread.start()
 
@@ -377,6 +383,8 @@ class ControlServer:
                 client.socket.close()
             if self._listener is not None:
                 self._listener.close()
+            if self._scrape is not None:
+                self._scrape.close()
             self._selector.close()
 
     def _last_words(self) -> None:
@@ -388,6 +396,8 @@ class ControlServer:
     def _timeout(self) -> float | None:
         """Seconds until something is due; None is never, so that an idle node does not wake up."""
         due = [self._watchdog.next_s] if self._watchdog.next_s is not None else []
+        if self._scrape is not None and self._scrape.next_s is not None:
+            due.append(self._scrape.next_s)
         now = time.monotonic()
         for client in self._clients.values():
             limit = client.answer_by if client.waiting else client.last_active + IDLE_S
@@ -403,8 +413,12 @@ class ControlServer:
                     os.read(self._wake_read, 4096)
             elif key.fd in self._clients:
                 self._transfer(self._clients[key.fd])
+            elif key.data is not None:
+                key.data(key.fd)
         self._collect_results()
         self._expire()
+        if self._scrape is not None:
+            self._scrape.expire()
         self._watchdog.feed(alive=self._age_s() < HUNG_S)
 
     def _accept(self) -> None:
@@ -453,7 +467,7 @@ class ControlServer:
             self._answer(client, _no("the request is not understood", 2))
             return
         if command == "status":
-            self._answer(client, self._status())
+            self._answer(client, self.status())
         elif command not in self._commands:
             self._answer(client, _no(f"this node knows no command {command!r}", 2))
         elif (age_s := self._age_s()) > HUNG_S:
@@ -464,7 +478,8 @@ class ControlServer:
             client.answer_by = time.monotonic() + timeout_s
             self._hand_over(client, command, args)
 
-    def _status(self) -> Json:
+    def status(self) -> Json:
+        """The status, with what only this thread knows: whether the event loop hangs."""
         try:
             answer = {"ok": True, **self._snapshot()}
         except Exception:

@@ -14,21 +14,23 @@ from replfs.errors import NotInSync
 from replfs.store.activity import ActivityLog, Slot
 from replfs.transport.link import Link
 
-_BUCKETS: Final = 40
+_BUCKETS: Final = 52
 
 
 class Latencies:
     """How long operations of one class took, in buckets of half powers of two."""
 
-    __slots__ = ("buckets", "count")
+    __slots__ = ("buckets", "count", "total_ns")
 
     def __init__(self) -> None:
         self.count = 0
+        self.total_ns = 0
         self.buckets = [0] * _BUCKETS
 
     def add(self, ns: int) -> None:
         """One operation took *ns* nanoseconds."""
         self.count += 1
+        self.total_ns += ns
         us = ns // 1000
         power = us.bit_length()
         half = power and (us >> (power - 2) if power > 1 else us << 1) & 1
@@ -44,6 +46,10 @@ class Latencies:
                 power, half = divmod(index, 2)
                 return (1 << power) * (3 if not half else 4) // 4 if power else 1
         return 0
+
+    def below_us(self) -> dict[str, int]:
+        """How many took less than so many microseconds, in steps of four."""
+        return {str(1 << power): sum(self.buckets[: 2 * (power + 1)]) for power in range(4, 26, 2)}
 
 
 class Owner(Protocol):

@@ -37,9 +37,11 @@ from replfs.node.config import Settings
 from replfs.node.control import ControlServer
 from replfs.node.ending import DRAIN_S, Ending, EndOfPrimary, EndOfSecondary
 from replfs.node.events import Events
+from replfs.node.metrics import render
 from replfs.node.policies import Policies
 from replfs.node.primary import Primary
 from replfs.node.rundir import default_rundir, make_rundir
+from replfs.node.scrape import Scrape
 from replfs.node.secondary import Secondary
 from replfs.node.status import StatusBoard
 from replfs.node.view import ReadOnlyView
@@ -108,6 +110,7 @@ class Node:
         self._began = time.time()
         self.events = Events()
         self.listening = ""
+        self.metrics = ""
         self.primary: Primary | None = None
         self.secondary: Secondary | None = None
         self._fuse: FuseSession | None = None
@@ -137,8 +140,13 @@ class Node:
                 self.secondary = Secondary(
                     settings, self.state, self.tree, context, curve, event=self.events.add
                 )
-            self.state.started()
             self.board = StatusBoard(self)
+            scrape = None
+            if settings.metrics is not None:
+                scrape = Scrape(settings.metrics, lambda: render([control.status()]))
+                cleanup.callback(scrape.close)
+                self.metrics = scrape.address
+            self.state.started()
             control = ControlServer(
                 rundir,
                 settings.store,
@@ -146,6 +154,7 @@ class Node:
                 snapshot=self.board.snapshot,
                 commands=self._commands(),
                 beat=lambda: self._beat,
+                scrape=scrape,
             )
             await self._serve(control)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import replfs
 from replfs.core.relationship import State, word
@@ -14,6 +14,9 @@ from replfs.node.primary import Primary
 from replfs.node.resync import Resync
 from replfs.node.secondary import Secondary
 from replfs.store.state import State as StoreState
+from replfs.store.tree import Tree
+
+_PAGE_SIZE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 class Shown(Protocol):
@@ -22,6 +25,8 @@ class Shown(Protocol):
     settings: Settings
     state: StoreState
     listening: str
+    metrics: str
+    tree: Tree
     primary: Primary | None
     secondary: Secondary | None
 
@@ -48,7 +53,14 @@ class StatusBoard:
             "generation": identity.generation.hex(),
             "uptime_s": time.monotonic() - self._began,
             "listen": node.listening or None,
+            "metrics": node.metrics or None,
             "policy_default": node.settings.policy,
+            "process": {
+                "objects": len(node.tree.table.by_ino),
+                "memory_bytes": _resident_bytes(),
+                "descriptors": len(os.listdir("/proc/self/fd")) - 1,
+                "cpu_s": sum(os.times()[:2]),
+            },
         }
         if node.primary is not None:
             found |= self._primary(node.primary)
@@ -73,6 +85,8 @@ class StatusBoard:
                     ),
                     "p50_us": found.quantile_us(0.5),
                     "p99_us": found.quantile_us(0.99),
+                    "seconds": found.total_ns / 1e9,
+                    "histogram_us": found.below_us(),
                 }
                 for kind, found in list(pipeline.latencies.items())
             },
@@ -155,3 +169,8 @@ class StatusBoard:
             "frozen_until": secondary.freezer.until,
             "peers": [],
         }
+
+
+def _resident_bytes() -> int:
+    with open("/proc/self/statm", encoding="ascii") as fields:
+        return int(fields.read().split()[1]) * _PAGE_SIZE

@@ -28,7 +28,7 @@ from replfs.node.peer import Peer
 from replfs.node.pipeline import Pipeline
 from replfs.node.policies import Policies
 from replfs.node.rescan import Rescan
-from replfs.node.resync import Resync
+from replfs.node.resync.machine import Resync
 from replfs.node.verifier import Verifier
 from replfs.node.volume import Volume
 from replfs.store.activity import KIND_DATA, KIND_FILE, KIND_NAMES, ActivityLog

@@ -11,7 +11,7 @@ from replfs.core.relationship import State, word
 from replfs.node.config import Settings
 from replfs.node.peer import Peer
 from replfs.node.primary import Primary
-from replfs.node.resync import Resync
+from replfs.node.resync.machine import Resync
 from replfs.node.secondary import Secondary
 from replfs.store.state import State as StoreState
 from replfs.store.tree import Tree
@@ -126,7 +126,7 @@ class StatusBoard:
             "sent_bytes": link.sent_bytes,
         }
         if peer.live and peer.state is not State.IN_SYNC:
-            progress = resync.progress
+            progress = resync.work.progress
             elapsed = max(time.monotonic() - progress.began, 1e-3)
             rate = progress.bytes / elapsed
             found["progress"] = {
@@ -136,7 +136,7 @@ class StatusBoard:
                 "rate": rate,
                 "eta_s": peer.log.dirty_bytes / rate if rate else None,
             }
-        stuck = list(resync.stuck.values())[:20]
+        stuck = list(resync.work.stuck.values())[:20]
         if stuck:
             found["stuck"] = [
                 {

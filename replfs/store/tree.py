@@ -17,6 +17,8 @@ import os
 import stat as _stat
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from replfs.errors import StoreError
@@ -717,6 +719,15 @@ class Tree:
         del self._held[inode]
         inode.pins &= ~_HOLD_PIN
         self.drop_unused(inode)
+
+    @contextmanager
+    def held(self, inode: Inode) -> Iterator[None]:
+        """`hold` for as long as the block lasts."""
+        self.hold(inode)
+        try:
+            yield
+        finally:
+            self.release(inode)
 
     def is_incomplete(self, inode: Inode) -> bool:
         """Whether a resync has made this replica and not finished it."""

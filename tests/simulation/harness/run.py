@@ -16,8 +16,10 @@ from simulation.harness.world import Simulation
 
 from replfs.core import ops
 from replfs.node import primary as primary_module
-from replfs.node import resync as resync_module
 from replfs.node import secondary as secondary_module
+from replfs.node.resync import contents as contents_module
+from replfs.node.resync import machine as machine_module
+from replfs.node.resync import names as names_module
 from replfs.store import activity as activity_module
 from replfs.store import tree as tree_module
 
@@ -29,11 +31,11 @@ def _tighten(rng: random.Random, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(activity_module, "SLOTS", 64)
     names = rng.choice((1, 3, 1000))
     patch.setattr(ops, "NAMES_PER_MESSAGE", names)
-    patch.setattr(resync_module, "_HINTS_MAX", min(names, 16))
+    patch.setattr(names_module, "_HINTS_MAX", min(names, 16))
     for module, name, values in (
-        (resync_module, "_NAMES_AHEAD", (1, 3)),
-        (resync_module, "_REGIONS_AT_ONCE", (1, 3)),
-        (resync_module, "_TASKS", (1, 2)),
+        (names_module, "_NAMES_AHEAD", (1, 3)),
+        (contents_module, "_REGIONS_AT_ONCE", (1, 3)),
+        (machine_module, "_TASKS", (1, 2)),
         (tree_module, "_DIRECTORIES_OPEN_MAX", (4, 6)),
         (tree_module, "_FILES_OPEN_MAX", (1, 2)),
     ):

@@ -240,7 +240,7 @@ class Simulation:
         return "; ".join(words)
 
     def _stuck(self, peer: Peer) -> dict[object, Any]:
-        return dict(self.primary.primary.resyncs[peer.name].stuck)
+        return dict(self.primary.primary.resyncs[peer.name].work.stuck)
 
     async def stand_still(self) -> bool:
         """No application is in the middle of anything; False if the primary died meanwhile."""

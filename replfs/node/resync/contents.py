@@ -1,0 +1,250 @@
+"""Steps 4 and 5 of a resync: what is in an object, its data and then its attributes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat as _stat
+from collections.abc import Iterator
+from typing import Final
+
+import trio
+import xxhash
+
+from replfs.core import footprint, ops
+from replfs.core.regions import REGION_SHIFT, REGION_SIZE
+from replfs.node.attributes import read as read_attributes
+from replfs.node.flight import describe
+from replfs.node.peer import BULK
+from replfs.node.rate import Rate
+from replfs.node.resync.names import Names
+from replfs.node.resync.work import UNREPRESENTABLE, Work
+from replfs.store.inode import Inode
+
+_REGIONS_AT_ONCE: Final = ops.PAYLOAD_MAX // REGION_SIZE
+
+
+class Contents:
+    """What is in the objects that are placed."""
+
+    def __init__(self, work: Work, names: Names, rate: Rate) -> None:
+        self._work = work
+        self._names = names
+        self._rate = rate
+        self._tree = work.tree
+        self._peer = work.peer
+        self._log = work.log
+        self.hurried: set[Inode] = set()
+        """Objects that a strict change waits for: *rate* does not hold them back."""
+
+    # 4. Data -----------------------------------------------------------------------------------
+
+    async def data(self, object_id: bytes) -> None:
+        """Send the dirty regions of a file; of a small one its attributes too."""
+        key = ("data", object_id)
+        marks = self._log.marks(object_id)
+        if marks is None or not marks.data or self._work.is_waiting(key):
+            return
+        inode = self._work.find(object_id)
+        if inode is None:
+            return
+        with self._tree.held(inode):
+            if await self._names.is_placed(inode):
+                await self._send_data(key, inode)
+
+    async def _send_data(self, key: object, inode: Inode) -> None:
+        if inode.type != _stat.S_IFREG:
+            self._log.clear_tail(inode.id, None)
+            self._log.clear_regions(inode.id, 0, None)
+            return
+        try:
+            fd = self._tree.open(inode, os.O_RDONLY)
+        except OSError as error:
+            self._work.failed(key, inode, error.strerror or "cannot be read")
+            return
+        try:
+            if os.fstat(fd).st_size <= ops.PAYLOAD_MAX:
+                await self._send_small(key, inode, fd)
+            else:
+                await self._send_regions(key, inode, fd)
+        except OSError as error:
+            self._work.failed(key, inode, error.strerror or "cannot be read")
+        finally:
+            os.close(fd)
+
+    async def _send_small(self, key: object, inode: Inode, fd: int) -> None:
+        """A small file in one claim: its dirty regions, then all its attributes."""
+        async with self._work.claim(footprint.whole(inode)):
+            version = self._log.mark_version(inode.id)
+            end = (os.fstat(fd).st_size + REGION_SIZE - 1) >> REGION_SHIFT
+            first = 0
+            while (run := self._log.next_run(inode.id, first, end, _REGIONS_AT_ONCE)) is not None:
+                if not await self._send_run(key, inode, fd, run):
+                    return
+                self._log.clear_regions(inode.id, *run, version=version)
+                first = run[1]
+            await self._finish_claimed(("attrs", inode.id), inode, version)
+            self._work.succeeded(key)
+
+    async def _send_regions(self, key: object, inode: Inode, fd: int) -> None:
+        first = 0
+        while True:
+            end = (os.fstat(fd).st_size + REGION_SIZE - 1) >> REGION_SHIFT
+            run = self._log.next_run(inode.id, first, end, _REGIONS_AT_ONCE)
+            if run is None:
+                break
+            claims = footprint.data(inode, run[0] << REGION_SHIFT, run[1] << REGION_SHIFT)
+            async with self._work.claim(claims):
+                version = self._log.mark_version(inode.id)
+                if not await self._send_run(key, inode, fd, run):
+                    return
+                self._log.clear_regions(inode.id, *run, version=version)
+                marks = self._log.marks(inode.id)
+                # A tail that begins before the run came while its turn was awaited.
+                if marks is not None and run[0] <= marks.tail < run[1]:
+                    self._log.clear_tail(inode.id, run[1], version=version)
+            first = run[1]
+            self._peer.progressed()
+        self._work.succeeded(key)
+        await self.finish(inode.id)
+
+    async def _send_run(self, key: object, inode: Inode, fd: int, run: tuple[int, int]) -> bool:
+        """Send a run of regions, or those of them that differ; the claim is the caller's."""
+        start = run[0] << REGION_SHIFT
+        count = run[1] - run[0]
+        data = await trio.to_thread.run_sync(os.pread, fd, count << REGION_SHIFT, start)
+        parts = [(0, len(data))]
+        marks = self._log.marks(inode.id)
+        self._peer.locate(inode.id, BULK)
+        if marks is not None and marks.compare:
+            answer = await self._peer.ask(ops.Digest(inode.id, start, count, REGION_SIZE))
+            if not isinstance(answer, ops.Digests):
+                self._work.refused(key, inode, answer)
+                return False
+            parts = _differing(data, answer.digests)
+        for left, right, is_hole in _pieces(_segments(fd, start, start + len(data)), parts, start):
+            length = right - left
+            if is_hole:
+                op, payload = ops.Data(inode.id, left, length), None
+            else:
+                op = ops.Data(inode.id, left)
+                payload = data[left - start : right - start]
+                if inode not in self.hurried:
+                    await self._rate.spend(length)
+            answer = await self._peer.ask(op, payload)
+            written = 0 if is_hole else length
+            if not isinstance(answer, ops.Done) or answer.errno or answer.written != written:
+                number = self._work.refused(key, inode, answer)
+                self._peer.note_error(op, describe(number or errno.ENOSPC))
+                return False
+            self._work.progress.bytes += written
+        return True
+
+    # 5. Finish ---------------------------------------------------------------------------------
+
+    async def finish(self, object_id: bytes) -> None:
+        """Make an object's attributes, extended attributes and size exactly what they are here."""
+        key = ("attrs", object_id)
+        if not self._may_finish(object_id) or self._work.is_waiting(key):
+            return
+        inode = self._work.find(object_id)
+        if inode is None:
+            return
+        with self._tree.held(inode):
+            if not await self._names.is_placed(inode):
+                return
+            async with self._work.claim(footprint.whole(inode)):
+                if not self._may_finish(object_id):
+                    return
+                try:
+                    await self._finish_claimed(key, inode, self._log.mark_version(object_id))
+                except OSError as error:
+                    self._work.failed(key, inode, error.strerror or "cannot be read")
+
+    def _may_finish(self, object_id: bytes) -> bool:
+        """Attributes come last: after the data, and after the names in a directory."""
+        marks = self._log.marks(object_id)
+        if marks is None or not marks.attrs or marks.names is not None:
+            return False
+        if not marks.data:
+            return True
+        inode = self._tree.table.by_id.get(object_id)
+        size = inode.size if inode is not None else 0
+        end = (size + REGION_SIZE - 1) >> REGION_SHIFT
+        return inode is not None and self._log.next_run(object_id, 0, end) is None
+
+    async def _finish_claimed(self, key: object, inode: Inode, version: int) -> None:
+        attributes = read_attributes(self._tree, inode)
+        self._peer.locate(inode.id, BULK)
+        answer = await self._peer.ask(ops.Finish(inode.id, attributes))
+        if not isinstance(answer, ops.Done) or answer.errno:
+            number = self._work.refused(key, inode, answer)
+            if number in UNREPRESENTABLE:
+                self._work.unrepresentable(inode, number)
+            return
+        self._log.clear_tail(inode.id, None, version=version)
+        self._log.clear_regions(
+            inode.id, (attributes.size + REGION_SIZE - 1) >> REGION_SHIFT, None, version=version
+        )
+        self._log.clear_attrs(inode.id, version=version)
+        self._work.progress.files += 1
+        self._work.succeeded(key)
+        if not inode.is_directory:
+            self._peer.forget([inode.id], BULK)
+        self._peer.progressed()
+
+
+def _differing(data: bytes, digests: bytes) -> list[tuple[int, int]]:
+    """(low, high) of the parts of *data* whose digests differ from the peer's, joined."""
+    parts: list[tuple[int, int]] = []
+    for index in range(0, len(data), REGION_SIZE):
+        piece = data[index : index + REGION_SIZE]
+        place = index // REGION_SIZE * 16
+        if xxhash.xxh3_128_digest(piece) == digests[place : place + 16]:
+            continue
+        if parts and parts[-1][1] == index:
+            parts[-1] = (parts[-1][0], index + len(piece))
+        else:
+            parts.append((index, index + len(piece)))
+    return parts
+
+
+def _pieces(
+    segments: list[tuple[int, int, bool]], parts: list[tuple[int, int]], start: int
+) -> Iterator[tuple[int, int, bool]]:
+    """What to send of *segments*: of data what lies in *parts* (relative to *start*).
+
+    Holes all the same: the peer may have zeros there, which have the same digest.
+    """
+    for left, right, is_hole in segments:
+        if is_hole:
+            yield left, right, True
+            continue
+        for low, high in parts:
+            first, last = max(left, start + low), min(right, start + high)
+            if first < last:
+                yield first, last, False
+
+
+def _segments(fd: int, start: int, stop: int) -> list[tuple[int, int, bool]]:
+    """[start, stop) of a file cut into (start, stop, is a hole).
+
+    Source: lseek(2), SEEK_DATA and SEEK_HOLE; where they are not known, all is data.
+    """
+    segments: list[tuple[int, int, bool]] = []
+    at = start
+    while at < stop:
+        try:
+            data = min(os.lseek(fd, at, os.SEEK_DATA), stop)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                return [(start, stop, False)]
+            data = stop
+        if data > at:
+            segments.append((at, data, True))
+            at = data
+            continue
+        hole = min(os.lseek(fd, at, os.SEEK_HOLE), stop)
+        segments.append((at, hole, False))
+        at = hole
+    return segments

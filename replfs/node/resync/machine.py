@@ -1,0 +1,218 @@
+"""Emptying a peer's dirty region log, while applications go on.
+
+Everything a peer may lack is in its log: a baseline is the mark "every name in the root is
+unknown", a changed region a mark on that region. So there is one machine for the first time and
+for every interruption:
+
+1. *expand*: a directory of which everything is unknown is listed on both sides, and each name that
+   may differ is marked. A few directories at a time, so that memory is bounded by them.
+2. *gather*: what stands under a dirty name on the peer and is not wanted there goes to limbo.
+3. *place*: under each dirty name the peer gets the object that is there here: out of limbo, by a
+   link, adopted as it stands, or new. Parents first. This moves a renamed tree in one step.
+4. *data*: dirty regions are sent; where the peer may have them already, only those whose digests
+   differ.
+5. *finish*: attributes, extended attributes and size, exactly.
+
+Names are compared, never replayed: the steps converge from any state of the peer, and can be
+interrupted anywhere. What a step works on it claims like any other operation, so an application
+waits for at most one region's transfer; and a mark is cleared only after the peer's answer, and
+only if nothing marked it again meanwhile.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final, TypeVar
+
+import trio
+
+from replfs.core import ops
+from replfs.core.relationship import Event, State
+from replfs.errors import PeerLost, ProtocolError
+from replfs.node.flight import describe
+from replfs.node.peer import Peer
+from replfs.node.pipeline import Pipeline
+from replfs.node.rate import Rate
+from replfs.node.resync.contents import Contents
+from replfs.node.resync.names import Names
+from replfs.node.resync.work import RETRY_MAX_S, RETRY_MIN_S, Progress, Work
+from replfs.store.inode import Inode
+from replfs.store.record import ROOT_ID
+
+log = logging.getLogger(__name__)
+
+_TASKS: Final = 8
+_REST_S: Final = 0.02
+_URGENT_RETRY_S: Final = 0.02
+
+T = TypeVar("T")
+
+
+class Resync:
+    """The resync of one peer."""
+
+    def __init__(self, pipeline: Pipeline, peer: Peer, rate_bytes: int = 0) -> None:
+        """*rate_bytes*: payload bytes a second at most; 0: as fast as it goes."""
+        self.work = Work(pipeline, peer)
+        self._tree = pipeline.tree
+        self._peer = peer
+        self._log = peer.log
+        self._names = Names(self.work)
+        self._contents = Contents(self.work, self._names, Rate(rate_bytes))
+        self._passing = False
+        """The peer knows that a resync is going on, so that it may be sent anything of it."""
+
+    async def run(self) -> None:
+        """Resync whenever there is something to, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._serve_urgent)
+            await self._serve()
+
+    async def _serve(self) -> None:
+        peer = self._peer
+        while True:
+            await peer.wait_work()
+            while peer.live and not (self._log.is_empty and peer.state is State.IN_SYNC):
+                try:
+                    await self._resync()
+                except PeerLost:
+                    # Or the peer is there, but could not do something: once more.
+                    await trio.lowlevel.checkpoint()
+                except OSError as error:
+                    log.warning("peer %s: the resync starts again: %s", peer.name, error)
+                    await trio.sleep(RETRY_MIN_S)
+
+    async def _resync(self) -> None:
+        """One run, from the first mark to in sync."""
+        peer = self._peer
+        self.work.progress = Progress()
+        self.work.stuck.clear()
+        peer.advance(Event.STARTED)
+        generation, history = self._generation()
+        await self._tell(ops.Phase(inconsistent=True, generation=generation, history=history))
+        while True:
+            if peer.unrecorded:
+                self._log.mark_unknown(ROOT_ID, directory=True, deep=True)
+                peer.unrecorded = False
+            self._passing = True
+            try:
+                while not self._log.is_empty:
+                    peer.wake_urgent()
+                    await self._pass()
+            finally:
+                self._passing = False
+            while not await self._tell(ops.EmptyLimbo(), again=errno.EAGAIN):
+                pass
+            generation, history = self._generation()
+            await self._tell(ops.Phase(inconsistent=False, generation=generation, history=history))
+            if not (len(self._log) or peer.unrecorded):
+                break
+        self._names.forget()
+        peer.peer_generation = generation
+        peer.diverged = generation != self._generation()[0]
+        peer.advance(Event.LOG_EMPTY_CONFIRMED)
+        peer.progressed()
+
+    def _generation(self) -> tuple[bytes, list[bytes]]:
+        hello = self._peer.hello()
+        return hello.generation, hello.history
+
+    async def _tell(self, op: ops.AnyOp, *, again: int = 0) -> bool:
+        """Have the peer do *op*. False: it answers *again*, there is more to do."""
+        answer = await self._peer.ask(op)
+        if again and isinstance(answer, ops.Done) and answer.errno == again:
+            return False
+        if not isinstance(answer, ops.Done) or answer.errno:
+            number = answer.errno if isinstance(answer, ops.Done) else errno.EPROTO
+            self._peer.note_error(op, describe(number))
+            await trio.sleep(RETRY_MIN_S)
+            raise PeerLost(f"the peer could not {type(op).__name__}: {describe(number)}")
+        return True
+
+    async def _pass(self) -> None:
+        before = self._reached()
+        await self._names.expand()
+        await self._names.gather()
+        await self._each(self._log.names_pending(), self._names.place)
+        await self._each(self._log.objects_with_data(), self._contents.data)
+        await self._each(self._log.objects_with_attrs(), self._contents.finish)
+        self._peer.progressed()
+        if not self._log.is_empty and self._reached() == before:
+            await self._pause()
+
+    def _reached(self) -> tuple[int, ...]:
+        progress = self.work.progress
+        return progress.files, progress.names, progress.compared, len(self._log)
+
+    async def _pause(self) -> None:
+        """Nothing moved: what is left is stuck. Wait until something may be tried again."""
+        now = time.monotonic()
+        due = min((one.retry_at for one in self.work.stuck.values()), default=now + RETRY_MIN_S)
+        # Whoever waits for progress asks again after each pass: without a rest, a busy loop.
+        await trio.sleep(_REST_S)
+        with trio.move_on_after(max(0.0, min(due - now, RETRY_MAX_S) - _REST_S)):
+            await self._peer.wait_work()
+        if not self._peer.live:
+            raise PeerLost("the session ended")
+
+    async def _each(self, items: Iterable[T], work: Callable[[T], Awaitable[None]]) -> None:
+        """Work on all *items*, a few at a time; a lost peer ends it."""
+        limit = trio.Semaphore(_TASKS)
+        lost: list[PeerLost] = []
+
+        async def one(item: T) -> None:
+            try:
+                if not self.work.is_waiting(item):
+                    await work(item)
+            except PeerLost as error:
+                lost.append(error)
+            except (OSError, ProtocolError) as error:
+                # One item that cannot be read, recorded or sent does not stop the others.
+                self.work.failed(item, None, str(error))
+            finally:
+                limit.release()
+
+        async with trio.open_nursery() as nursery:
+            for item in items:
+                await limit.acquire()
+                if lost or not self._peer.live:
+                    limit.release()
+                    break
+                nursery.start_soon(one, item)
+        if lost or not self._peer.live:
+            raise lost[0] if lost else PeerLost("the session ended")
+
+    # What a strict change waits for ------------------------------------------------------------
+
+    async def _serve_urgent(self) -> None:
+        """Carry what strict changes wait for, beside the passes over everything else."""
+        peer = self._peer
+        while True:
+            await peer.wait_urgent()
+            while peer.urgent and peer.live and self._passing:
+                inode = peer.urgent.popleft()
+                self._contents.hurried.add(inode)
+                try:
+                    with self._tree.held(inode):
+                        await self._carry_now(inode)
+                except PeerLost:
+                    break
+                except OSError as error:
+                    self.work.failed(("urgent", inode.id), inode, error.strerror or "error")
+                finally:
+                    self._contents.hurried.discard(inode)
+                if not peer.is_clean(inode):
+                    await trio.sleep(_URGENT_RETRY_S)
+                peer.progressed()
+
+    async def _carry_now(self, inode: Inode) -> None:
+        if inode.gone or not inode.id or not await self._names.is_placed(inode, now=True):
+            return
+        if inode.is_directory:
+            await self._names.carry_now(inode)
+        else:
+            await self._contents.data(inode.id)
+        await self._contents.finish(inode.id)

@@ -1,0 +1,360 @@
+"""Steps 1 to 3 of a resync: names.
+
+They need each other: a directory can be listed there once its own place is there, which may first
+have to be found by listing the one above it.
+"""
+
+from __future__ import annotations
+
+import stat as _stat
+from contextlib import ExitStack
+from typing import Final
+
+import trio
+
+from replfs.core import footprint, ops
+from replfs.node.attributes import read as read_attributes
+from replfs.node.peer import BULK
+from replfs.node.resync.work import UNREPRESENTABLE, Work
+from replfs.store import locators
+from replfs.store.inode import Inode
+from replfs.store.links import Links
+from replfs.store.record import ROOT_ID
+
+_NAMES_AHEAD: Final = 2000
+"""Unknown directories are expanded only while fewer dirty names than this are waiting."""
+_YIELD_EVERY: Final = 64
+_HINTS_MAX: Final = 16
+
+
+class Names:
+    """Which object stands under which name."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._tree = work.tree
+        self._policies = work.policies
+        self._peer = work.peer
+        self._log = work.log
+        self._hints: dict[bytes, list[tuple[bytes, bytes]]] = {}
+        """Of an object with several names, those that were placed in this resync."""
+        self._links = Links(work.tree)
+
+    def forget(self) -> None:
+        """The resync is over: what was found on the way is not needed any more."""
+        self._hints.clear()
+        self._links.forget()
+
+    # 1. Expand ---------------------------------------------------------------------------------
+
+    async def expand(self) -> None:
+        """List directories of which everything is unknown, while few dirty names are waiting."""
+        for directory in self._log.directories_unknown():
+            if self._log.dirty_names - len(self._work.stuck) >= _NAMES_AHEAD:
+                return
+            await self._expand_one(directory)
+
+    async def _expand_one(self, directory_id: bytes) -> None:
+        """List a directory on both sides, and mark each name that may differ."""
+        marks = self._log.marks(directory_id)
+        if marks is None or not marks.names_all or self._work.is_waiting(("list", directory_id)):
+            return
+        inode = self._work.find(directory_id)
+        if inode is None:
+            return
+        with self._tree.held(inode):
+            if await self.is_placed(inode):
+                await self._list_both(inode, deep=marks.deep)
+
+    async def _list_both(self, inode: Inode, *, deep: bool) -> None:
+        directory_id = inode.id
+        version = self._log.mark_version(directory_id)
+        await self._peer.fence()
+        theirs = await self._list(inode)
+        if theirs is None:
+            return
+        for count, name in enumerate(self._tree.names(inode)):
+            if count % _YIELD_EVERY == 0:
+                await trio.lowlevel.checkpoint()
+            try:
+                child = self._work.child(inode, name)
+            except OSError as error:
+                self._work.failed(("list", directory_id), inode, error.strerror or "error")
+                return
+            entry = theirs.pop(name, None)
+            if child is None:
+                if entry is not None:
+                    self._log.mark_name(directory_id, name)
+                continue
+            if entry is None or entry.object != child.id or not entry.complete or child.more:
+                self._log.mark_name(directory_id, name)
+            if deep:
+                handle = locators.of(self._tree, child)
+                if child.is_directory or child.type == _stat.S_IFREG:
+                    self._log.mark_unknown(
+                        child.id, directory=child.is_directory, deep=True, handle=handle
+                    )
+                else:
+                    self._log.mark_attrs(child.id, handle=handle)
+            self._tree.drop_unused(child)
+        for name in theirs:
+            self._log.mark_name(directory_id, name)
+        self._log.clear_names_all(directory_id, version=version)
+        self._work.progress.compared += 1
+        self._work.succeeded(("list", directory_id))
+
+    async def _list(self, inode: Inode) -> dict[bytes, ops.Entry] | None:
+        """The peer's names in a directory; None where it cannot say."""
+        found: dict[bytes, ops.Entry] = {}
+        after = b""
+        while True:
+            self._peer.locate(inode.id, BULK)
+            answer = await self._peer.ask(ops.List(inode.id, after))
+            if not isinstance(answer, ops.Listing):
+                self._work.refused(("list", inode.id), inode, answer)
+                return None
+            for entry in answer.entries:
+                found[entry.name] = entry
+            if not answer.more:
+                return found
+            after = answer.entries[-1].name if answer.entries else after
+
+    # 2. Gather ---------------------------------------------------------------------------------
+
+    async def gather(self) -> None:
+        """Passes over all names not gathered yet, until one brings nothing new.
+
+        A directory that the peer has elsewhere is known to it only once it was itself gathered.
+        """
+        while True:
+            by_directory: dict[bytes, list[bytes]] = {}
+            for directory, name in self._log.ungathered():
+                by_directory.setdefault(directory, []).append(name)
+            if not by_directory:
+                return
+            moved = False
+            for directory, names in by_directory.items():
+                moved = await self._gather_one(directory, names) or moved
+            if not moved:
+                for directory, names in by_directory.items():
+                    for name in names:
+                        self._log.set_gathered(directory, name)
+                return
+
+    async def _gather_one(self, directory_id: bytes, names: list[bytes]) -> bool:
+        inode = self._work.find(directory_id)
+        if inode is None:
+            return False
+        with self._tree.held(inode):
+            return await self._gather_in(inode, names)
+
+    async def _gather_in(self, inode: Inode, names: list[bytes]) -> bool:
+        directory_id = inode.id
+        gathered = False
+        for start in range(0, len(names), ops.NAMES_PER_MESSAGE):
+            part = names[start : start + ops.NAMES_PER_MESSAGE]
+            version = self._log.mark_version(directory_id)
+            wanted = []
+            for name in list(part):
+                try:
+                    child = self._work.child(inode, name)
+                except OSError as error:
+                    self._work.failed(
+                        ("name", directory_id, name), inode, error.strerror or "error"
+                    )
+                    part.remove(name)
+                    continue
+                wanted.append(child.id if child is not None else ops.NO_OBJECT)
+                if child is not None:
+                    self._tree.drop_unused(child)
+            if not part:
+                continue
+            await self._peer.fence()
+            self._peer.locate(directory_id, BULK)
+            answer = await self._peer.ask(ops.Gather(directory_id, part, wanted))
+            if isinstance(answer, ops.Done) and not answer.errno:
+                gathered = True
+                for name in part:
+                    self._log.set_gathered(directory_id, name, version=version)
+            else:
+                self._peer.located[BULK].discard(directory_id)
+        return gathered
+
+    # 3. Place ----------------------------------------------------------------------------------
+
+    async def place(self, item: tuple[bytes, bytes]) -> None:
+        """Give the peer under one dirty name, (id of the directory, name), what is there here."""
+        directory_id, name = item
+        if self._log.name_is_clean(directory_id, name):
+            return
+        inode = self._work.find(directory_id)
+        if inode is None:
+            return
+        with self._tree.held(inode):
+            if await self.is_placed(inode):
+                await self._place(inode, name)
+
+    async def _place(self, directory: Inode, name: bytes) -> None:
+        key = ("name", directory.id, name)
+        if self._work.is_waiting(key) or not self._log.is_gathered(directory.id, name):
+            return
+        try:
+            while not await self._place_once(key, directory, name):
+                pass
+        except OSError as error:
+            self._work.failed(key, directory, error.strerror or "cannot be read")
+
+    async def _place_once(self, key: object, directory: Inode, name: bytes) -> bool:
+        """False: something else stood there when it was this operation's turn."""
+        child = self._work.child(directory, name)
+        with ExitStack() as holds:
+            claims = footprint.entry(directory, name)
+            if child is not None:
+                holds.enter_context(self._tree.held(child))
+                claims = footprint.entry_of(directory, name, child)
+                if not await self._links.learn_names(child):
+                    self._work.failed(key, child, "its other names are still being looked for")
+                    return True
+                if not await self._are_hints_placed(child):
+                    return True
+            async with self._work.claim(claims):
+                if self._work.child(directory, name) is not child:
+                    return False
+                if self._log.is_gathered(directory.id, name):
+                    await self._place_claimed(key, directory, name, child)
+                return True
+
+    async def _place_claimed(
+        self, key: object, directory: Inode, name: bytes, child: Inode | None
+    ) -> None:
+        version = self._log.mark_version(directory.id)
+        self._peer.locate(directory.id, BULK)
+        if child is None:
+            answer = await self._peer.ask(ops.Clear(directory.id, name))
+        else:
+            attributes = read_attributes(self._tree, child)
+            hints = self._hints_of(child, directory, name)
+            answer = await self._peer.ask(
+                ops.Place(child.id, directory.id, name, attributes, hints)
+            )
+            if isinstance(answer, ops.Placed):
+                self._peer.located[BULK].add(child.id)
+                if not answer.complete:
+                    self._mark_contents(child, created=answer.created)
+        if isinstance(answer, ops.Done) and answer.errno:
+            if child is None or answer.errno not in UNREPRESENTABLE:
+                self._work.refused(key, directory, answer)
+                return
+            self._work.unrepresentable(child, answer.errno)
+            self._log.clear_name(directory.id, name, version=version)
+            return
+        self._log.clear_name(directory.id, name, version=version)
+        self._work.progress.names += 1
+        self._work.succeeded(key)
+
+    def _mark_contents(self, child: Inode, *, created: bool) -> None:
+        """The peer has the object, but not (certainly) what is in it."""
+        handle = locators.of(self._tree, child)
+        if child.is_directory:
+            self._log.mark_names_all(child.id, handle=handle)
+        elif child.type == _stat.S_IFREG:
+            self._log.mark_tail(child.id, 0, size=child.size, handle=handle, compare=not created)
+        else:
+            self._log.mark_attrs(child.id, handle=handle)
+
+    async def _are_hints_placed(self, child: Inode) -> bool:
+        """Whether the peer can look for an object under its other names: their directories first.
+
+        Where it could not, it would get the object a second time.
+        """
+        if child.is_directory or not child.more:
+            return True
+        for parent, _ in child.names():
+            if not self._work.is_on_peers(parent):
+                continue
+            with self._tree.held(parent):
+                if not await self.is_placed(parent):
+                    return False
+        return True
+
+    def _hints_of(self, child: Inode, directory: Inode, name: bytes) -> list[tuple[bytes, bytes]]:
+        """Other names the peer may have the object under, where it has several."""
+        if child.is_directory or self._tree.stat(child).st_nlink < 2:
+            return []
+        known = self._hints.setdefault(child.id, [])
+        here = (directory.id, name)
+        hints = [(self._tree.ensure_id(parent), other) for parent, other in child.names()]
+        hints += [place for place in known if place not in hints]
+        known.append(here)
+        # Where the peer certainly has it comes first.
+        hints.sort(key=lambda place: not self._log.name_is_clean(*place))
+        hints = [place for place in hints if place != here]
+        hints = hints[:_HINTS_MAX]
+        for parent_id, _ in hints:
+            self._peer.locate(parent_id, BULK)
+        return hints
+
+    # Whether a place is there ------------------------------------------------------------------
+
+    async def is_placed(self, inode: Inode, *, now: bool = False) -> bool:
+        """Whether the object's place is on the peer, after placing its parents first.
+
+        *now*: before everything else that must be looked at or moved aside there.
+        """
+        if not await self._is_decided(inode):
+            return False
+        chain: list[tuple[Inode, bytes]] = []
+        one = inode
+        while one.parent is not None:
+            chain.append((one.parent, one.name))
+            one = one.parent
+        if one.id != ROOT_ID:
+            return False
+        with ExitStack() as holds:
+            for parent, _ in chain:
+                holds.enter_context(self._tree.held(parent))
+            for parent, name in reversed(chain):
+                self._tree.ensure_id(parent)
+                if self._log.name_is_clean(parent.id, name):
+                    continue
+                await self._expand_one(parent.id)
+                if self._log.name_is_clean(parent.id, name):
+                    continue
+                if self._is_unknown(parent.id, name):
+                    return False
+                if now and not self._log.is_gathered(parent.id, name):
+                    await self._gather_one(parent.id, [name])
+                await self._place(parent, name)
+                if not (
+                    self._log.name_is_clean(parent.id, name) or self._is_unknown(parent.id, name)
+                ):
+                    return False
+        return True
+
+    async def _is_decided(self, inode: Inode) -> bool:
+        """Whether a name of the object that the peers have is known; if it has none, forget it."""
+        policies = self._policies
+        if not policies.is_undecided(inode):
+            return True
+        if not await self._links.learn_names(inode):
+            return False
+        if policies.is_undecided(inode) or not self._work.is_on_peers(inode):
+            self._log.forget(inode.id)
+            return False
+        return True
+
+    def _is_unknown(self, directory: bytes, name: bytes) -> bool:
+        """Whether nothing is known of a name but that its whole directory is to be looked at."""
+        marks = self._log.marks(directory)
+        return marks is not None and marks.names_all and name not in (marks.names or {})
+
+    async def carry_now(self, inode: Inode) -> None:
+        """All names in a directory that is placed, before everything else."""
+        await self._expand_one(inode.id)
+        marks = self._log.marks(inode.id)
+        names = [name for name in marks.names if name] if marks and marks.names else []
+        aside = [name for name in names if not self._log.is_gathered(inode.id, name)]
+        if aside:
+            await self._gather_one(inode.id, aside)
+        for name in names:
+            await self._place(inode, name)

@@ -1,0 +1,178 @@
+"""What all steps of a resync work with: the objects here, turns, and what becomes of failures.
+
+An item that fails does not stop the others: it is tried again, after pauses that double, and is
+told meanwhile.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from replfs.core import ops
+from replfs.core.policy import Policy
+from replfs.core.scheduler import Claim
+from replfs.errors import PeerLost
+from replfs.node.flight import describe
+from replfs.node.peer import BULK, Peer
+from replfs.node.pipeline import Pipeline
+from replfs.store import locators
+from replfs.store.inode import Inode
+from replfs.store.record import ROOT_ID
+
+log = logging.getLogger(__name__)
+
+RETRY_MIN_S: Final = 0.5
+RETRY_MAX_S: Final = 30.0
+UNREPRESENTABLE: Final = frozenset({
+    errno.EPERM, errno.EINVAL, errno.ENAMETOOLONG, errno.EOPNOTSUPP, errno.EILSEQ, errno.EDQUOT,
+})  # fmt: skip
+"""The peer's store cannot hold the object; trying again would not help."""
+
+
+class Stuck:
+    """An item that failed: why, and when it is tried again."""
+
+    __slots__ = ("delay_s", "path", "reason", "retry_at")
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        self.delay_s = RETRY_MIN_S
+        self.retry_at = time.monotonic() + self.delay_s
+
+    def again(self, reason: str) -> None:
+        """It failed once more."""
+        self.reason = reason
+        self.delay_s = min(self.delay_s * 2, RETRY_MAX_S)
+        self.retry_at = time.monotonic() + self.delay_s
+
+
+class Progress:
+    """How far a resync has come."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.files = 0
+        self.bytes = 0
+        self.names = 0
+        self.compared = 0
+
+
+class Work:
+    """The resync of *peer*, as its steps see it."""
+
+    def __init__(self, pipeline: Pipeline, peer: Peer) -> None:
+        self.pipeline = pipeline
+        self.tree = pipeline.tree
+        self.policies = pipeline.policies
+        self.peer = peer
+        self.log = peer.log
+        self.progress = Progress()
+        self.stuck: dict[object, Stuck] = {}
+        """By the key of the item: (step, id of the object, or of the directory and the name)."""
+
+    @asynccontextmanager
+    async def claim(self, claims: tuple[Claim, ...]) -> AsyncIterator[None]:
+        """A turn, behind what is on its way to the peer. Raises PeerLost."""
+        ticket = await self.pipeline.claim(claims, "resync")
+        try:
+            await self.peer.fence()
+            if not self.peer.live:
+                raise PeerLost("the session ended")
+            yield
+        finally:
+            self.pipeline.release_claim(ticket)
+
+    # Failures ----------------------------------------------------------------------------------
+
+    def is_waiting(self, key: object) -> bool:
+        """Whether an item failed, and it is too early to try it again."""
+        found = self.stuck.get(key)
+        return found is not None and found.retry_at > time.monotonic()
+
+    def failed(self, key: object, inode: Inode | None, reason: str) -> None:
+        """An item could not be carried; it is tried again later."""
+        path = "/" + inode.path().decode(errors="backslashreplace") if inode is not None else ""
+        found = self.stuck.get(key)
+        if found is None:
+            self.stuck[key] = Stuck(path, reason)
+            log.warning("peer %s: %s cannot be brought in sync: %s", self.peer.name, path, reason)
+        else:
+            found.again(reason)
+
+    def succeeded(self, key: object) -> None:
+        """An item was carried."""
+        if self.stuck:
+            self.stuck.pop(key, None)
+
+    def refused(self, key: object, inode: Inode, answer: ops.AnyAnswer) -> int:
+        """The peer could not do something for *inode*; the errno.
+
+        ESTALE means that it does not have the object where we think: its place is looked at again.
+        """
+        number = answer.errno if isinstance(answer, ops.Done) else errno.EPROTO
+        if number == errno.ESTALE and inode.parent is not None:
+            self.peer.located[BULK].discard(inode.id)
+            self.log.mark_name(
+                self.tree.ensure_id(inode.parent),
+                inode.name,
+                handle=locators.of(self.tree, inode.parent),
+            )
+        self.failed(key, inode, describe(number))
+        return number
+
+    def unrepresentable(self, inode: Inode, number: int) -> None:
+        """The peer's store cannot hold it: listed, and no longer in the way of the others."""
+        path = inode.path().decode(errors="backslashreplace")
+        self.peer.unrepresentable[inode.id] = f"/{path}: {describe(number)}"
+        log.warning("peer %s cannot hold /%s: %s", self.peer.name, path, describe(number))
+        self.log.forget(inode.id)
+
+    # Finding things ----------------------------------------------------------------------------
+
+    def find(self, object_id: bytes) -> Inode | None:
+        """The object here. One that cannot be found is compared with everything else."""
+        marks = self.log.marks(object_id)
+        if marks is None:
+            return None
+        inode = locators.find(self.tree, marks.handle, object_id)
+        if inode is None and locators.is_gone(self.tree, marks.handle):
+            # Its names are marked where they were; there is nothing to carry.
+            self.log.forget(object_id)
+            return None
+        if inode is None:
+            log.warning(
+                "peer %s: a changed object is not where it was: comparing everything",
+                self.peer.name,
+            )
+            self.log.mark_unknown(ROOT_ID, directory=True, deep=True)
+            self.log.forget(object_id)
+            return None
+        if inode.parent is not None and not self.is_on_peers(inode):
+            self.log.forget(object_id)
+            return None
+        return inode
+
+    def is_on_peers(self, inode: Inode) -> bool:
+        """Whether the peers shall have the object."""
+        return self.policies.effective(inode) != Policy.NONE
+
+    def child(self, directory: Inode, name: bytes) -> Inode | None:
+        """What the peer shall have under a name, with its id; None: nothing."""
+        try:
+            inode, _ = self.tree.lookup(directory, name)
+        except OSError as error:
+            if error.errno in {errno.ENOENT, errno.ENOTDIR}:
+                return None
+            raise
+        self.tree.read_record(inode)
+        if inode.foreign or not self.policies.is_replicated_name(directory, name, inode):
+            self.tree.drop_unused(inode)
+            return None
+        self.tree.ensure_id(inode)
+        return inode

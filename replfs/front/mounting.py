@@ -353,6 +353,11 @@ def become_io_flusher() -> list[str]:
     return problems
 
 
+def stay_no_io_flusher() -> None:
+    """Take the mark of `become_io_flusher` from this thread, and from children it starts."""
+    _libc.prctl(_PR_SET_IO_FLUSHER, *[ctypes.c_ulong(0)] * 4)
+
+
 # --------------------------------------------------------------------------- FUSE_INIT
 
 INIT_OPCODE: Final = 26

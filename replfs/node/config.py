@@ -89,6 +89,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     rundir: str | None = None
     """None: the default run directory (`node.rundir.default_rundir`)."""
     metrics: str | None = None
+    hook: str | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json", "journal"] = "text"
     foreground: bool = False
@@ -260,17 +261,19 @@ def _peers(value: object) -> tuple[PeerSetting, ...]:
     return tuple(peers)
 
 
-def _choice(*choices: str) -> Reader:
-    def read(value: object) -> str:
-        if not isinstance(value, str) or value not in choices:
-            close = difflib.get_close_matches(str(value), choices, 1)
-            hint = (
-                f"; did you mean {close[0]}?" if close else f"; write one of {', '.join(choices)}"
-            )
-            raise ValueError(f"cannot be {value!r}{hint}")
-        return value
+class Choice:
+    """Reads one of a few words."""
 
-    return read
+    def __init__(self, *words: str) -> None:
+        self.words = words
+
+    def __call__(self, value: object) -> str:
+        """The word. Raises ValueError."""
+        if not isinstance(value, str) or value not in self.words:
+            close = difflib.get_close_matches(str(value), self.words, 1)
+            hint = f"did you mean {close[0]}?" if close else f"write one of {', '.join(self.words)}"
+            raise ValueError(f"cannot be {value!r}; {hint}")
+        return value
 
 
 def _between(read: Callable[[object], float], low: float, high: float, words: str) -> Reader:
@@ -330,15 +333,15 @@ OPTIONS: Final[tuple[Option, ...]] = (
            "[NAME=]ENDPOINT", repeated=True),
     Option("name", "name", _node_name, "what this node is called (default: the host's name)",
            "NAME"),
-    Option("policy", "policy", _choice("sync", "strict", "async", "none"),
+    Option("policy", "policy", Choice("sync", "strict", "async", "none"),
            "policy of what has none of its own and inherits none: sync (default), strict, async, "
            "none", "POLICY"),
-    Option("ack", "ack", _choice("op", "close"),
+    Option("ack", "ack", Choice("op", "close"),
            "acknowledge every operation (op, default), or together at close and fsync (close)",
            "LEVEL"),
     Option("strict-peers", "strict_peers", _integer(1, 64),
            "how many peers must confirm a strict change (default: all)", "N"),
-    Option("strict-on-loss", "strict_on_loss", _choice("fail", "suspend"),
+    Option("strict-on-loss", "strict_on_loss", Choice("fail", "suspend"),
            "what a strict change does while a peer it needs is lost: fail (default) or suspend",
            "ACTION"),
     Option("suspend-timeout", "suspend_timeout_s",
@@ -394,9 +397,11 @@ OPTIONS: Final[tuple[Option, ...]] = (
            is_path=True),
     Option("metrics", "metrics", _address,
            "answer Prometheus at http://ADDRESS:PORT/metrics", "ADDRESS:PORT"),
-    Option("log-level", "log_level", _choice("debug", "info", "warning", "error"),
+    Option("hook", "hook", _path, "a program to run when a state changes", "PROGRAM",
+           is_path=True),
+    Option("log-level", "log_level", Choice("debug", "info", "warning", "error"),
            "debug, info (default), warning, error", "LEVEL"),
-    Option("log-format", "log_format", _choice("text", "json", "journal"),
+    Option("log-format", "log_format", Choice("text", "json", "journal"),
            "text (default), json, or journal (priority prefixes)", "FORMAT"),
     Option("foreground", "foreground", parse_bool, "stay in the foreground", everywhere=False),
 )  # fmt: skip

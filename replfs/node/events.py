@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final
 
 import trio
@@ -17,6 +18,8 @@ class Events:
     """State changes, numbered."""
 
     def __init__(self) -> None:
+        self.listener: Callable[[dict[str, Any]], None] | None = None
+        """Called with each; it returns at once."""
         self._events: deque[dict[str, Any]] = deque(maxlen=_KEPT)
         self._number = 0
         self._news = trio.Event()
@@ -24,7 +27,10 @@ class Events:
     def add(self, kind: str, **fields: Any) -> None:
         """Something happened."""
         self._number += 1
-        self._events.append({"number": self._number, "time": time.time(), "event": kind, **fields})
+        event = {"number": self._number, "time": time.time(), "event": kind, **fields}
+        self._events.append(event)
+        if self.listener is not None:
+            self.listener(event)
         self._news.set()
         self._news = trio.Event()
 

@@ -37,6 +37,7 @@ from replfs.node.config import Settings
 from replfs.node.control import ControlServer
 from replfs.node.ending import DRAIN_S, Ending, EndOfPrimary, EndOfSecondary
 from replfs.node.events import Events
+from replfs.node.hook import Hook
 from replfs.node.metrics import render
 from replfs.node.policies import Policies
 from replfs.node.primary import Primary
@@ -133,6 +134,10 @@ class Node:
             curve = self._security()
             for warning in mounting.become_io_flusher():
                 log.info("%s", warning)
+            if settings.hook is not None:
+                hook = Hook(settings.hook, self._facts())
+                cleanup.callback(hook.close)
+                self.events.listener = hook.tell
             rundir = make_rundir(settings.rundir or default_rundir())
             if self.state.identity().role == "primary":
                 self._build_primary(rundir, context, curve, cleanup)
@@ -157,6 +162,15 @@ class Node:
                 scrape=scrape,
             )
             await self._serve(control)
+
+    def _facts(self) -> dict[str, str]:
+        """What a hook is told of the node."""
+        return {
+            "REPLFS_NAME": self.settings.name,
+            "REPLFS_STORE": self.settings.store,
+            "REPLFS_MOUNTPOINT": self.settings.mountpoint or "",
+            "REPLFS_ROLE": self.state.identity().role,
+        }
 
     def _open_store(self, cleanup: contextlib.ExitStack) -> int:
         store_fd = os.open(self.settings.store, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -384,6 +398,7 @@ class Node:
         """Nobody new; what is in flight drains; both sides flush; the state is clean."""
         began = time.monotonic()
         service.notify("STOPPING=1")
+        self.events.listener = None  # that peers are lost now is no news
         if self.primary is not None:
             self.primary.pipeline.release_suspended()
             self.primary.verifier.stop()

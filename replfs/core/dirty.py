@@ -289,21 +289,29 @@ class DirtyLog:
         else:
             self.mark_tail(object_id, 0, size=size, handle=handle, compare=True)
 
-    def absorb(self, other: DirtyLog) -> None:
-        """Mark all that is marked in *other*.
+    def absorb(self, other: DirtyLog, *, compare: bool = False) -> None:
+        """Mark all that is marked in *other*; with *compare*, as what may be equal all the same.
 
         Raises:
             OSError: as `mark_data`; part of *other* is marked then.
         """
-        for object_id, marks in list(other._objects.items()):
-            first = 0
-            while (first := sets.first_from(marks.regions, first)) >= 0:
-                last = sets.run_end(marks.regions, first, _INFINITE)
-                self._mark(object_id, marks.flags, NO_TAIL, 0, marks.handle, first, last)
-                first = last
-            self._mark(object_id, marks.flags, marks.tail, marks.extent, marks.handle, 0, 0)
-            for name, value in list((marks.names or {}).items()):
-                self._mark_name(object_id, name, 0, value & _NAME_REMOVAL, b"")
+        for object_id in other.objects():
+            self.absorb_object(other, object_id, compare=compare)
+
+    def absorb_object(
+        self, other: DirtyLog, object_id: ObjectId, *, handle: bytes = b"", compare: bool = False
+    ) -> None:
+        """As `absorb`, one object's marks; *handle* is what finds it here, if not as there."""
+        marks = other.marks(object_id)
+        if marks is None:
+            return
+        handle = handle or marks.handle
+        flags = marks.flags | COMPARE if compare and marks.data else marks.flags
+        for first, last in other.runs(object_id):
+            self._mark(object_id, flags, NO_TAIL, 0, handle, first, last)
+        self._mark(object_id, flags, marks.tail, marks.extent, handle, 0, 0)
+        for name, value in list((marks.names or {}).items()):
+            self._mark_name(object_id, name, 0, value & _NAME_REMOVAL, b"")
 
     # Clears ------------------------------------------------------------------------------------
 
@@ -444,6 +452,15 @@ class DirtyLog:
         if 0 <= tail <= high:
             high = stop
         return low, high
+
+    def runs(self, object_id: ObjectId) -> Iterator[tuple[int, int]]:
+        """Runs [first, last) of regions marked one by one, the tail not among them."""
+        marks = self._objects.get(object_id)
+        first = 0
+        while marks is not None and (first := sets.first_from(marks.regions, first)) >= 0:
+            last = sets.run_end(marks.regions, first, _INFINITE)
+            yield first, last
+            first = last
 
     def objects(self) -> Iterator[ObjectId]:
         """Ids of all objects with marks."""

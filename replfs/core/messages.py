@@ -20,6 +20,8 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from replfs.core import ops
+from replfs.core.marks import NO_TAIL
+from replfs.core.regions import REGION_LIMIT
 from replfs.errors import ProtocolError
 
 PROTOCOL_VERSION: Final = 1
@@ -44,6 +46,8 @@ DIGESTS_PER_ANSWER: Final = 16384
 XATTRS_MAX: Final = 1024
 FORGET_MAX: Final = 65536
 HISTORY_MAX: Final = 64
+HOLES_MAX: Final = ops.PAYLOAD_MAX // 512
+"""In one `Fetched`: no file system has smaller blocks."""
 
 _MAGIC: Final = 0xF5
 _HEADER: Final = struct.Struct("<BBBBQQI")
@@ -566,7 +570,7 @@ def _check_sync(op: ops.Sync) -> None:
     _object(op.object)
 
 
-def _check_nothing(op: ops.EmptyLimbo) -> None:
+def _check_nothing(op: ops.EmptyLimbo | ops.Stable) -> None:
     pass
 
 
@@ -574,6 +578,18 @@ def _check_inspect(op: ops.Inspect) -> None:
     _object(op.parent)
     if op.name:
         _name(op.name)
+
+
+def _check_suspects(op: ops.Suspects) -> None:
+    _number(op.page, _U32_MAX)
+
+
+def _check_fetch(op: ops.Fetch) -> None:
+    _object(op.object)
+    _number(op.length, ops.PAYLOAD_MAX)
+    _extent(op.offset, op.length)
+    if op.xattr:
+        _xattr_name(op.xattr)
 
 
 _CHECKS: Final[dict[type[ops.Op], Callable[[Any], None]]] = {
@@ -599,6 +615,9 @@ _CHECKS: Final[dict[type[ops.Op], Callable[[Any], None]]] = {
     ops.EmptyLimbo: _check_nothing,
     ops.Phase: _check_phase,
     ops.Inspect: _check_inspect,
+    ops.Stable: _check_nothing,
+    ops.Suspects: _check_suspects,
+    ops.Fetch: _check_fetch,
 }
 
 
@@ -645,3 +664,40 @@ def _check_answer(answer: ops.AnyAnswer) -> None:
             for value in answer.attributes.xattrs.values():
                 if len(value) != _DIGEST_SIZE:
                     raise ProtocolError(f"a digest of {len(value)} bytes")
+    elif type(answer) is ops.Suspected:
+        _check_suspected(answer)
+    elif type(answer) is ops.Fetched:
+        _check_fetched(answer)
+
+
+def _check_suspected(answer: ops.Suspected) -> None:
+    _count(answer.places, ops.PLACES_PER_MESSAGE)
+    for place in answer.places:
+        _check_place_name(place)
+    _count(answer.suspects, ops.NAMES_PER_MESSAGE)
+    runs = names = 0
+    for suspect in answer.suspects:
+        _object(suspect.object)
+        _number(suspect.flags, _SMALL_MAX)
+        _number(suspect.tail, REGION_LIMIT, NO_TAIL)
+        for first, last in suspect.runs:
+            if not 0 <= first < last <= REGION_LIMIT:
+                raise ProtocolError(f"the regions {first} to {last}")
+        for name in suspect.names:
+            if name:
+                _name(name)
+        runs += len(suspect.runs)
+        names += len(suspect.names)
+    if runs > ops.RUNS_PER_MESSAGE or names > ops.NAMES_PER_MESSAGE:
+        raise ProtocolError(f"{runs} runs of regions and {names} names in one page")
+
+
+def _check_fetched(answer: ops.Fetched) -> None:
+    _number(len(answer.data), ops.PAYLOAD_MAX)
+    _count(answer.holes, HOLES_MAX)
+    at = 0
+    for start, stop in answer.holes:
+        if not at <= start < stop <= _OFFSET_MAX:
+            raise ProtocolError(f"the hole {start} to {stop}")
+        at = stop
+    _number(answer.size, _OFFSET_MAX)

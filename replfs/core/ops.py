@@ -24,6 +24,9 @@ XATTR_VALUE_MAX: Final = 65536
 PAYLOAD_MAX: Final = 1 << 20
 """Bytes: the kernel's largest FUSE write, and the largest region transferred at once."""
 NAMES_PER_MESSAGE: Final = 1000
+RUNS_PER_MESSAGE: Final = 4096
+PLACES_PER_MESSAGE: Final = NAMES_PER_MESSAGE + PATH_MAX // 2
+"""An object more than `NAMES_PER_MESSAGE` may bring all its parents with it."""
 NO_OBJECT: Final = b""
 KEEP: Final = -1
 """In `SetAttr.mode`, `.uid`, `.gid`: leave as it is."""
@@ -181,6 +184,15 @@ class Checkpoint(Op, frozen=True, tag=31):
     generation: bytes
 
 
+class Stable(Op, frozen=True, tag=32):
+    """What came before the last `Checkpoint` is on the primary's disk, too.
+
+    `everywhere`: and on that of every peer it has.
+    """
+
+    everywhere: bool
+
+
 # Bulk: resync ----------------------------------------------------------------------------------
 
 
@@ -285,18 +297,45 @@ class Inspect(Op, frozen=True, tag=49):
     name: bytes
 
 
+# Bulk: what a peer has ---------------------------------------------------------------------------
+
+
+class Suspects(Op, frozen=True, tag=50):
+    """What this replica has applied and the asking side may lack. Answered with `Suspected`.
+
+    Pages are asked for one by one from `page` 0, which looks anew. `everywhere`: since all stores
+    of the volume were stable together; otherwise, since the last primary and this one were.
+    Changes nothing.
+    """
+
+    page: int
+    everywhere: bool
+
+
+class Fetch(Op, frozen=True, tag=51):
+    """The bytes [`offset`, `offset` + `length`) of a file, or an xattr's value; see `Fetched`.
+
+    `xattr` is empty where the file's data is wanted. Changes nothing.
+    """
+
+    object: ObjectId
+    offset: int
+    length: int
+    xattr: bytes
+
+
 LiveOp = (
     Locate | Forget | Write | Truncate | Make | Link | Unlink | Rename | SetAttr | SetXattr
-    | RemoveXattr | SetPolicy | Sync | Checkpoint
+    | RemoveXattr | SetPolicy | Sync | Checkpoint | Stable
 )  # fmt: skip
 BulkOp = (
     Locate | Forget | Gather | Place | Clear | Digest | Data | Finish | List | EmptyLimbo | Phase
-    | Inspect
+    | Inspect | Suspects | Fetch
 )  # fmt: skip
 AnyOp = (
     Locate | Forget | Write | Truncate | Make | Link | Unlink | Rename | SetAttr | SetXattr
-    | RemoveXattr | SetPolicy | Sync | Checkpoint | Gather | Place | Clear | Digest | Data
-    | Finish | List | EmptyLimbo | Phase | Inspect
+    | RemoveXattr | SetPolicy | Sync | Checkpoint | Stable | Gather | Place | Clear | Digest
+    | Data | Finish | List | EmptyLimbo | Phase | Inspect | Suspects | Fetch
 )  # fmt: skip
 
 
@@ -355,4 +394,41 @@ class Inspected(Answer, frozen=True, tag=5):
     attributes: Attributes | None
 
 
-AnyAnswer = Done | Placed | Digests | Listing | Inspected
+class Suspect(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Marks of one object; there may be several of these for one.
+
+    `flags` are those of `core.marks`; `tail` a region or -1; `runs` are regions, half-open. An
+    empty name among `names` stands for all of them.
+    """
+
+    object: ObjectId
+    flags: int
+    tail: int
+    runs: list[tuple[int, int]]
+    names: list[bytes]
+
+
+class Suspected(Answer, frozen=True, tag=6):
+    """One page. `known` is false where everything has to be compared.
+
+    `places` tell where each of the objects is, its parents before it, unless an earlier page told.
+    """
+
+    known: bool
+    places: list[Locate]
+    suspects: list[Suspect]
+    more: bool
+
+
+class Fetched(Answer, frozen=True, tag=7):
+    """`data` without the holes in it: (start, stop) in the file, in order, within what was asked.
+
+    `size` is the file's, or the xattr value's.
+    """
+
+    data: bytes
+    holes: list[tuple[int, int]]
+    size: int
+
+
+AnyAnswer = Done | Placed | Digests | Listing | Inspected | Suspected | Fetched

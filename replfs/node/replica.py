@@ -20,10 +20,14 @@ import trio
 import xxhash
 
 from replfs.core import ops
+from replfs.core.dirty import DirtyLog
 from replfs.core.policy import NO_PATTERNS, NamePatterns
+from replfs.core.unstable import Unstable
 from replfs.node.attributes import inspect
 from replfs.node.limbo import Limbo
-from replfs.store import syscalls
+from replfs.node.suspects import Pages
+from replfs.store import locators, syscalls
+from replfs.store.holes import segments
 from replfs.store.inode import Inode
 from replfs.store.record import INCOMPLETE, Record
 from replfs.store.tree import RESERVED, Tree
@@ -38,6 +42,12 @@ _EMPTY_S: Final = 1.0
 """Seconds after which emptying limbo is answered with EAGAIN: the primary asks again."""
 _LARGE_DIRECTORY: Final = 256 << 10
 """Bytes: a larger one is read and sorted in a thread."""
+
+_CHANGES: Final = frozenset({
+    ops.Write, ops.Truncate, ops.Make, ops.Link, ops.Unlink, ops.Rename, ops.SetAttr, ops.SetXattr,
+    ops.RemoveXattr, ops.SetPolicy, ops.Gather, ops.Place, ops.Clear, ops.Data, ops.Finish,
+})  # fmt: skip
+"""What changes the store."""
 
 Reply = Callable[[ops.AnyAnswer], None]
 
@@ -67,6 +77,10 @@ class Replica:
         self._sessions = 0
         self.applied = 0
         """Operations applied since the process started."""
+        self.unstable = Unstable()
+        """What was applied and may not be on both disks yet."""
+        self.suspects = Pages(tree, self._unstable_marks)
+        """What this replica may have and its primary lack."""
         self._by_type: dict[type, Callable[[Any], ops.AnyAnswer]] = {
             ops.Truncate: self._truncate,
             ops.Make: self._make,
@@ -83,6 +97,8 @@ class Replica:
             ops.Finish: self._finish,
             ops.Phase: self._phase,
             ops.Inspect: self._inspect,
+            ops.Suspects: self.suspects.answer,
+            ops.Stable: self._stable,
         }
 
     async def run(self) -> None:
@@ -128,6 +144,8 @@ class Replica:
                 return self._digest(op, reply)
             if type(op) is ops.List:
                 return self._list(op, reply)
+            if type(op) is ops.Fetch:
+                return self._fetch(op, reply)
             if type(op) is ops.EmptyLimbo:
                 return self._later(self._empty_limbo, reply)
             if type(op) is ops.Place and self._must_index(op):
@@ -138,6 +156,14 @@ class Replica:
             return answer
         except OSError as error:
             return ops.Done(error.errno or errno.EIO)
+        finally:
+            # Also where it failed: part of it may have been done.
+            if type(op) in _CHANGES:
+                self.unstable.note(op, self._locator, length=len(payload) if payload else 0)
+
+    def _locator(self, object_id: bytes) -> bytes:
+        inode = self.tree.table.by_id.get(object_id)
+        return b"" if inode is None else locators.of(self.tree, inode)
 
     def _pin(self, object_id: bytes, pin: int) -> None:
         made = self.tree.table.by_id.get(object_id)
@@ -286,6 +312,8 @@ class Replica:
         if op.directory or links <= 1:
             inode.pins = 0
         self.tree.unlink(parent, op.name, inode, directory=op.directory, links=links)
+        if inode.gone:
+            self.unstable.forget(op.object)
         self._touch(parent, op.parent_mtime)
         return OK
 
@@ -309,6 +337,7 @@ class Replica:
         )
         if replaced is not None and replaced.gone:
             replaced.pins = 0
+            self.unstable.forget(replaced.id)
             self.tree.drop_unused(replaced)
         self._touch(parent, op.parent_mtime)
         if new_parent is not parent:
@@ -345,6 +374,7 @@ class Replica:
 
     def _flush(self, op: ops.Sync | ops.Checkpoint, reply: Reply) -> ops.AnyAnswer | None:
         if isinstance(op, ops.Checkpoint):
+            self.unstable.begin()
             fd = os.dup(self.tree.root_fd)
             call: Callable[[int], None] = syscalls.syncfs
         else:
@@ -364,6 +394,13 @@ class Replica:
         finally:
             os.close(fd)
         return OK
+
+    def _stable(self, op: ops.Stable) -> ops.AnyAnswer:
+        self.unstable.settle(everywhere=op.everywhere)
+        return OK
+
+    def _unstable_marks(self, everywhere: bool) -> DirtyLog | None:  # noqa: FBT001 - a callback
+        return self.unstable.snapshot(everywhere=everywhere)
 
     # Resync: names -----------------------------------------------------------------------------
 
@@ -508,7 +545,10 @@ class Replica:
                 await self.limbo.index(is_wanted)
         if not is_wanted():
             return ops.Done(errno.EINTR)
-        answer = self._place(op)
+        try:
+            answer = self._place(op)
+        finally:
+            self.unstable.note(op, self._locator)
         self._pin(op.object, pin)
         return answer
 
@@ -563,6 +603,22 @@ class Replica:
                 digest_regions, fd, op.start, op.count, op.size, limiter=self._read_limit
             )
             return ops.Digests(digests, os.fstat(fd).st_size)
+        finally:
+            os.close(fd)
+
+    def _fetch(self, op: ops.Fetch, reply: Reply) -> ops.AnyAnswer | None:
+        inode = self._known(op.object)
+        if op.xattr:
+            value = self.tree.get_xattr(inode, op.xattr)
+            return ops.Fetched(value[op.offset : op.offset + op.length], [], len(value))
+        fd = os.dup(self.tree.data_fd(inode))
+        return self._later(partial(self._fetch_in_thread, op, fd), reply)
+
+    async def _fetch_in_thread(self, op: ops.Fetch, fd: int) -> ops.AnyAnswer:
+        try:
+            return await trio.to_thread.run_sync(
+                read_range, fd, op.offset, op.length, limiter=self._read_limit
+            )
         finally:
             os.close(fd)
 
@@ -647,6 +703,19 @@ def digest_regions(fd: int, start: int, count: int, size: int) -> bytes:
     return b"".join(
         xxhash.xxh3_128_digest(os.pread(fd, size, start + index * size)) for index in range(count)
     )
+
+
+def read_range(fd: int, offset: int, length: int) -> ops.Fetched:
+    """Up to *length* bytes from *offset*, the holes among them told apart."""
+    size = os.fstat(fd).st_size
+    parts = []
+    holes = []
+    for start, stop, is_hole in segments(fd, offset, min(offset + length, size)):
+        if is_hole:
+            holes.append((start, stop))
+        else:
+            parts.append(os.pread(fd, stop - start, start))
+    return ops.Fetched(b"".join(parts), holes, size)
 
 
 def _sorted_names(fd: int) -> list[bytes]:

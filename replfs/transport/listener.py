@@ -144,6 +144,13 @@ def _size(answer: ops.AnyAnswer) -> int:
     if type(answer) is ops.Inspected and answer.attributes is not None:
         names = sum(len(name) + _SMALL_ANSWER for name in answer.attributes.xattrs)
         return _SMALL_ANSWER * 4 + len(answer.attributes.target) + names
+    if type(answer) is ops.Fetched:
+        return len(answer.data) + _SMALL_ANSWER * (1 + len(answer.holes))
+    if type(answer) is ops.Suspected:
+        return sum(len(place.name) + _SMALL_ANSWER for place in answer.places) + sum(
+            sum(map(len, suspect.names)) + _SMALL_ANSWER * (1 + len(suspect.runs))
+            for suspect in answer.suspects
+        )
     return _SMALL_ANSWER
 
 

@@ -82,6 +82,7 @@ LIVE_OPS = [
     st.builds(ops.SetPolicy, ids, small, small),
     st.builds(ops.Sync, ids, st.booleans()),
     st.builds(ops.Checkpoint, ids_or_none),
+    st.builds(ops.Stable, st.booleans()),
 ]
 BULK_OPS = [
     LIVE_OPS[0],
@@ -100,6 +101,10 @@ BULK_OPS = [
     st.builds(ops.EmptyLimbo),
     st.builds(ops.Phase, st.booleans(), ids_or_none, histories),
     st.builds(ops.Inspect, ids, st.just(b"") | names),
+    st.builds(ops.Suspects, st.integers(0, 2**32 - 1), st.booleans()),
+    st.builds(
+        ops.Fetch, ids, st.integers(0, 2**62), st.integers(0, 1 << 20), st.just(b"") | xattr_names
+    ),
 ]
 WITH_PAYLOAD = [
     st.builds(ops.Write, ids, st.integers(0, 2**62), times),
@@ -115,6 +120,31 @@ ANSWERS = st.one_of(
         st.booleans(),
     ),
     st.builds(ops.Inspected, ids_or_none, st.booleans(), st.none() | inspected_attributes),
+    st.builds(
+        ops.Suspected,
+        st.booleans(),
+        st.lists(LIVE_OPS[0], max_size=5),
+        st.lists(
+            st.builds(
+                ops.Suspect,
+                ids,
+                st.integers(0, 255),
+                st.integers(-1, 2**32),
+                st.lists(st.integers(0, 2**31).map(lambda n: (n, n + 1)), max_size=5),
+                st.lists(st.just(b"") | names, max_size=5),
+            ),
+            max_size=5,
+        ),
+        st.booleans(),
+    ),
+    st.builds(
+        ops.Fetched,
+        st.binary(max_size=500),
+        st.lists(st.integers(0, 2**40), max_size=5, unique=True).map(
+            lambda starts: [(start, start + 1) for start in sorted(starts)]
+        ),
+        sizes,
+    ),
 )
 seqs = st.integers(1, U64)
 sessions = st.integers(0, U64)
@@ -478,6 +508,13 @@ BAD_BULK: list[ops.AnyOp] = [
     ops.Inspect(b"", b"a"),
     ops.Inspect(I, b"."),
     ops.Inspect(I, b"a/b"),
+    ops.Suspects(-1, True),
+    ops.Suspects(2**32, True),
+    ops.Fetch(b"", 0, 1, b""),
+    ops.Fetch(I, -1, 1, b""),
+    ops.Fetch(I, 0, (1 << 20) + 1, b""),
+    ops.Fetch(I, 2**63 - 1, 1, b""),
+    ops.Fetch(I, 0, 1, b"a" * 256),
 ]
 
 
@@ -542,6 +579,21 @@ def test_what_msgpack_cannot_hold_cannot_be_sent():
         ops.Listing([ops.Entry(b"a/b", I, True)], False),
         ops.Listing([ops.Entry(b"a", b"x", True)], False),
         ops.Listing([ops.Entry(b"a", I, True)] * 1001, False),
+        ops.Suspected(True, [ops.Locate(I, I, b"..")], [], False),
+        ops.Suspected(True, [ops.Locate(I, I, b"a")] * 3049, [], False),
+        ops.Suspected(True, [], [ops.Suspect(b"x", 0, -1, [], [])], False),
+        ops.Suspected(True, [], [ops.Suspect(I, 0, -2, [], [])], False),
+        ops.Suspected(True, [], [ops.Suspect(I, 0, -1, [(1, 1)], [])], False),
+        ops.Suspected(True, [], [ops.Suspect(I, 0, -1, [(0, 2**33)], [])], False),
+        ops.Suspected(True, [], [ops.Suspect(I, 0, -1, [(0, 1)] * 4097, [])], False),
+        ops.Suspected(True, [], [ops.Suspect(I, 0, -1, [], [b"a/b"])], False),
+        ops.Suspected(True, [], [ops.Suspect(I, 0, -1, [], [b"a"] * 501)] * 2, False),
+        ops.Suspected(True, [], [ops.Suspect(I, 0, -1, [], [])] * 1001, False),
+        ops.Fetched(bytes((1 << 20) + 1), [], 0),
+        ops.Fetched(b"", [(5, 5)], 0),
+        ops.Fetched(b"", [(5, 7), (6, 9)], 0),
+        ops.Fetched(b"", [(-1, 2)], 0),
+        ops.Fetched(b"", [], -1),
         ops.Inspected(b"x", True, None),
         ops.Inspected(I, True, ops.Attributes(0, 0, 0, 0, 0, 0, b"", 0, 0, {})),
         ops.Inspected(I, True, ops.Attributes(0o100644, 0, 0, 0, 0, 0, b"", 0, 0, {b"n": b"x"})),

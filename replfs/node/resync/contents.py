@@ -19,6 +19,7 @@ from replfs.node.peer import BULK
 from replfs.node.rate import Rate
 from replfs.node.resync.names import Names
 from replfs.node.resync.work import UNREPRESENTABLE, Work
+from replfs.store.holes import segments
 from replfs.store.inode import Inode
 
 _REGIONS_AT_ONCE: Final = ops.PAYLOAD_MAX // REGION_SIZE
@@ -122,7 +123,7 @@ class Contents:
                 self._work.refused(key, inode, answer)
                 return False
             parts = _differing(data, answer.digests)
-        for left, right, is_hole in _pieces(_segments(fd, start, start + len(data)), parts, start):
+        for left, right, is_hole in _pieces(segments(fd, start, start + len(data)), parts, start):
             length = right - left
             if is_hole:
                 op, payload = ops.Data(inode.id, left, length), None
@@ -210,13 +211,13 @@ def _differing(data: bytes, digests: bytes) -> list[tuple[int, int]]:
 
 
 def _pieces(
-    segments: list[tuple[int, int, bool]], parts: list[tuple[int, int]], start: int
+    pieces: list[tuple[int, int, bool]], parts: list[tuple[int, int]], start: int
 ) -> Iterator[tuple[int, int, bool]]:
-    """What to send of *segments*: of data what lies in *parts* (relative to *start*).
+    """What to send of *pieces*: of data what lies in *parts* (relative to *start*).
 
     Holes all the same: the peer may have zeros there, which have the same digest.
     """
-    for left, right, is_hole in segments:
+    for left, right, is_hole in pieces:
         if is_hole:
             yield left, right, True
             continue
@@ -224,27 +225,3 @@ def _pieces(
             first, last = max(left, start + low), min(right, start + high)
             if first < last:
                 yield first, last, False
-
-
-def _segments(fd: int, start: int, stop: int) -> list[tuple[int, int, bool]]:
-    """[start, stop) of a file cut into (start, stop, is a hole).
-
-    Source: lseek(2), SEEK_DATA and SEEK_HOLE; where they are not known, all is data.
-    """
-    segments: list[tuple[int, int, bool]] = []
-    at = start
-    while at < stop:
-        try:
-            data = min(os.lseek(fd, at, os.SEEK_DATA), stop)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                return [(start, stop, False)]
-            data = stop
-        if data > at:
-            segments.append((at, data, True))
-            at = data
-            continue
-        hole = min(os.lseek(fd, at, os.SEEK_HOLE), stop)
-        segments.append((at, hole, False))
-        at = hole
-    return segments

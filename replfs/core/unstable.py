@@ -1,0 +1,173 @@
+"""What one side has applied since it, and who it applies it with, were last stable together.
+
+An operation that was acknowledged is in two page caches, and maybe on no disk yet. When one side
+loses power, the other knows from this set what the first may lack: it is that, and no more, that
+has to be compared. A *common checkpoint* empties it: it begins in the order of the live stream
+(`begin`), both sides flush, and when both have, what was noted before it began is dropped
+(`settle`). A primary has one set per peer, of what it sent; a secondary has one, of what it
+applied.
+
+Where a volume has several peers, a secondary goes on remembering what is stable on the primary and
+not on all the others (`settle` with *everywhere* false): should it be promoted, that is what they
+may lack.
+
+Pure: no clock, no I/O. The set is bounded; beyond `LIMIT` marks, as before the first checkpoint, it
+is not known what is unstable, and everything has to be compared.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from replfs.core import ops, splitter
+from replfs.core.dirty import DirtyLog
+
+LIMIT: Final = 200_000
+"""Objects and names: some 50 MB of memory."""
+
+
+class _Period:
+    """What was noted between two points in the stream; `is_complete`: nothing is missing."""
+
+    __slots__ = ("is_complete", "log")
+
+    def __init__(self, *, is_complete: bool) -> None:
+        self.log = DirtyLog()
+        self.is_complete = is_complete
+
+    def overflow(self) -> None:
+        self.log = DirtyLog()
+        self.is_complete = False
+
+    def add(self, other: _Period, limit: int) -> None:
+        """Everything of *other*, too."""
+        self.is_complete = self.is_complete and other.is_complete
+        if not self.is_complete or _size(self.log) + _size(other.log) > limit:
+            self.overflow()
+        else:
+            self.log.absorb(other.log)
+
+
+class Unstable:
+    """The set of one side, or of one pair of sides."""
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        self._limit = limit
+        # Nobody knows what an earlier process had applied.
+        self._noted = _Period(is_complete=False)
+        self._flushing: _Period | None = None
+        self._apart = _Period(is_complete=False)
+
+    @property
+    def is_empty(self) -> bool:
+        """Everything is known to be stable: a checkpoint would bring nothing."""
+        if self._flushing is not None or not self._noted.is_complete:
+            return False
+        return self._noted.log.is_empty
+
+    @property
+    def objects(self) -> int:
+        """How many objects are unstable, as far as that is known."""
+        return len(self._noted.log) + (len(self._flushing.log) if self._flushing else 0)
+
+    def note(
+        self,
+        op: ops.AnyOp,
+        locate: splitter.Locator,
+        *,
+        length: int = 0,
+        start: int | None = None,
+    ) -> None:
+        """*op* has been, or is about to be, applied; arguments as for `splitter.mark`.
+
+        *locate* is asked the first time an object is noted after a checkpoint, and after a rename.
+        """
+        log = self._noted.log
+        if type(op) is ops.Write:
+            # Nearly all are writes, and most of them to what is noted already.
+            first = op.offset if start is None or start > op.offset else start
+            if log.marks(op.object) is not None:
+                log.mark_data(op.object, first, op.offset + length)
+                return
+            log.mark_data(op.object, first, op.offset + length, handle=locate(op.object))
+        else:
+            self._note(log, op, locate, length, start)
+        if _size(log) > self._limit:
+            self._noted.overflow()
+
+    @staticmethod
+    def _note(
+        log: DirtyLog, op: ops.AnyOp, locate: splitter.Locator, length: int, start: int | None
+    ) -> None:
+        def find(object_id: ops.ObjectId) -> bytes:
+            return b"" if log.marks(object_id) is not None else locate(object_id)
+
+        match op:
+            case ops.Place() | ops.Clear():
+                splitter.mark_name(log, op.parent, op.name, find)
+            case ops.Gather():
+                for name in op.names:
+                    splitter.mark_name(log, op.parent, name, find)
+            case ops.Data():
+                stop = op.offset + (op.hole or length)
+                log.mark_data(op.object, op.offset, stop, handle=find(op.object))
+            case ops.Finish():
+                log.mark_attrs(op.object, handle=find(op.object))
+            case ops.Rename():
+                splitter.mark(log, op, find)
+                if log.marks(op.object) is not None:
+                    log.mark_attrs(op.object, handle=locate(op.object))
+            case _:
+                splitter.mark(log, op, find, length=length, start=start)
+
+    def forget(self, object_id: ops.ObjectId) -> None:
+        """The object's last name is gone, so nothing of it is wanted any more."""
+        self._noted.log.forget(object_id)
+        self._apart.log.forget(object_id)
+        if self._flushing is not None:
+            self._flushing.log.forget(object_id)
+
+    # Checkpoints -------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """A checkpoint begins: what was noted so far is being flushed, what follows is not."""
+        if self._flushing is None:
+            self._flushing = self._noted
+        else:
+            self._flushing.add(self._noted, self._limit)
+        self._noted = _Period(is_complete=True)
+
+    def settle(self, *, everywhere: bool) -> None:
+        """What was noted before the last `begin` is stable on both sides of the checkpoint.
+
+        *everywhere*: and on all other sides of the volume.
+        """
+        flushed, self._flushing = self._flushing, None
+        if flushed is None:
+            return  # it was settled before
+        if everywhere:
+            self._apart = _Period(is_complete=True)
+        else:
+            self._apart.add(flushed, self._limit)
+
+    def snapshot(self, *, everywhere: bool) -> DirtyLog | None:
+        """All that is unstable, as marks of a log of its own; None: it is not known.
+
+        *everywhere*: since all sides of the volume were stable together, not just the two of the
+        last checkpoint.
+        """
+        periods = [self._noted]
+        if self._flushing is not None:
+            periods.append(self._flushing)
+        if everywhere:
+            periods.append(self._apart)
+        if not all(period.is_complete for period in periods):
+            return None
+        found = DirtyLog()
+        for period in reversed(periods):  # the latest handle of an object counts
+            found.absorb(period.log)
+        return found
+
+
+def _size(log: DirtyLog) -> int:
+    return len(log) + log.dirty_names

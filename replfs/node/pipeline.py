@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
 
@@ -90,6 +91,18 @@ class Pipeline:
             ticket.owner = trio.lowlevel.current_task()
             await trio.lowlevel.wait_task_rescheduled(_not_cancelled)
         return ticket
+
+    @asynccontextmanager
+    async def claimed(
+        self, claims: tuple[Claim, ...], kind: str, peer: Peer
+    ) -> AsyncIterator[None]:
+        """A turn for as long as the block lasts, behind what is on its way to *peer*, too."""
+        ticket = await self.claim(claims, kind)
+        try:
+            await peer.fence()
+            yield
+        finally:
+            self.release_claim(ticket)
 
     async def turn(
         self, claims: tuple[Claim, ...], kind: str, inode: Inode, policy: int | None = None

@@ -171,6 +171,32 @@ class Policies:
         if self._used and any(inode is not None for inode in inodes):
             self._epoch += 1
 
+    def child(self, directory: Inode, name: bytes) -> Inode | None:
+        """What the peers shall have under a name; None: nothing.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        tree = self._tree
+        try:
+            inode = tree.lookup(directory, name)[0]
+        except OSError as error:
+            if error.errno in {errno.ENOENT, errno.ENOTDIR}:
+                return None
+            raise
+        tree.read_record(inode)
+        if inode.foreign or not self.is_replicated_name(directory, name, inode):
+            tree.drop_unused(inode)
+            return None
+        return inode
+
+    def readable_child(self, directory: Inode, name: bytes) -> Inode | None:
+        """As `child`; None also where that cannot be read."""
+        try:
+            return self.child(directory, name)
+        except OSError:
+            return None
+
     def is_replicated_name(self, parent: Inode, name: bytes, inode: Inode) -> bool:
         """Whether the peers have this name: its directory is replicated, it and its object are."""
         if not self._used:

@@ -27,6 +27,7 @@ import trio
 from replfs.core.relationship import State
 from replfs.node.peer import Peer
 from replfs.node.pipeline import Pipeline
+from replfs.node.walk import Below, walk
 from replfs.store import locators, record
 from replfs.store.inode import Inode, proc_path
 from replfs.store.record import ROOT_ID
@@ -112,47 +113,18 @@ class Rescan:
         is_marked = max(found.st_ctime_ns, found.st_mtime_ns) >= since
         if is_marked:
             self._mark([(root, root, b"", False)])
-        frames: list[tuple[Inode, list[tuple[bytes, bool]]]] = []
 
-        async def enter(inode: Inode, *, is_marked: bool) -> None:
-            tree.hold(inode)
-            frames.append((inode, []))
-            frames[-1][1].extend(await self._directory(inode, since, is_marked=is_marked))
+        async def enter(directory: Inode, is_marked: bool) -> Below[bool]:  # noqa: FBT001
+            return await self._directory(directory, since, is_marked=is_marked)
 
-        try:
-            await enter(root, is_marked=is_marked)
-            while frames:
-                inode, below = frames[-1]
-                if not below:
-                    tree.release(frames.pop()[0])
-                    continue
-                name, is_marked = below.pop()
-                child = self._replicated(inode, name)
-                if child is not None and child.is_directory:
-                    await enter(child, is_marked=is_marked)
-        finally:
-            while frames:
-                tree.release(frames.pop()[0])
+        await walk(tree, self._pipeline.policies, root, is_marked, enter)
 
-    def _replicated(self, directory: Inode, name: bytes) -> Inode | None:
-        try:
-            inode = self._tree.lookup(directory, name)[0]
-            self._tree.read_record(inode)
-        except OSError:
-            return None
-        if inode.foreign or not self._pipeline.policies.is_replicated_name(directory, name, inode):
-            self._tree.drop_unused(inode)
-            return None
-        return inode
-
-    async def _directory(
-        self, inode: Inode, since: int, *, is_marked: bool
-    ) -> list[tuple[bytes, bool]]:
+    async def _directory(self, inode: Inode, since: int, *, is_marked: bool) -> Below[bool]:
         """Mark what is changed in a directory; (name, its names are marked) of those below.
 
         *is_marked*: all its names are, so that what is new in it need not be.
         """
-        below: list[tuple[bytes, bool]] = []
+        below: Below[bool] = []
         try:
             fd = os.dup(self._tree.directory_fd(inode))
         except OSError:
@@ -178,7 +150,7 @@ class Rescan:
         self,
         directory: Inode,
         seen: list[_Seen],
-        below: list[tuple[bytes, bool]],
+        below: Below[bool],
         *,
         is_marked: bool,
     ) -> None:
@@ -190,7 +162,7 @@ class Rescan:
                 below.append((one.name, one.is_changed or one.is_new))
             if not (one.is_changed or one.is_new) or (one.is_new and is_marked):
                 continue
-            child = self._replicated(directory, one.name)
+            child = self._pipeline.policies.readable_child(directory, one.name)
             if child is not None:
                 self._tree.hold(child)
                 changed.append((child, directory, one.name, one.is_new))

@@ -16,20 +16,23 @@ from __future__ import annotations
 import errno
 import os
 import stat as _stat
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Final, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Final, TypeVar
 
 import trio
 import xxhash
 
 from replfs.core import footprint, ops
 from replfs.core.regions import REGION_SIZE
+from replfs.core.scheduler import Claim
 from replfs.errors import NotInSync, PeerLost, ReplfsError, UsageError
 from replfs.node import attributes
 from replfs.node.flight import describe
 from replfs.node.peer import BULK, Peer
 from replfs.node.pipeline import Pipeline
 from replfs.node.rate import Rate
+from replfs.node.walk import Below, walk
 from replfs.store import locators
 from replfs.store.inode import Inode
 from replfs.store.tree import RESERVED
@@ -86,6 +89,7 @@ class Verification:
     ) -> None:
         self._pipeline = pipeline
         self._tree = pipeline.tree
+        self._policies = pipeline.policies
         self._peer = peer
         self._top = top
         self._repair = repair
@@ -93,6 +97,8 @@ class Verification:
         self.course = course
         self.at = "/"
         self.stopped = False
+        self._located: set[Inode] = set()
+        """Directories that the peer was told of for this, to be forgotten on the way back."""
 
     async def run(self) -> None:
         """Compare; `course` says what was found.
@@ -106,13 +112,13 @@ class Verification:
         for name in self._top[:-1]:
             inode = self._below(inode, name)
         if not self._top:
-            with _Held(self, inode):
+            with self._tree.held(inode):
                 await self._root()
                 await self._walk(inode)
             return
         name = self._top[-1]
         child = self._below(inode, name)
-        with _Held(self, inode), _Held(self, child):
+        with self._tree.held(inode), self._tree.held(child):
             is_there = await self._item(inode, name)
             if is_there and child.is_directory and not child.gone:
                 await self._walk(child)
@@ -130,43 +136,30 @@ class Verification:
     # The walk ----------------------------------------------------------------------------------
 
     async def _walk(self, top: Inode) -> None:
-        """Directories in byte order, each before what is below it."""
-        frames: list[tuple[Inode, Place, list[bytes], bool]] = []
+        start: Place = ()
+        await walk(self._tree, self._policies, top, start, self._enter, self._leave)
 
-        async def enter(inode: Inode, place: Place) -> None:
-            self._tree.hold(inode)
-            was_located = inode.id in self._peer.located[BULK]
-            frames.append((inode, place, [], was_located))
-            names = await self._directory(inode, place)
-            names.sort(reverse=True)
-            frames[-1] = (inode, place, names, was_located)
+    @asynccontextmanager
+    async def _claim(self, claims: tuple[Claim, ...]) -> AsyncIterator[None]:
+        async with self._pipeline.claimed(claims, "verify", self._peer):
+            self._check()
+            yield
 
-        try:
-            await enter(top, ())
-            while frames:
-                inode, place, names, _ = frames[-1]
-                if not names:
-                    self._leave(*frames.pop())
-                    continue
-                name = names.pop()
-                below = (*place, name)
-                if self._is_done(below):
-                    continue
-                try:
-                    child = self._tree.lookup(inode, name)[0]
-                except OSError:
-                    continue
-                self._tree.read_record(child)
-                if child.is_directory and not child.foreign and child.id:
-                    await enter(child, below)
-        finally:
-            while frames:
-                self._leave(*frames.pop())
+    async def _enter(self, inode: Inode, place: Place) -> Below[Place]:
+        """Compare a directory; what is below it goes on in byte order."""
+        if not inode.id:
+            return []
+        if inode is not self._tree.root and inode.id not in self._peer.located[BULK]:
+            self._located.add(inode)
+        names = await self._directory(inode, place)
+        names.sort(reverse=True)
+        below = [(name, (*place, name)) for name in names]
+        return [(name, deeper) for name, deeper in below if not self._is_done(deeper)]
 
-    def _leave(self, inode: Inode, _place: Place, _names: list[bytes], was_located: bool) -> None:  # noqa: FBT001
-        if not was_located and inode is not self._tree.root:
+    def _leave(self, inode: Inode) -> None:
+        if inode in self._located:
+            self._located.discard(inode)
             self._peer.forget([inode.id], BULK)
-        self._tree.release(inode)
 
     def _is_done(self, place: Place) -> bool:
         """Whether an earlier part of the course saw the directory and all below it."""
@@ -197,10 +190,7 @@ class Verification:
         return directories
 
     def _is_walked(self, inode: Inode, name: bytes) -> bool:
-        try:
-            child = self._child(inode, name)
-        except OSError:
-            return False
+        child = self._policies.readable_child(inode, name)
         if child is None:
             return False
         self._tree.drop_unused(child)
@@ -301,36 +291,22 @@ class Verification:
 
     # One name ------------------------------------------------------------------------------------
 
-    def _child(self, directory: Inode, name: bytes) -> Inode | None:
-        """What the peer shall have under a name; None: nothing."""
-        try:
-            inode = self._tree.lookup(directory, name)[0]
-        except OSError as error:
-            if error.errno in {errno.ENOENT, errno.ENOTDIR}:
-                return None
-            raise
-        self._tree.read_record(inode)
-        if inode.foreign or not self._pipeline.policies.is_replicated_name(directory, name, inode):
-            self._tree.drop_unused(inode)
-            return None
-        return inode
-
     async def _item(self, directory: Inode, name: bytes) -> bool:
         """Compare what stands at a name; whether the peer has the same object there."""
         while True:
             self._check()
             try:
-                child = self._child(directory, name)
+                child = self._policies.child(directory, name)
             except OSError as error:
                 self._differ(directory, name, f"cannot be read here: {error.strerror}")
                 return False
             if child is None:
                 await self._extra(directory, name)
                 return False
-            with _Held(self, child):
+            with self._tree.held(child):
                 claims = footprint.entry_of(directory, name, child)
-                async with _Claim(self, claims):
-                    if self._child(directory, name) is not child:
+                async with self._claim(claims):
+                    if self._policies.child(directory, name) is not child:
                         continue
                     is_there = await self._compare(directory, name, child)
                 if is_there and child.type == _stat.S_IFREG and child.size > CHUNK:
@@ -375,16 +351,17 @@ class Verification:
             for text in found:
                 self._differ(directory, name, text)
             if found:
-                self._mark(lambda: self._peer.log.mark_attrs(child.id, handle=self._handle(child)))
+                self._mark_attrs(child)
         if child.type == _stat.S_IFREG and mine.size <= CHUNK:
             await self._small(child, self._label(directory, name))
         return True
 
     async def _extra(self, directory: Inode, name: bytes) -> None:
         """A name that is not here, or not replicated, must not be there either."""
-        async with _Claim(self, footprint.entry(directory, name)):
+        async with self._claim(footprint.entry(directory, name)):
             try:
-                if self._child(directory, name) is not None or self._is_foreign(directory, name):
+                child = self._policies.child(directory, name)
+                if child is not None or self._is_foreign(directory, name):
                     return
             except OSError:
                 return
@@ -394,21 +371,17 @@ class Verification:
             answer = await self._ask(directory, ops.Inspect(directory.id, name))
             if not isinstance(answer, ops.Inspected) or answer.attributes is None:
                 return
-            if self._pipeline.policies.is_none_by_itself(
-                name, answer.attributes.policy, directory=_stat.S_ISDIR(answer.attributes.mode)
-            ) and not self._exists(directory, name):
+            if (
+                self._policies.is_none_by_itself(
+                    name, answer.attributes.policy, directory=_stat.S_ISDIR(answer.attributes.mode)
+                )
+                and self._tree.lookup_or_none(directory, name) is None
+            ):
                 return  # the peer's own
             if self._is_known(directory, name, None):
                 return
             self._differ(directory, name, "only there")
             self._mark_name(directory, name)
-
-    def _exists(self, directory: Inode, name: bytes) -> bool:
-        try:
-            self._tree.lookup(directory, name)
-        except OSError:
-            return False
-        return True
 
     def _is_foreign(self, directory: Inode, name: bytes) -> bool:
         try:
@@ -419,7 +392,7 @@ class Verification:
     async def _root(self) -> None:
         """The root's own attributes: it has no name to be looked at by."""
         root = self._tree.root
-        async with _Claim(self, footprint.whole(root)):
+        async with self._claim(footprint.whole(root)):
             if not self._peer.log.object_is_clean(root.id):
                 self.course.skipped += 1
                 return
@@ -434,7 +407,7 @@ class Verification:
             for text in found:
                 self._tell("/", text)
             if found:
-                self._mark(lambda: self._peer.log.mark_attrs(root.id))
+                self._mark_attrs(root)
 
     # Contents ------------------------------------------------------------------------------------
 
@@ -449,10 +422,10 @@ class Verification:
         differing: list[tuple[int, int]] = []
         while start < inode.size and not inode.gone:
             self._check()
-            async with _Claim(self, footprint.data(inode, start, start + CHUNK)):
+            async with self._claim(footprint.data(inode, start, start + CHUNK)):
                 runs = await self._runs(inode, label, start, forget=False)
             if runs:
-                async with _Claim(self, footprint.whole(inode)):
+                async with self._claim(footprint.whole(inode)):
                     differing += await self._runs(inode, label, start, forget=False)
             start += CHUNK
             if self._pipeline.flights:
@@ -507,7 +480,7 @@ class Verification:
             return
         count = sum(last - first for first, last in runs)
         self._tell(label, f"contents: {count} bytes at {runs[0][0]} or after it differ")
-        handle = self._handle(inode)
+        handle = locators.of(self._tree, inode)
 
         def mark() -> None:
             for first, last in runs:
@@ -541,52 +514,18 @@ class Verification:
     def _tell(self, label: str, text: str) -> None:
         self.course.differ(f"{label}: {text}")
 
-    def _handle(self, inode: Inode) -> bytes:
-        return locators.of(self._tree, inode)
-
     def _mark_name(self, directory: Inode, name: bytes) -> None:
-        handle = self._handle(directory)
+        handle = locators.of(self._tree, directory)
         self._mark(lambda: self._peer.log.mark_name(directory.id, name, handle=handle))
+
+    def _mark_attrs(self, inode: Inode) -> None:
+        handle = locators.of(self._tree, inode)
+        self._mark(lambda: self._peer.log.mark_attrs(inode.id, handle=handle))
 
     def _mark(self, mark: Callable[[], None]) -> None:
         if self._repair:
             mark()
             self._peer.doubt("a verification found differences")
-
-
-class _Held:
-    """Keeps an inode known over awaits."""
-
-    def __init__(self, owner: Verification, inode: Inode) -> None:
-        self._tree = owner._tree  # noqa: SLF001 - two halves of one thing
-        self._inode = inode
-
-    def __enter__(self) -> None:
-        self._tree.hold(self._inode)
-
-    def __exit__(self, *_: object) -> None:
-        self._tree.release(self._inode)
-
-
-class _Claim:
-    """A turn, behind what is in flight."""
-
-    def __init__(self, owner: Verification, claims: tuple[Any, ...]) -> None:
-        self._owner = owner
-        self._claims = claims
-
-    async def __aenter__(self) -> None:
-        owner = self._owner
-        self._ticket = await owner._pipeline.claim(self._claims, "verify")  # noqa: SLF001
-        try:
-            await owner._peer.fence()  # noqa: SLF001
-            owner._check()  # noqa: SLF001
-        except BaseException:
-            owner._pipeline.release_claim(self._ticket)  # noqa: SLF001
-            raise
-
-    async def __aexit__(self, *_: object) -> None:
-        self._owner._pipeline.release_claim(self._ticket)  # noqa: SLF001
 
 
 def _digests(fd: int, start: int) -> tuple[bytes, int]:

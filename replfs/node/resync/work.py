@@ -79,14 +79,10 @@ class Work:
     @asynccontextmanager
     async def claim(self, claims: tuple[Claim, ...]) -> AsyncIterator[None]:
         """A turn, behind what is on its way to the peer. Raises PeerLost."""
-        ticket = await self.pipeline.claim(claims, "resync")
-        try:
-            await self.peer.fence()
+        async with self.pipeline.claimed(claims, "resync", self.peer):
             if not self.peer.live:
                 raise PeerLost("the session ended")
             yield
-        finally:
-            self.pipeline.release_claim(ticket)
 
     # Failures ----------------------------------------------------------------------------------
 
@@ -164,15 +160,7 @@ class Work:
 
     def child(self, directory: Inode, name: bytes) -> Inode | None:
         """What the peer shall have under a name, with its id; None: nothing."""
-        try:
-            inode, _ = self.tree.lookup(directory, name)
-        except OSError as error:
-            if error.errno in {errno.ENOENT, errno.ENOTDIR}:
-                return None
-            raise
-        self.tree.read_record(inode)
-        if inode.foreign or not self.policies.is_replicated_name(directory, name, inode):
-            self.tree.drop_unused(inode)
-            return None
-        self.tree.ensure_id(inode)
+        inode = self.policies.child(directory, name)
+        if inode is not None:
+            self.tree.ensure_id(inode)
         return inode

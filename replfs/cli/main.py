@@ -15,9 +15,10 @@ from typing import Final
 
 import replfs
 from replfs.cli.exit_codes import ExitCode
+from replfs.cli.parse import Command
 from replfs.errors import ReplfsError, UsageError
 
-_MODULES: Final = {
+MODULES: Final = {
     "demo": ("demo", "show it: two stores, a mount, a failure and a repair, all checked"),
     "mount": ("mount", "mount STORE on MOUNTPOINT and replicate it to peers"),
     "agent": ("mount", "serve STORE as a peer of another node"),
@@ -40,6 +41,10 @@ _MODULES: Final = {
     "split-brain": ("roles", "settle it when both sides changed on their own"),
     "adopt": ("roles", "accept a store that was moved or copied"),
     "dashboard": ("share", "print a Grafana dashboard for the metrics"),
+    "config": ("configuration", "check a configuration file, or print a sample"),
+    "systemd": ("systemd", "print or install the units for the service manager"),
+    "completion": ("completion", "print what makes a shell complete replfs commands"),
+    "man": ("manual", "show or install the manual pages"),
     "keygen": ("keys", "make this node's key pair"),
     "doctor": ("doctor", "check whether this machine can run replfs"),
 }  # fmt: skip
@@ -78,25 +83,31 @@ def _run(argv: list[str]) -> int:
     if name in {"-V", "--version", "version"}:
         print(f"replfs {replfs.__version__}")
         return ExitCode.OK
-    if name not in _MODULES:
-        close = difflib.get_close_matches(name, _MODULES, 1)
+    if name not in MODULES:
+        close = difflib.get_close_matches(name, MODULES, 1)
         hint = f"did you mean {close[0]}?" if close else "see replfs --help"
         raise UsageError(f"there is no command {name!r}; {hint}")
-    module_name, help_text = _MODULES[name]
-    module = importlib.import_module(f"replfs.cli.{module_name}")
-    command = module.COMMANDS[name]
+    command, help_text = find(name)
     args = command.parse(name, help_text, argv[1:])
     return int(command.run(args))
 
 
+def find(name: str) -> tuple[Command, str]:
+    """A command, and what it does in a few words. Raises KeyError."""
+    module_name, help_text = MODULES[name]
+    module = importlib.import_module(f"replfs.cli.{module_name}")
+    command: Command = module.COMMANDS[name]
+    return command, help_text
+
+
 def _overview() -> str:
-    width = max(map(len, _MODULES))
+    width = max(map(len, MODULES))
     lines = [
         "usage: replfs COMMAND ...        (replfs COMMAND --help tells more)",
         "",
         "replfs keeps a directory synchronously replicated on other machines.",
         "",
-        *(f"  {name.ljust(width)}  {help_text}" for name, (_, help_text) in _MODULES.items()),
+        *(f"  {name.ljust(width)}  {help_text}" for name, (_, help_text) in MODULES.items()),
         "",
         "TARGET is a MOUNTPOINT or a STORE. Exit status:",
         *(f"  {code.value:>3}  {code.meaning}" for code in ExitCode),

@@ -30,18 +30,23 @@ class Command(NamedTuple):
     prepare: Callable[[list[str]], list[str]] | None = None
     """Rewrites the arguments before they are parsed."""
 
-    def parse(self, name: str, help_text: str, argv: Sequence[str]) -> argparse.Namespace:
-        """Parse *argv*, what follows the command's name; `argv` of the result holds both.
-
-        Raises:
-            UsageError: it cannot be understood.
-        """
+    def parser(self, name: str, help_text: str) -> Parser:
+        """What knows the command's arguments."""
         parser = Parser(
             prog=f"replfs {name}",
             description=help_text[:1].upper() + help_text[1:] + ".",
             allow_abbrev=False,
         )
         self.declare(parser)
+        return parser
+
+    def parse(self, name: str, help_text: str, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse *argv*, what follows the command's name; `argv` of the result holds both.
+
+        Raises:
+            UsageError: it cannot be understood.
+        """
+        parser = self.parser(name, help_text)
         given = list(argv)
         if self.prepare is not None:
             given = self.prepare(given)

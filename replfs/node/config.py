@@ -538,6 +538,10 @@ def build(
     values.setdefault("name", default_node_name())
     values.setdefault("allow_other", os.geteuid() == 0)
     values.setdefault("foreground", command == "agent")
+    # The service manager's directory for this unit: systemd.exec(5), StateDirectory=.
+    state_directory = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    if command == "agent" and state_directory:
+        values.setdefault("store", state_directory)
     if "store" not in values:
         raise UsageError(f"{command}: it needs a STORE; see replfs {command} --help")
     try:

@@ -12,7 +12,7 @@ import pytest
 import replfs
 from replfs import errors
 from replfs.cli.exit_codes import ExitCode
-from replfs.cli.main import _MODULES as COMMANDS
+from replfs.cli.main import MODULES as COMMANDS
 from replfs.core import messages, ops, relationship
 from replfs.node import config, status
 from replfs.transport import flow, listener

@@ -156,7 +156,7 @@ def test_no_node_exits_4(capsys, tmp_path, argv):
 def test_help_and_version(capsys):
     code, out, _ = replfs(capsys, "--help")
     assert code == 0
-    for name in main._MODULES:
+    for name in main.MODULES:
         assert f"\n  {name} " in out
     for number in exit_codes.ExitCode:
         assert f"  {number.value:>3}  {number.meaning}" in out
@@ -164,7 +164,7 @@ def test_help_and_version(capsys):
     assert replfs(capsys, "--version")[1].startswith("replfs 0.")
 
 
-@pytest.mark.parametrize("name", list(main._MODULES))
+@pytest.mark.parametrize("name", list(main.MODULES))
 def test_every_command_has_help(capsys, name):
     with pytest.raises(SystemExit) as ended:
         main.main([name, "--help"])

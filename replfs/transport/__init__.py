@@ -1,5 +1,6 @@
-"""Links between nodes: ZeroMQ on trio, sessions, heartbeats, CURVE.
+"""Links between nodes: ZeroMQ's protocol on trio, sessions, heartbeats, CURVE.
 
-`link` dials and sends operations, `listener` receives them and answers; both stand on `socket`
-(one ZeroMQ socket under trio's rules) and `security` (keys and who may connect).
+`link` dials and sends operations, `listener` receives them and answers. Both stand on what `socket`
+promises and `wire` chooses: `direct` speaks the protocol (`zmtp`) itself, `libzmq` has it spoken,
+with CURVE (`security`: keys and who may connect).
 """

@@ -6,13 +6,12 @@ a broken connection has been replaced within `peer_timeout_s`; the peer applies 
 If that fails the session is lost: nobody knows then whether what was unanswered has been applied,
 and the owner and every sink are told so.
 
-Each connection is a ZeroMQ socket of its own (`socket.Connection`). What is handed to `send`
-never waits: it leaves at once, or with the next connection.
+Each connection is an object of its own (`socket.Connection`). What is handed to `send` never waits:
+it leaves at once, or as soon as it can, or with the next connection.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import time
@@ -29,7 +28,8 @@ from replfs.core.messages import BULK, LIVE, Hello, Refuse, Welcome
 from replfs.errors import PeerLost, ProtocolError, Refused, UsageError
 from replfs.transport.flow import ANSWER_TYPES, Call, Flow, LinkState, LinkStatistics, cost_of
 from replfs.transport.security import Curve
-from replfs.transport.socket import LINGER_MS, Connection
+from replfs.transport.socket import NotSent
+from replfs.transport.wire import Wire, connect, wire_of_environment
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,8 @@ FRUITLESS_RESUMES: Final = 3
 STOPPED: Final = "this node ended the session"
 RESUME_DELAY_MIN_S: Final = 0.02
 RESUME_DELAY_MAX_S: Final = 0.5
+LINGER_MS: Final = 300
+"""How long a farewell may take to leave after its socket is closed."""
 
 
 class Sink(Protocol):
@@ -88,6 +90,7 @@ class Link:
         security: keys, or None for plain text.
         name: the peer's name, in messages and to find its key.
         on_refused: called when the peer refuses a session, or the owner does.
+        wire: who speaks; None: what the environment asks for.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class Link:
         security: Curve | None = None,
         name: str,
         on_refused: Callable[[Link, Refuse], None] | None = None,
+        wire: Wire | None = None,
     ) -> None:
         self.name = name
         self.endpoint = endpoint
@@ -111,6 +115,7 @@ class Link:
         self._owner = owner
         self._security = security
         self._on_refused = on_refused
+        self._wire = wire_of_environment() if wire is None else wire
         self._timeout_s = peer_timeout_s
         self._timeout_ns = int(peer_timeout_s * 1e9)
         self._flows: tuple[Flow[Sink], Flow[Sink]] = (Flow(LIVE), Flow(BULK))
@@ -163,26 +168,26 @@ class Link:
         if flow.open and connection is not None:
             try:
                 connection.send(head, payload)
-            except zmq.ZMQError as error:
+            except NotSent as error:
                 self._broken(flow, error)
             else:
                 # Relies on: zmq_send looks for commands before it hands a message on, never
                 # after; so it can have consumed the sign of an answer only if one was due.
-                if not alone:
+                if connection.is_edge_triggered and not alone:
                     connection.drain()
         return seq
 
     def pump(self) -> bool:
         """Handle what has come on the live stream, without waiting; whether anything had.
 
-        Made to be called in a loop: if there is nothing it yields the processor for a moment, as
-        `Socket.spin` does.
+        Made to be called in a loop: if there is nothing it yields the processor for a moment, for
+        others may need it to answer.
         """
         connection = self._flows[LIVE].connection
         if connection is None or connection.closed:
             return False
-        if connection.readable():
-            return connection.drain() > 0
+        if connection.readable() and connection.drain():
+            return True
         os.sched_yield()
         return False
 
@@ -335,7 +340,7 @@ class Link:
             try:
                 live.connection.send(messages.encode_bye(self.session, reason))
                 linger_ms = LINGER_MS
-            except zmq.ZMQError:
+            except NotSent:
                 pass
         # What has not left yet must not leave any more: the owner takes it for lost. Only
         # the farewell of an idle stream may linger.
@@ -383,20 +388,19 @@ class Link:
             answered=flow.answered(),
             stream=flow.stream,
         )
-        secure = None
-        if self._security is not None:
-            secure = partial(self._security.prepare_dialling, peer=self.name)
         try:
-            connection = Connection(
+            connection = connect(
                 self._context,
                 self.endpoint,
                 partial(self._received, flow),
                 self._malformed,
-                secure=secure,
-                message_max=messages.HEAD_MAX,
+                wire=self._wire,
+                curve=self._security,
+                peer=self.name,
+                frame_max=messages.HEAD_MAX,
             )
-        except (zmq.ZMQError, UsageError) as error:
-            raise _Gone(f"cannot connect to {self.endpoint}: {error}") from error
+        except UsageError as error:
+            raise _Gone(f"cannot connect: {error}") from error
         flow.connection = connection
         connected = False
         try:
@@ -419,7 +423,7 @@ class Link:
                 raise Refused(reply.reason, reply.code)
             connected = True
             return reply
-        except zmq.ZMQError as error:
+        except NotSent as error:
             raise _Gone(f"cannot greet {self.endpoint}: {error}") from error
         finally:
             if not connected:
@@ -499,17 +503,15 @@ class Link:
             for seq, call in flow.calls.items():
                 if seq > welcome.applied:
                     connection.send(call.head, call.payload)
-        except zmq.ZMQError as error:
+        except NotSent as error:
             self._broken(flow, error)
         logger.info("the connection to %s was replaced, the session goes on", self.name)
 
-    def _broken(self, flow: Flow[Sink], error: zmq.ZMQError) -> None:
+    def _broken(self, flow: Flow[Sink], error: NotSent) -> None:
         flow.open = False
         connection = flow.connection
         if connection is not None:
-            if error.errno != errno.EAGAIN:
-                logger.warning("cannot send to %s: %s", self.name, error)
-            connection.gone = connection.gone or "the connection broke"
+            connection.gone = connection.gone or f"cannot send: {error}"
             connection.poke()
 
     # Messages ------------------------------------------------------------------------------------
@@ -624,7 +626,7 @@ class Link:
             self._next_ping_ns = now + self._timeout_ns // PINGS_PER_TIMEOUT
             try:
                 live.connection.send(messages.encode_ping(self.session, self._pings))
-            except zmq.ZMQError as error:
+            except NotSent as error:
                 self._broken(live, error)
             else:
                 live.connection.drain()

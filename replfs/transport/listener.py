@@ -24,9 +24,10 @@ import zmq
 
 from replfs.core import messages, ops
 from replfs.core.messages import BULK, LIVE, Hello, Welcome
-from replfs.errors import ProtocolError, Refused, UsageError
-from replfs.transport.security import Curve, Zap
-from replfs.transport.socket import LINGER_MS, Seldom, Socket, prepare
+from replfs.errors import ProtocolError, Refused
+from replfs.transport.security import Curve
+from replfs.transport.socket import Listening, NotSent, Seldom
+from replfs.transport.wire import Wire, listen, wire_of_environment
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +47,8 @@ SILENT_UNTOLD: Final = 64
 SILENCE_TIMEOUTS: Final = 3
 NET_S: Final = 0.05
 FAREWELL_S: Final = 0.1
+LINGER_MS: Final = 300
 STOPPED: Final = "the listener stops"
-RECEIVE_QUEUE: Final = 64
-"""Messages that ZeroMQ reads ahead per connection: bounds what a stranger can make it hold."""
-SEND_QUEUE: Final = 4096
 _SMALL_ANSWER: Final = 64
 
 
@@ -213,6 +212,7 @@ class Listener:
         security: keys and allow-list, or None for plain text.
         peer_timeout_s: as the peers have it; three times this without a sign ends a session.
         spin_ns: how long to look for the next message before sleeping, while messages come.
+        wire: who speaks; None: what the environment asks for.
     """
 
     def __init__(
@@ -224,6 +224,7 @@ class Listener:
         security: Curve | None = None,
         peer_timeout_s: float,
         spin_ns: int = SPIN_NS,
+        wire: Wire | None = None,
     ) -> None:
         self.endpoint = endpoint
         self._context = context
@@ -232,10 +233,10 @@ class Listener:
         self._timeout_s = peer_timeout_s
         self._timeout_ns = int(peer_timeout_s * 1e9)
         self._spin_ns = spin_ns
-        self._socket: Socket | None = None
+        self._wire = wire_of_environment() if wire is None else wire
+        self._socket: Listening | None = None
         self._session: Session | None = None
         self._offered: dict[int, Session] = {}
-        self._zap: Zap | None = None
         self._in_turn = False
         self._busy_turn = False
         self._complaints = Seldom()
@@ -252,7 +253,7 @@ class Listener:
             refusals=self._refusals,
             malformed=self._malformed_count,
             strays=self._strays,
-            denied_keys=0 if self._zap is None else self._zap.denied,
+            denied_keys=0 if self._socket is None else self._socket.denied,
         )
 
     async def run(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
@@ -261,37 +262,25 @@ class Listener:
         Raises:
             UsageError: it cannot listen there.
         """
-        raw = self._context.socket(zmq.ROUTER)
-        try:
-            prepare(raw, self.endpoint, messages.HEAD_MAX)
-            raw.setsockopt(zmq.ROUTER_MANDATORY, 1)
-            # No ROUTER_HANDOVER: links leave their identity to this side, so a connection that
-            # claims one that is in use is a stranger's and must not take it over.
-            raw.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE)
-            raw.setsockopt(zmq.SNDHWM, SEND_QUEUE)
-            # Connections that died without a word are found by ZeroMQ's own heartbeat.
-            raw.setsockopt(zmq.HEARTBEAT_IVL, max(1, int(self._timeout_s * 1000)))
-            raw.setsockopt(
-                zmq.HEARTBEAT_TIMEOUT, max(1, int(self._timeout_s * 1000 * SILENCE_TIMEOUTS))
-            )
-            if self._security is not None:
-                self._zap = Zap(self._context, self._security.allowed)
-                self._security.prepare_listening(raw)
-            raw.bind(self.endpoint)
-        except zmq.ZMQError as error:
-            raw.close(0)
-            if self._zap is not None:
-                self._zap.close()
-            raise UsageError(f"cannot listen on {self.endpoint}: {error.strerror}") from error
-        self.endpoint = bytes(raw.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
-        self._socket = Socket(raw, self._received, self._malformed)
+        socket = self._socket = listen(
+            self._context,
+            self.endpoint,
+            self._received,
+            self._malformed,
+            wire=self._wire,
+            curve=self._security,
+            frame_max=messages.HEAD_MAX,
+            heartbeat_s=self._timeout_s,
+            silence_s=self._timeout_s * SILENCE_TIMEOUTS,
+            is_needed=self._is_needed,
+        )
+        self.endpoint = socket.endpoint
         try:
             async with trio.open_nursery() as nursery:
-                if self._zap is not None:
-                    nursery.start_soon(self._zap.run)
+                nursery.start_soon(socket.watch)
                 nursery.start_soon(self._watch)
                 task_status.started(self.endpoint)
-                await self._serve(self._socket)
+                await self._serve(socket)
         finally:
             if self._session is not None:
                 self._close(self._session, STOPPED)
@@ -299,11 +288,11 @@ class Listener:
                 # drops what it has not read when the connection ends.
                 with trio.CancelScope(shield=True):
                     await trio.sleep(FAREWELL_S)
-            self._socket.close(LINGER_MS)
+            socket.close(LINGER_MS)
 
     # The loop ------------------------------------------------------------------------------------
 
-    async def _serve(self, socket: Socket) -> None:
+    async def _serve(self, socket: Listening) -> None:
         clock = time.monotonic_ns
         handled = misses = 0
         since = clock()
@@ -327,11 +316,18 @@ class Listener:
             if since - asleep < self._spin_ns:
                 misses = 0
 
+    def _is_needed(self, identity: bytes) -> bool:
+        """Whether it is a connection of a session, or of one that was offered."""
+        sessions = [*self._offered.values()]
+        if self._session is not None:
+            sessions.append(self._session)
+        return any(lane.identity == identity for one in sessions for lane in one.lanes)
+
     def _awaits_answers(self) -> bool:
         session = self._session
         return session is not None and any(lane.deferred for lane in session.lanes)
 
-    def _turn(self, socket: Socket) -> int:
+    def _turn(self, socket: Listening) -> int:
         """Handle what has come, and leave the socket empty unless TURN_MESSAGES were handled."""
         count = 0
         end = time.monotonic_ns() + TURN_NS
@@ -398,12 +394,10 @@ class Listener:
         if socket is None or socket.closed:
             return False
         try:
-            socket.send(head, None, identity)
-        except zmq.ZMQError as error:
-            if error.errno not in (errno.EHOSTUNREACH, errno.EAGAIN):
-                logger.warning("cannot send an answer: %s", error)
+            socket.send(head, identity)
+        except NotSent:
             return False
-        if not self._in_turn and socket.pending():
+        if socket.is_edge_triggered and not self._in_turn and socket.pending():
             socket.poke()  # `send` may have hidden a message from the sleeping loop
         return True
 

@@ -1,276 +1,113 @@
-"""One ZeroMQ socket under trio, with one owner.
+"""What a link and a listener need of a socket, whoever speaks ZeroMQ's protocol on it.
 
-The file descriptor of a ZeroMQ socket is edge-triggered: it tells that commands for the socket
-have come since the socket was last found empty. *Any* call on the socket may consume such a
-command, `send` included; a message announced by it then waits in the socket, and nobody is woken.
-Hence the rule that this module exists for: after any call, receive until `pending()` is false
-before yielding to trio. `poke()` and a coarse timer are the net beneath it.
-
-A message is one or two frames (head, payload), after the identity of the connection where the
-socket is a ROUTER. Anything longer is read to its end and reported as malformed.
+Two modules keep these promises: `direct`, which speaks ZMTP itself, and `libzmq`. `wire` chooses.
+A message is one or two frames (head, payload); anything longer is reported as malformed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import select
 import time
 from collections.abc import Callable
-from typing import Final, cast
-
-import trio
-import zmq
-from zmq.utils.monitor import recv_monitor_message
-
-NO_COPY_MIN: Final = 512 << 10
-"""Bytes from which a payload is sent without copying it; below, the copy is cheaper."""
-LINGER_MS: Final = 300
-"""How long a farewell may take to leave after its socket is closed."""
-
-_NOBLOCK: Final = int(zmq.NOBLOCK)
-_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
-_POLLIN: Final = int(zmq.POLLIN)
+from typing import Protocol
 
 Received = Callable[[bytes, bytes, memoryview | None], None]
-"""Called with identity (empty unless ROUTER), head and payload of each message."""
+"""Called with identity (empty on a connection), head and payload of each message.
+
+The payload is valid during the call only.
+"""
 Malformed = Callable[[bytes, str], None]
 """Called with the identity and what is wrong with a message's frames."""
 
 
-def prepare(socket: zmq.Socket[bytes], endpoint: str, message_max: int) -> None:
-    """Options that both sides set before they connect or bind.
-
-    IPv6 is off where *endpoint* is an IPv4 address, so that it can be used, and reads back, as one.
-    """
-    host = endpoint.partition("://")[2].rpartition(":")[0]
-    ipv4 = host == "*" or all(part.isdigit() for part in host.split("."))
-    socket.setsockopt(zmq.IPV6, 0 if ipv4 else 1)
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.MAXMSGSIZE, message_max)
+class NotSent(Exception):
+    """A message could not be handed on: the connection is gone, or its queue is full."""
 
 
-class Socket:
-    """One ZeroMQ socket. Neither thread-safe nor shared: its owner makes every call.
+class Waitable(Protocol):
+    """What both have in common. One owner makes every call, in the event loop."""
 
-    Args:
-        socket: connected or bound by the caller; closed by `close`.
-        received: called for each message, inside `receive` and `drain`.
-        malformed: called instead for a message with too many frames.
-    """
+    fd: int
+    """Readable when there may be something to do; -1 while there is nothing to wait for yet."""
+    closed: bool
 
-    def __init__(self, socket: zmq.Socket[bytes], received: Received, malformed: Malformed) -> None:
-        self._socket = socket
-        self._received = received
-        self._malformed = malformed
-        self._routed = socket.getsockopt(zmq.TYPE) == zmq.ROUTER
-        self.fd = cast(int, socket.getsockopt(zmq.FD))
-        self._poll = select.poll()
-        self._poll.register(self.fd, select.POLLIN)
-        self._scope: trio.CancelScope | None = None
-        self._draining = False
-        self.closed = False
+    @property
+    def is_edge_triggered(self) -> bool:
+        """Any call may hide from `fd` that a message has come.
 
-    def send(self, head: bytes, payload: bytes | None = None, identity: bytes = b"") -> None:
-        """Queue one message. The caller then looks at `pending()` or calls `drain()`.
-
-        Raises:
-            zmq.Again: the queue is full, or the connection is gone.
-            zmq.ZMQError: EHOSTUNREACH if a ROUTER does not know *identity*.
+        Then use `pending` or `drain` after each, before yielding to trio.
         """
-        socket = self._socket
-        if identity:
-            socket.send(identity, _MORE)
-        if payload is None:
-            socket.send(head, _NOBLOCK)
-            return
-        socket.send(head, _MORE)
-        socket.send(payload, _NOBLOCK, copy=len(payload) < NO_COPY_MIN)
-
-    def pending(self) -> bool:
-        """Whether a message can be received. False re-arms the descriptor (see above)."""
-        return not self.closed and bool(cast(int, self._socket.getsockopt(zmq.EVENTS)) & _POLLIN)
-
-    def readable(self) -> bool:
-        """Whether the descriptor says that something may have come: a third of `pending`'s cost."""
-        return bool(self._poll.poll(0))
-
-    def receive(self) -> bool:
-        """Receive one message and hand it over; False if there is none."""
-        recv = self._socket.recv
-        identity = b""
-        try:
-            if self._routed:
-                identity = recv(_NOBLOCK)
-                frame = recv(_NOBLOCK, copy=False)
-            else:
-                frame = recv(_NOBLOCK, copy=False)
-        except zmq.Again:
-            return False
-        if not frame.more:
-            self._received(identity, frame.bytes, None)
-            return True
-        payload = recv(_NOBLOCK, copy=False)
-        if not payload.more:
-            self._received(identity, frame.bytes, payload.buffer)
-            return True
-        frames = 2
-        while payload.more:
-            payload = recv(_NOBLOCK, copy=False)
-            frames += 1
-        self._malformed(identity, f"a message of {frames} frames")
-        return True
-
-    def drain(self, limit: int = 1024) -> int:
-        """Hand over what has come, at most *limit* messages; how many it was.
-
-        Fewer than *limit* means that the socket is empty. Called again from inside a callback it
-        does nothing, because the outer call goes on until the socket is empty.
-        """
-        if self._draining:
-            return 0
-        self._draining = True
-        count = 0
-        try:
-            while count < limit and self.pending() and self.receive():
-                count += 1
-        finally:
-            self._draining = False
-        return count
-
-    def spin(self, duration_ns: int) -> bool:
-        """Wait without sleeping; whether something may have come.
-
-        Waking an idle core costs more than most operations take. Yielding between looks is what
-        lets ZeroMQ's own threads run where there is no core to spare: without it a round trip
-        takes a third longer, and its slowest percent several times as long.
-        """
-        poll = self._poll.poll
-        clock = time.monotonic_ns
-        relax = os.sched_yield
-        end = clock() + duration_ns
-        while not poll(0):
-            if clock() >= end:
-                return False
-            relax()
-        return True
 
     async def wait(self, seconds: float = math.inf) -> None:
         """Sleep until something may have come, `poke`, `close`, or *seconds* have passed.
 
         Only valid after `pending()` was false, or `drain` stopped below its limit.
         """
-        if self.closed:
-            await trio.lowlevel.checkpoint()
-            return
-        closed = contextlib.suppress(trio.ClosedResourceError)
-        with trio.move_on_after(seconds) as self._scope, closed:
-            await trio.lowlevel.wait_readable(self.fd)
-        self._scope = None
 
     def poke(self) -> None:
         """End a `wait` that is under way."""
-        if self._scope is not None:
-            self._scope.cancel()
+
+    async def watch(self) -> None:
+        """What has to go on beside it; started once by the owner.
+
+        A connection's returns when it has ended, with `gone` set.
+        """
 
     def close(self, linger_ms: int = 0) -> None:
-        """Close it; what has not been sent has *linger_ms* to leave. Idempotent."""
-        if self.closed:
-            return
-        self.closed = True
-        trio.lowlevel.notify_closing(self.fd)
-        self._socket.close(linger_ms)
+        """Close it; what has not been sent has *linger_ms* to leave, at most. Idempotent."""
 
 
-class Connection(Socket):
-    """A DEALER with one connection for life: it does not reconnect, and `gone` says why it ended.
+class Connection(Waitable, Protocol):
+    """The dialling side: one connection for life. It does not reconnect.
 
     Whoever wants another connection makes another object, so that nothing of the old one's queue
     can reach the new one.
     """
 
-    def __init__(
-        self,
-        context: zmq.Context[zmq.Socket[bytes]],
-        endpoint: str,
-        received: Received,
-        malformed: Malformed,
-        *,
-        secure: Callable[[zmq.Socket[bytes]], None] | None,
-        message_max: int,
-    ) -> None:
-        """Start connecting. Raises `zmq.ZMQError` if *endpoint* cannot be understood."""
-        socket = context.socket(zmq.DEALER)
-        self._monitor: zmq.Socket[bytes] | None = None
-        self.established = False
-        self.unreachable = False
-        self.gone = ""
-        try:
-            prepare(socket, endpoint, message_max)
-            socket.setsockopt(zmq.RECONNECT_IVL, -1)
-            socket.setsockopt(zmq.SNDHWM, 0)  # bounded by the link's window
-            socket.setsockopt(zmq.RCVHWM, 0)  # bounded by the same: an answer an operation
-            if secure is not None:
-                secure(socket)
-            self._monitor = socket.get_monitor_socket(_MONITORED)
-            socket.connect(endpoint)
-        except BaseException:
-            self._stop_monitor(socket)
-            socket.close(0)
-            raise
-        super().__init__(socket, received, malformed)
+    unreachable: bool
+    """Whether nothing listens there at all."""
+    gone: str
+    """Why it has ended; empty while it has not."""
 
-    async def watch(self) -> None:
-        """Follow the connection's fate; returns when it has ended, with `gone` set."""
-        monitor = self._monitor
-        if monitor is None:
-            return
-        fd = cast(int, monitor.getsockopt(zmq.FD))
-        while not self.closed and not self.gone:
-            while not self.gone and cast(int, monitor.getsockopt(zmq.EVENTS)) & _POLLIN:
-                event = recv_monitor_message(monitor, zmq.NOBLOCK)["event"]
-                if event == zmq.Event.HANDSHAKE_SUCCEEDED:
-                    self.established = True
-                else:
-                    self.unreachable = event == zmq.Event.CLOSED and not self.established
-                    self.gone = _ENDINGS.get(event, "the connection was lost")
-            if not self.gone:
-                try:
-                    await trio.lowlevel.wait_readable(fd)
-                except trio.ClosedResourceError:
-                    return
-        self.poke()
+    @property
+    def established(self) -> bool:
+        """Whether the handshake was through."""
 
-    def close(self, linger_ms: int = 0) -> None:
-        """Close it; what has not been sent has *linger_ms* to leave. Idempotent."""
-        if not self.closed:
-            self._stop_monitor(self._socket)
-        super().close(linger_ms)
+    def send(self, head: bytes, payload: bytes | None = None) -> None:
+        """Send one message now, or as soon as it can be. Raises `NotSent`."""
 
-    def _stop_monitor(self, socket: zmq.Socket[bytes]) -> None:
-        if self._monitor is not None:
-            monitor, self._monitor = self._monitor, None
-            trio.lowlevel.notify_closing(cast(int, monitor.getsockopt(zmq.FD)))
-            socket.disable_monitor()
-            monitor.close(0)
+    def readable(self) -> bool:
+        """Whether something may have come, or what waits to be sent can go."""
+
+    def drain(self, limit: int = 1024) -> int:
+        """Hand over what has come, at most *limit* messages; how many it was.
+
+        Fewer than *limit* means that there is nothing more. Called again from inside a callback
+        it does nothing, because the outer call goes on.
+        """
 
 
-_ENDINGS: Final[dict[int, str]] = {
-    zmq.Event.CLOSED: "connection refused, or no way to the peer",
-    zmq.Event.DISCONNECTED: "the connection broke",
-    zmq.Event.HANDSHAKE_FAILED_AUTH: "the peer does not accept this node's key",
-    zmq.Event.HANDSHAKE_FAILED_PROTOCOL: "the peer does not speak the same security protocol",
-    zmq.Event.HANDSHAKE_FAILED_NO_DETAIL: "the security handshake failed",
-}
-_MONITORED: Final = int(
-    zmq.Event.HANDSHAKE_SUCCEEDED
-    | zmq.Event.CLOSED
-    | zmq.Event.DISCONNECTED
-    | zmq.Event.HANDSHAKE_FAILED_AUTH
-    | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
-    | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
-)
+class Listening(Waitable, Protocol):
+    """The listening side: all its connections, each known by an identity given to it here."""
+
+    endpoint: str
+    """Where it listens, with the port that it got."""
+
+    @property
+    def denied(self) -> int:
+        """Connections refused for their key."""
+
+    def send(self, head: bytes, identity: bytes) -> None:
+        """Send one message to the connection called *identity*. Raises `NotSent`."""
+
+    def pending(self) -> bool:
+        """Whether a message can be received."""
+
+    def receive(self) -> bool:
+        """Receive one message and hand it over; False if there is none."""
+
+    def spin(self, duration_ns: int) -> bool:
+        """Wait without sleeping; whether something may have come."""
 
 
 class Seldom:

@@ -15,6 +15,18 @@ from replfs.core.messages import Hello, Refuse, Welcome
 from replfs.errors import Refused
 from replfs.transport.link import Link
 from replfs.transport.listener import Listener, Session
+from replfs.transport.security import Curve
+from replfs.transport.wire import Wire
+
+Wires = tuple[Wire, Wire]
+"""Who speaks: for the link, for the listener."""
+DIRECT: Wires = (Wire.AUTO, Wire.AUTO)
+WIRES: dict[str, Wires] = {
+    "direct": DIRECT,
+    "direct to libzmq": (Wire.AUTO, Wire.LIBZMQ),
+    "libzmq to direct": (Wire.LIBZMQ, Wire.AUTO),
+    "libzmq": (Wire.LIBZMQ, Wire.LIBZMQ),
+}
 
 PATIENCE_S = 60.0
 """How long to wait for what must happen: long, because it only matters when it does not."""
@@ -154,13 +166,16 @@ class RecordingApplier:
 class Pair:
     """A listener, an optional detour to it, and a link; all run in *nursery*."""
 
-    def __init__(self, nursery: trio.Nursery, timeout_s: float = 60.0, **listening: Any) -> None:
+    def __init__(
+        self, nursery: trio.Nursery, timeout_s: float, wires: Wires, security: Curve | None
+    ) -> None:
         self.nursery = nursery
+        self.security = security
         self.timeout_s = timeout_s
+        self.wires = wires
         self.context: zmq.Context[Any] = zmq.Context()
         self.applier = RecordingApplier()
         self.owner = RecordingOwner()
-        self.listening = listening
         self.listener: Listener | None = None
         self.listener_scope = trio.CancelScope()
         self.link: Link | None = None
@@ -168,7 +183,12 @@ class Pair:
 
     async def listen(self, endpoint: str = "tcp://127.0.0.1:0") -> str:
         self.listener = Listener(
-            self.context, endpoint, self.applier, peer_timeout_s=self.timeout_s, **self.listening
+            self.context,
+            endpoint,
+            self.applier,
+            peer_timeout_s=self.timeout_s,
+            security=self.security,
+            wire=self.wires[1],
         )
         self.listener_scope = trio.CancelScope()
 
@@ -186,6 +206,7 @@ class Pair:
             peer_timeout_s=self.timeout_s,
             name="secondary",
             on_refused=self.owner.refused,
+            wire=self.wires[0],
             **arguments,
         )
         self.link_scope = trio.CancelScope()
@@ -204,10 +225,12 @@ class Pair:
 
 
 @contextlib.asynccontextmanager
-async def running_pair(timeout_s: float = 60.0, **listening: Any) -> AsyncIterator[Pair]:
+async def running_pair(
+    timeout_s: float = 60.0, wires: Wires = DIRECT, *, security: Curve | None = None
+) -> AsyncIterator[Pair]:
     """A `Pair` that is stopped at the end, and must not leave a socket open."""
     async with trio.open_nursery() as nursery:
-        pair = Pair(nursery, timeout_s, **listening)
+        pair = Pair(nursery, timeout_s, wires, security)
         yield pair
         nursery.cancel_scope.cancel()
     with trio.fail_after(PATIENCE_S):

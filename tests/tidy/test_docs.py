@@ -15,7 +15,7 @@ from replfs.cli.exit_codes import ExitCode
 from replfs.cli.main import MODULES as COMMANDS
 from replfs.core import messages, ops, relationship
 from replfs.node import config, status
-from replfs.transport import flow, listener
+from replfs.transport import direct, flow, libzmq, listener, zmtp
 
 ROOT = Path(replfs.__path__[0]).parent
 DOCS = ROOT / "docs"
@@ -303,7 +303,11 @@ LIMITS = {
     ),
     "operations accepted and not answered, per stream": f"{listener.DEFERRED_MAX}",
     "sessions offered and not taken": f"{listener.OFFERED_MAX}",
-    "messages read ahead per connection": f"{listener.RECEIVE_QUEUE}",
+    "frames of a longer message that are skipped": f"{zmtp.FRAMES_MAX}",
+    "connections to a listener": f"{direct.CONNECTIONS_MAX}",
+    "bytes queued for a connection by a listener": f"{direct.QUEUE_MAX >> 20} MiB",
+    "seconds for a connection's handshake": f"{direct.HANDSHAKE_S:.0f}",
+    "messages read ahead per connection through libzmq": f"{libzmq.RECEIVE_QUEUE}",
     "answers in a message": f"{messages.ANSWERS_PER_MESSAGE}",
     "digests in an answer": f"{messages.DIGESTS_PER_ANSWER}",
     "names in `Gather` and `Listing`, hints in `Place`": f"{ops.NAMES_PER_MESSAGE}",

@@ -15,13 +15,20 @@ from xxhash import xxh3_64_intdigest
 
 from replfs.core import messages, ops
 from replfs.core.messages import Hello, Welcome
+from replfs.transport.wire import Wire
 
 MAGIC = 0xF5
 
 
+@pytest.fixture(params=list(Wire))
+def wires(request):
+    """Who speaks for the link and for the listener; the strangers speak through libzmq."""
+    return request.param, request.param
+
+
 @pytest.fixture
-async def pair():
-    async with running_pair() as made:
+async def pair(wires):
+    async with running_pair(wires=wires) as made:
         yield made
 
 
@@ -239,10 +246,14 @@ async def test_a_peer_that_sends_something_wrong_loses_its_session(pair, what):
 
 
 async def test_frames_over_the_limit_close_the_connection(pair):
-    """ZeroMQ itself refuses them, before anything is read into memory."""
+    """They are refused before anything of them is read into memory."""
     endpoint = await pair.listen()
     async with Impostor(pair.context, endpoint) as impostor:
+        monitor = impostor.live.socket.get_monitor_socket(zmq.Event.DISCONNECTED)
         impostor.live.send(bytes(messages.HEAD_MAX + 1))
+        await until(lambda: monitor.poll(0), "the connection is closed")
+        impostor.live.socket.disable_monitor()
+        monitor.close(0)
         header, _ = await impostor.live.greet(resume=impostor.session, number=7)
         assert header.seq == 7
     assert pair.applier.applied == []
@@ -355,8 +366,8 @@ async def test_a_peer_that_asks_for_too_much_at_once(pair):
         assert "operations without an answer" in await bye_to(impostor.live)
 
 
-async def test_silence_ends_a_session():
-    async with running_pair(0.2) as pair:
+async def test_silence_ends_a_session(wires):
+    async with running_pair(0.2, wires) as pair:
         endpoint = await pair.listen()
         async with Impostor(pair.context, endpoint):
             await until(lambda: len(pair.applier.events) == 2, "it is closed")
@@ -450,8 +461,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize("what", WRONG)
-async def test_a_listener_that_sends_something_wrong_loses_the_link(what):
-    async with running_pair() as pair:
+async def test_a_listener_that_sends_something_wrong_loses_the_link(wires, what):
+    async with running_pair(wires=wires) as pair:
         fake = FakeListener(pair.context)
         try:
             pair.nursery.start_soon(fake.run)

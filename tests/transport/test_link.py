@@ -6,23 +6,28 @@ import random
 
 import pytest
 import trio
-from helpers.linkage import RecordingSink, object_id, port_of, running_pair, until, write
+from helpers.linkage import WIRES, RecordingSink, object_id, port_of, running_pair, until, write
 from helpers.tcp_proxy import TcpProxy
 
 from replfs.core import messages, ops
 from replfs.errors import PeerLost, ProtocolError
 
 
+@pytest.fixture(params=list(WIRES.values()), ids=list(WIRES))
+def wires(request):
+    return request.param
+
+
 @pytest.fixture
-async def pair():
-    async with running_pair() as made:
+async def pair(wires):
+    async with running_pair(wires=wires) as made:
         yield made
 
 
 @pytest.fixture
-async def hasty():
+async def hasty(wires):
     """A pair with a short peer timeout, for tests in which it passes."""
-    async with running_pair(1.0) as made:
+    async with running_pair(1.0, wires) as made:
         yield made
 
 

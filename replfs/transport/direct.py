@@ -1,0 +1,671 @@
+"""ZeroMQ's protocol spoken by this process itself, on sockets under trio.
+
+libzmq moves every message through a thread of its own on each side, and each hand-over wakes a
+core: four wake-ups a round trip more than the two that the network needs. Here a message goes from
+the caller's hand into the kernel, and from the kernel into one buffer, from which it is handed
+over. The other side may be libzmq as well (`zmtp`).
+
+What cannot leave at once is queued; a connection's bytes are bounded by the link's window, a
+listener's by `QUEUE_MAX`. Descriptors are level-triggered: nothing is lost by not looking.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+import secrets
+import select
+import socket
+import stat
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import trio
+
+from replfs.errors import ProtocolError, UsageError
+from replfs.transport import zmtp
+from replfs.transport.socket import Malformed, NotSent, Received
+
+QUEUE_MAX: Final = 64 << 20
+"""Bytes that a listener queues for one connection before it refuses to send more."""
+CONNECTIONS_MAX: Final = 64
+"""Connections to a listener. One more, and the oldest that no session needs is closed."""
+HANDSHAKE_S: Final = 10.0
+"""How long a connection may take to say who it is."""
+_BACKLOG: Final = 64
+_EVENTS: Final = 16
+_IDENTITY_BYTES: Final = 8
+_READ: Final = select.EPOLLIN
+_WRITE: Final = select.EPOLLIN | select.EPOLLOUT
+
+BROKE: Final = "the connection broke"
+
+
+class Address(NamedTuple):
+    """An endpoint taken apart: for tcp host and port, for ipc a path."""
+
+    family: socket.AddressFamily
+    """AF_UNSPEC for a name that has to be looked up."""
+    host: str
+    port: int
+    text: str
+
+    @property
+    def target(self) -> tuple[str, int] | str:
+        """What bind(2) and connect(2) take."""
+        return self.host if self.family is socket.AF_UNIX else (self.host, self.port)
+
+
+def parse(endpoint: str, *, listening: bool) -> Address | None:
+    """*endpoint* taken apart; None if only libzmq knows what it means, or nobody."""
+    scheme, _, rest = endpoint.partition("://")
+    if scheme == "ipc":
+        usable = rest.startswith("/")
+        return Address(socket.AF_UNIX, rest, 0, endpoint) if usable else None
+    host, colon, port_text = rest.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if listening and port_text == "*":
+        port_text = "0"
+    if scheme != "tcp" or not colon or not port_text.isdecimal() or int(port_text) > 0xFFFF:
+        return None
+    port = int(port_text)
+    if listening and host == "*":
+        host = "0.0.0.0"  # noqa: S104 - asked for
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError):
+            socket.inet_pton(family, host)
+            return Address(family, host, port, endpoint)
+    if listening or not port or not all(part.isalnum() for part in _labels(host)):
+        return None
+    return Address(socket.AF_UNSPEC, host, port, endpoint)
+
+
+def _labels(host: str) -> list[str]:
+    return [part.replace("-", "a").replace("_", "a") for part in host.rstrip(".").split(".")]
+
+
+class _Channel:
+    """One connection, from greeting to end. It never waits, and knows nothing of who does."""
+
+    __slots__ = (
+        "_decoder", "_early", "_queue_max", "_socket", "gone", "is_empty", "queue", "queued",
+    )  # fmt: skip
+
+    def __init__(
+        self, connected: socket.socket, socket_type: bytes, frame_max: int, queue_max: int
+    ) -> None:
+        self._socket = connected
+        self._decoder = zmtp.Decoder(socket_type, frame_max)
+        self._early: list[bytes] = []
+        """What was to be sent before the handshake was through."""
+        self._queue_max = queue_max
+        self.gone = ""
+        """Why it has ended. What came before may still be taken."""
+        self.is_empty = False
+        """Whether the last `fill` took all that there was."""
+        self.queue: deque[memoryview] = deque()
+        """What the kernel has not taken yet."""
+        self.queued = 0
+        """Bytes in the queue."""
+        self._put(zmtp.opening(socket_type))
+        self.flush()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the handshake is through."""
+        return self._decoder.ready
+
+    def send(self, head: bytes, payload: bytes | None) -> None:
+        """Into the kernel, and what it does not take into the queue. Raises `NotSent`."""
+        if self.gone:
+            raise NotSent(self.gone)
+        first, second = zmtp.encode(head, payload)
+        if not self._decoder.ready:
+            self._early += [first] if second is None else [first, second]
+            return
+        sent = 0
+        if not self.queue:
+            try:
+                if second is None:
+                    sent = self._socket.send(first)
+                else:
+                    sent = self._socket.sendmsg((first, second))
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                self.gone = BROKE
+                raise NotSent(BROKE) from error
+        elif self.queued > self._queue_max:
+            raise NotSent(f"{self.queued} bytes are waiting already")
+        if sent < len(first):
+            self._put(memoryview(first)[sent:])
+            sent = len(first)
+        if second is not None and sent - len(first) < len(second):
+            self._put(memoryview(second)[sent - len(first) :])
+
+    def _put(self, data: bytes | memoryview) -> None:
+        self.queue.append(memoryview(data))
+        self.queued += len(data)
+
+    def flush(self) -> None:
+        """Send what is queued, as far as it goes."""
+        queue = self.queue
+        try:
+            while queue:
+                sent = self._socket.send(queue[0])
+                self.queued -= sent
+                if sent < len(queue[0]):
+                    queue[0] = queue[0][sent:]
+                else:
+                    queue.popleft()
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.gone = self.gone or BROKE
+
+    def fill(self) -> None:
+        """Receive once, without waiting."""
+        space = self._decoder.space()
+        try:
+            count = self._socket.recv_into(space)
+        except BlockingIOError:
+            self.is_empty = True
+            return
+        except OSError:
+            count = 0
+        if count:
+            self._decoder.feed(count)
+        else:
+            self.gone = self.gone or BROKE
+        self.is_empty = count < len(space)
+
+    def next(self) -> zmtp.Message | None:
+        """The next message that has come in whole."""
+        decoder = self._decoder
+        try:
+            message = decoder.next()
+        except ProtocolError as error:
+            self.gone = self.gone or f"what answers is no peer: {error}"
+            return None
+        if decoder.replies or (self._early and decoder.ready):
+            for data in (*self._early, decoder.replies):
+                self._put(data)
+            self._early.clear()
+            decoder.replies = b""
+            self.flush()
+        return message
+
+    def close(self) -> None:
+        """Close it; what the kernel has taken still leaves, what is queued does not."""
+        self.gone = self.gone or "closed"
+        self.queue.clear()
+        # Relies on: close(2) may reset a connection with unread input, and a reset overtakes
+        # nothing that was sent before it.
+        self._socket.close()
+
+
+class DirectConnection:
+    """A connection to a listener; see `socket.Connection`. `watch` opens it.
+
+    Args:
+        endpoint: where to connect.
+        received: called for each message, inside `drain`.
+        malformed: called instead for a message with too many frames.
+        frame_max: bytes of a frame that is accepted.
+    """
+
+    is_edge_triggered: Final = False
+
+    def __init__(
+        self, endpoint: Address, received: Received, malformed: Malformed, *, frame_max: int
+    ) -> None:
+        self._address = endpoint
+        self._received = received
+        self._malformed = malformed
+        self._frame_max = frame_max
+        self._channel: _Channel | None = None
+        self._early: list[tuple[bytes, bytes | None]] = []
+        self._poll = select.poll()
+        self._scope: trio.CancelScope | None = None
+        self._blocked = trio.Event()
+        """Set while something is queued, and when the connection has ended."""
+        self._watching = trio.CancelScope()
+        self._draining = False
+        self.fd = -1
+        self.closed = False
+        self.unreachable = False
+        self.gone = ""
+
+    @property
+    def established(self) -> bool:
+        """Whether the handshake was through."""
+        return self._channel is not None and self._channel.ready
+
+    def send(self, head: bytes, payload: bytes | None = None) -> None:
+        """Send one message now, or as soon as it can be. Raises `NotSent`."""
+        channel = self._channel
+        if channel is None:
+            if self.gone or self.closed:
+                raise NotSent(self.gone or "closed")
+            self._early.append((head, payload))
+            return
+        channel.send(head, payload)
+        if channel.queue:
+            self._blocked.set()
+
+    def readable(self) -> bool:
+        """Whether something may have come, or what waits to be sent can go."""
+        channel = self._channel
+        return channel is not None and bool(channel.queue or self._poll.poll(0))
+
+    def drain(self, limit: int = 1024) -> int:
+        """Hand over what has come, at most *limit* messages; how many it was."""
+        channel = self._channel
+        if channel is None or self._draining or self.closed:
+            return 0
+        self._draining = True
+        channel.is_empty = False
+        count = 0
+        received = self._received
+        try:
+            if channel.queue:
+                channel.flush()
+            while True:
+                message = channel.next()
+                if message is None:
+                    if channel.is_empty or channel.gone or self.closed:
+                        break
+                    channel.fill()
+                    continue
+                count += 1
+                head, payload, wrong = message
+                if wrong:
+                    self._malformed(b"", wrong)
+                else:
+                    received(b"", head, payload)
+                    if payload is not None:
+                        payload.release()
+                if count >= limit or self.closed:
+                    return count
+        finally:
+            self._draining = False
+        if channel.queue:
+            self._blocked.set()
+        if channel.gone:
+            self._ended(channel.gone)
+        return count
+
+    async def wait(self, seconds: float = math.inf) -> None:
+        """Sleep until something may have come, `poke`, `close`, or *seconds* have passed."""
+        if self.closed or self.gone:
+            await trio.lowlevel.checkpoint()
+            return
+        closed = contextlib.suppress(trio.ClosedResourceError)
+        with trio.move_on_after(seconds) as self._scope, closed:
+            if self.fd < 0:
+                await trio.sleep_forever()
+            await trio.lowlevel.wait_readable(self.fd)
+        self._scope = None
+
+    def poke(self) -> None:
+        """End a `wait` that is under way."""
+        if self._scope is not None:
+            self._scope.cancel()
+
+    async def watch(self) -> None:
+        """Connect, and send what is queued when it can go; returns at the end, with `gone` set."""
+        with self._watching:
+            try:
+                connected = await self._connect()
+            except OSError as error:
+                self.unreachable = True
+                self._ended(f"no way to the peer: {error.strerror}")
+                return
+            if self.closed:
+                connected.close()
+                return
+            await self._send_queued(self._start(connected))
+
+    def _start(self, connected: socket.socket) -> _Channel:
+        channel = _Channel(connected, b"DEALER", self._frame_max, 1 << 62)
+        for head, payload in self._early:
+            channel.send(head, payload)
+        self._early.clear()
+        self.fd = connected.fileno()
+        self._poll.register(self.fd, select.POLLIN)
+        self._channel = channel
+        self.poke()
+        return channel
+
+    async def _send_queued(self, channel: _Channel) -> None:
+        while not self.gone:
+            if channel.queue:
+                await trio.lowlevel.wait_writable(self.fd)
+                channel.flush()
+                if channel.gone:
+                    self._ended(channel.gone)
+            else:
+                self._blocked = trio.Event()
+                await self._blocked.wait()
+
+    async def _connect(self) -> socket.socket:
+        """A connected socket. Raises OSError."""
+        address = self._address
+        if address.family is not socket.AF_UNSPEC:
+            return await _connected(address.family, address.target)
+        found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        failure: OSError = OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
+        for family, _, _, _, target in found:
+            try:
+                return await _connected(family, target)
+            except OSError as error:
+                failure = error
+        raise failure
+
+    def _ended(self, reason: str) -> None:
+        self.gone = self.gone or reason
+        self._blocked.set()
+        self.poke()
+
+    def close(self, linger_ms: int = 0) -> None:
+        """Close it. What is queued is dropped, whatever *linger_ms* says. Idempotent."""
+        if self.closed:
+            return
+        self.closed = True
+        self._watching.cancel()
+        self.poke()
+        if self._channel is not None:
+            trio.lowlevel.notify_closing(self.fd)
+            self._channel.close()
+
+
+async def _connected(family: socket.AddressFamily, target: object) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        code = made.connect_ex(target)  # type: ignore[arg-type]  # whatever this family takes
+        if code == errno.EINPROGRESS:
+            await trio.lowlevel.wait_writable(made)
+            code = made.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code))
+        _tune(made)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _tune(connected: socket.socket) -> None:
+    if connected.family is not socket.AF_UNIX:
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+class _Guest:
+    """One connection of a listener."""
+
+    __slots__ = ("channel", "fd", "identity", "since", "writing")
+
+    def __init__(self, channel: _Channel, fd: int) -> None:
+        self.channel = channel
+        self.fd = fd
+        self.identity = secrets.token_bytes(_IDENTITY_BYTES)
+        self.since = time.monotonic()
+        self.writing = False
+        """Whether it waits until it can be written to."""
+
+
+class DirectListening:
+    """A listener's socket and all its connections; see `socket.Listening`.
+
+    Args:
+        endpoint: where to listen.
+        received: called for each message, inside `receive`.
+        malformed: called instead for a message with too many frames.
+        frame_max: bytes of a frame that is accepted.
+        silence_s: how long a connection may be dead before it is closed.
+        is_needed: whether the connection of this identity must not be closed to make room.
+
+    Raises:
+        UsageError: it cannot listen there.
+    """
+
+    is_edge_triggered: Final = False
+
+    def __init__(
+        self,
+        endpoint: Address,
+        received: Received,
+        malformed: Malformed,
+        *,
+        frame_max: int,
+        silence_s: float,
+        is_needed: Callable[[bytes], bool],
+    ) -> None:
+        self._received = received
+        self._malformed = malformed
+        self._frame_max = frame_max
+        self._silence_s = silence_s
+        self._is_needed = is_needed
+        self._socket = _bound(endpoint)
+        self._path = endpoint.host if endpoint.family is socket.AF_UNIX else ""
+        self.endpoint = _name_of(self._socket, endpoint)
+        self._guests: dict[int, _Guest] = {}
+        self._by_identity: dict[bytes, _Guest] = {}
+        self._ready: deque[tuple[_Guest, zmtp.Message]] = deque()
+        """Of each connection at most one message that has come in whole."""
+        self._epoll = select.epoll()
+        self._epoll.register(self._socket, _READ)
+        self._accepts = True
+        self._scope: trio.CancelScope | None = None
+        self.fd = self._epoll.fileno()
+        self.denied = 0
+        self.closed = False
+
+    def send(self, head: bytes, identity: bytes) -> None:
+        """Send one message to the connection called *identity*. Raises `NotSent`."""
+        guest = self._by_identity.get(identity)
+        if guest is None:
+            raise NotSent("this connection is closed")
+        channel = guest.channel
+        channel.send(head, None)
+        if channel.queue:
+            self._watch_writing(guest)
+
+    def pending(self) -> bool:
+        """Whether a message can be received."""
+        return bool(self._ready) or self._look()
+
+    def receive(self) -> bool:
+        """Receive one message and hand it over; False if there is none."""
+        ready = self._ready
+        if not ready and not self._look():
+            return False
+        guest, (head, payload, wrong) = ready.popleft()
+        if wrong:
+            self._malformed(guest.identity, wrong)
+        else:
+            self._received(guest.identity, head, payload)
+            if payload is not None:
+                payload.release()
+        if guest.identity in self._by_identity:
+            self._advance(guest)
+        return True
+
+    def spin(self, duration_ns: int) -> bool:
+        """Wait without sleeping; whether something may have come.
+
+        Yielding between looks lets others run where there is no core to spare.
+        """
+        clock = time.monotonic_ns
+        relax = os.sched_yield
+        end = clock() + duration_ns
+        while not self._look():
+            if clock() >= end:
+                return False
+            relax()
+        return True
+
+    def _look(self) -> bool:
+        """Receive from every connection that has something; whether a message is there now.
+
+        Only while `_ready` is empty: a message that waits in it lies in its connection's buffer.
+        """
+        if self.closed or self._ready:
+            return bool(self._ready)
+        for fd, events in self._epoll.poll(0, _EVENTS):
+            guest = self._guests.get(fd)
+            if guest is None:
+                if fd == self._socket.fileno():
+                    self._accept()
+                continue
+            if events & select.EPOLLOUT:
+                guest.channel.flush()
+            if events & ~select.EPOLLOUT:
+                guest.channel.fill()
+            self._advance(guest)
+        return bool(self._ready)
+
+    def _advance(self, guest: _Guest) -> None:
+        """Take the next message of a connection, or the consequences if there will be none."""
+        channel = guest.channel
+        message = channel.next()
+        if message is not None:
+            self._ready.append((guest, message))
+        elif channel.gone:
+            self._drop(guest)
+            return
+        if bool(channel.queue) is not guest.writing:
+            self._watch_writing(guest)
+
+    def _watch_writing(self, guest: _Guest) -> None:
+        writing = bool(guest.channel.queue)
+        if writing is not guest.writing:
+            guest.writing = writing
+            self._epoll.modify(guest.fd, _WRITE if writing else _READ)
+
+    # Connections -------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        try:
+            connected, _ = self._socket.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                self._epoll.unregister(self._socket)  # `watch` tries again
+                self._accepts = False
+            return
+        connected.setblocking(False)
+        _tune(connected)
+        _find_dead(connected, self._silence_s)
+        while len(self._guests) >= CONNECTIONS_MAX and self._make_room():
+            pass
+        channel = _Channel(connected, b"ROUTER", self._frame_max, QUEUE_MAX)
+        guest = _Guest(channel, connected.fileno())
+        self._guests[guest.fd] = guest
+        self._by_identity[guest.identity] = guest
+        self._epoll.register(guest.fd, _READ)
+        self._watch_writing(guest)
+
+    def _make_room(self) -> bool:
+        for guest in self._guests.values():
+            if not self._is_needed(guest.identity):
+                self._drop(guest)
+                return True
+        return False
+
+    def _drop(self, guest: _Guest) -> None:
+        """Close a connection. What of it waits in `_ready` is still handed over."""
+        del self._guests[guest.fd]
+        del self._by_identity[guest.identity]
+        self._epoll.unregister(guest.fd)
+        guest.channel.close()
+
+    async def watch(self) -> None:
+        """Close connections that do not say who they are, and accept again after a shortage."""
+        while not self.closed:
+            await trio.sleep(1.0)
+            late = time.monotonic() - HANDSHAKE_S
+            for guest in list(self._guests.values()):
+                if not guest.channel.ready and guest.since < late:
+                    self._drop(guest)
+            if not self._accepts and not self.closed:
+                self._epoll.register(self._socket, _READ)
+                self._accepts = True
+
+    # Waiting -------------------------------------------------------------------------------------
+
+    async def wait(self, seconds: float = math.inf) -> None:
+        """Sleep until something may have come, `poke`, `close`, or *seconds* have passed."""
+        if self.closed:
+            await trio.lowlevel.checkpoint()
+            return
+        closed = contextlib.suppress(trio.ClosedResourceError)
+        with trio.move_on_after(seconds) as self._scope, closed:
+            await trio.lowlevel.wait_readable(self.fd)
+        self._scope = None
+
+    def poke(self) -> None:
+        """End a `wait` that is under way."""
+        if self._scope is not None:
+            self._scope.cancel()
+
+    def close(self, linger_ms: int = 0) -> None:
+        """Close it and all connections. What is queued is dropped, whatever *linger_ms* says."""
+        if self.closed:
+            return
+        self.closed = True
+        self._ready.clear()
+        trio.lowlevel.notify_closing(self.fd)
+        for guest in list(self._guests.values()):
+            self._drop(guest)
+        self._socket.close()
+        self._epoll.close()
+        if self._path:
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
+
+
+def _bound(address: Address) -> socket.socket:
+    made = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        if address.family is socket.AF_UNIX:
+            _clear_path(address.host)
+        else:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address.target)
+        made.listen(_BACKLOG)
+    except OSError as error:
+        made.close()
+        raise UsageError(f"cannot listen on {address.text}: {error.strerror}") from error
+    return made
+
+
+def _clear_path(path: str) -> None:
+    """A socket that a process left behind is in the way, anything else stays."""
+    with contextlib.suppress(OSError):
+        if stat.S_ISSOCK(os.lstat(path).st_mode):
+            os.unlink(path)
+
+
+def _name_of(bound: socket.socket, address: Address) -> str:
+    if address.family is socket.AF_UNIX:
+        return address.text
+    host, port = bound.getsockname()[:2]
+    return f"tcp://[{host}]:{port}" if address.family is socket.AF_INET6 else f"tcp://{host}:{port}"
+
+
+def _find_dead(connected: socket.socket, silence_s: float) -> None:
+    """Let the kernel find out, as ZeroMQ's heartbeats would, that the other host is gone."""
+    if connected.family is socket.AF_UNIX:
+        return
+    third = max(1, int(silence_s / 3))
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, third)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, third)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(silence_s * 1000))

@@ -305,6 +305,12 @@ class Verification:
                 return False
             with self._tree.held(child):
                 claims = footprint.entry_of(directory, name, child)
+                if (
+                    child.type == _stat.S_IFREG
+                    and child.size <= CHUNK
+                    and not self._is_known(directory, name, child)
+                ):
+                    await self._rate.spend(child.size)
                 async with self._claim(claims):
                     if self._policies.child(directory, name) is not child:
                         continue
@@ -422,9 +428,11 @@ class Verification:
         differing: list[tuple[int, int]] = []
         while start < inode.size and not inode.gone:
             self._check()
+            await self._rate.spend(min(CHUNK, inode.size - start))
             async with self._claim(footprint.data(inode, start, start + CHUNK)):
                 runs = await self._runs(inode, label, start, forget=False)
             if runs:
+                await self._rate.spend(min(CHUNK, max(0, inode.size - start)))
                 async with self._claim(footprint.whole(inode)):
                     differing += await self._runs(inode, label, start, forget=False)
             start += CHUNK
@@ -439,7 +447,6 @@ class Verification:
         """What differs in one chunk, as (start, stop) in bytes; the claim is the caller's."""
         if inode.gone or not self._peer.log.data_is_clean(inode.id, start, start + CHUNK):
             return []
-        await self._rate.spend(min(CHUNK, max(0, inode.size - start)))
         try:
             fd = self._tree.open(inode, os.O_RDONLY)
         except OSError as error:

@@ -16,7 +16,7 @@ from replfs.core.regions import REGION_SHIFT, REGION_SIZE
 from replfs.node.attributes import read as read_attributes
 from replfs.node.flight import describe
 from replfs.node.peer import BULK
-from replfs.node.rate import Rate
+from replfs.node.rate import Allowance, Rate
 from replfs.node.resync.names import Names
 from replfs.node.resync.work import UNREPRESENTABLE, Work
 from replfs.store.holes import segments
@@ -64,52 +64,71 @@ class Contents:
             self._work.failed(key, inode, error.strerror or "cannot be read")
             return
         try:
-            if os.fstat(fd).st_size <= ops.PAYLOAD_MAX:
-                await self._send_small(key, inode, fd)
-            else:
+            if not await self._send_small(key, inode, fd):
                 await self._send_regions(key, inode, fd)
         except OSError as error:
             self._work.failed(key, inode, error.strerror or "cannot be read")
         finally:
             os.close(fd)
 
-    async def _send_small(self, key: object, inode: Inode, fd: int) -> None:
-        """A small file in one claim: its dirty regions, then all its attributes."""
-        async with self._work.claim(footprint.whole(inode)):
+    async def _send_small(self, key: object, inode: Inode, fd: int) -> bool:
+        """A small file in one claim: its dirty regions, then all its attributes. False: too large.
+
+        Whether it was carried, or failed, is noted by *key*.
+        """
+        size = os.fstat(fd).st_size
+        if size > ops.PAYLOAD_MAX:
+            return False
+        dirty = self._log.dirty_regions(inode.id, size)
+        count = min(size, sum(last - first for first, last in dirty) << REGION_SHIFT)
+        async with (
+            self._rate.allowance(count, at_once=inode in self.hurried) as allowance,
+            self._work.claim(footprint.whole(inode)),
+        ):
+            if os.fstat(fd).st_size > ops.PAYLOAD_MAX:
+                return False  # it has grown while its turn was awaited
             version = self._log.mark_version(inode.id)
-            end = (os.fstat(fd).st_size + REGION_SIZE - 1) >> REGION_SHIFT
             first = 0
-            while (run := self._log.next_run(inode.id, first, end, _REGIONS_AT_ONCE)) is not None:
-                if not await self._send_run(key, inode, fd, run):
-                    return
+            while (run := self._next_run(inode, fd, first)) is not None:
+                if not await self._send_run(key, inode, fd, run, allowance):
+                    return True
                 self._log.clear_regions(inode.id, *run, version=version)
                 first = run[1]
             await self._finish_claimed(("attrs", inode.id), inode, version)
             self._work.succeeded(key)
+            return True
 
     async def _send_regions(self, key: object, inode: Inode, fd: int) -> None:
         first = 0
-        while True:
-            end = (os.fstat(fd).st_size + REGION_SIZE - 1) >> REGION_SHIFT
-            run = self._log.next_run(inode.id, first, end, _REGIONS_AT_ONCE)
-            if run is None:
-                break
-            claims = footprint.data(inode, run[0] << REGION_SHIFT, run[1] << REGION_SHIFT)
-            async with self._work.claim(claims):
-                version = self._log.mark_version(inode.id)
-                if not await self._send_run(key, inode, fd, run):
-                    return
-                self._log.clear_regions(inode.id, *run, version=version)
-                marks = self._log.marks(inode.id)
-                # A tail that begins before the run came while its turn was awaited.
-                if marks is not None and run[0] <= marks.tail < run[1]:
-                    self._log.clear_tail(inode.id, run[1], version=version)
+        while (run := self._next_run(inode, fd, first)) is not None:
+            count = (run[1] - run[0]) << REGION_SHIFT
+            async with self._rate.allowance(count, at_once=inode in self.hurried) as allowance:
+                # While leave was awaited the file may have been cut off, or sent by another task.
+                run = self._next_run(inode, fd, first)
+                if run is None:
+                    break
+                claims = footprint.data(inode, run[0] << REGION_SHIFT, run[1] << REGION_SHIFT)
+                async with self._work.claim(claims):
+                    version = self._log.mark_version(inode.id)
+                    if not await self._send_run(key, inode, fd, run, allowance):
+                        return
+                    self._log.clear_regions(inode.id, *run, version=version)
+                    marks = self._log.marks(inode.id)
+                    # A tail that begins before the run came while its turn was awaited.
+                    if marks is not None and run[0] <= marks.tail < run[1]:
+                        self._log.clear_tail(inode.id, run[1], version=version)
             first = run[1]
             self._peer.progressed()
         self._work.succeeded(key)
         await self.finish(inode.id)
 
-    async def _send_run(self, key: object, inode: Inode, fd: int, run: tuple[int, int]) -> bool:
+    def _next_run(self, inode: Inode, fd: int, first: int) -> tuple[int, int] | None:
+        end = (os.fstat(fd).st_size + REGION_SIZE - 1) >> REGION_SHIFT
+        return self._log.next_run(inode.id, first, end, _REGIONS_AT_ONCE)
+
+    async def _send_run(
+        self, key: object, inode: Inode, fd: int, run: tuple[int, int], allowance: Allowance
+    ) -> bool:
         """Send a run of regions, or those of them that differ; the claim is the caller's."""
         start = run[0] << REGION_SHIFT
         count = run[1] - run[0]
@@ -130,8 +149,7 @@ class Contents:
             else:
                 op = ops.Data(inode.id, left)
                 payload = data[left - start : right - start]
-                if inode not in self.hurried:
-                    await self._rate.spend(length)
+                allowance.left -= length
             answer = await self._peer.ask(op, payload)
             written = 0 if is_hole else length
             if not isinstance(answer, ops.Done) or answer.errno or answer.written != written:

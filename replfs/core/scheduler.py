@@ -18,12 +18,11 @@ are made at once, so no operation ever waits while a later one waits for it: the
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Final, Literal
+from typing import Final
 
 SHARED: Final = 0
 RANGE: Final = 1
 EXCLUSIVE: Final = 2
-Mode = Literal[0, 1, 2]
 
 END: Final = 1 << 63
 """One past the largest byte offset: a range that runs to the end of a file, wherever that is."""

@@ -22,7 +22,6 @@ import msgspec
 
 from replfs.errors import ConfigError, UsageError
 
-KIB: Final = 1 << 10
 MIB: Final = 1 << 20
 NAME_SIZE_MAX: Final = 64
 DEFAULT_FILE: Final = "/etc/replfs/replfs.toml"

@@ -20,9 +20,6 @@ from replfs.store.tree import Tree
 
 _EFFECTIVE: Final = b"user.replfs.policy.effective"
 _SOURCE: Final = b"user.replfs.policy.source"
-READ_ONLY: Final = frozenset({
-    _EFFECTIVE, _SOURCE, b"user.replfs.state", b"user.replfs.dirty_bytes", b"user.replfs.status",
-})  # fmt: skip
 
 
 class RenamePlan(NamedTuple):

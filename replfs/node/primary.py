@@ -14,7 +14,7 @@ import trio
 import zmq
 
 from replfs.core import generation as generations
-from replfs.core.generation import Decision, Side
+from replfs.core.generation import Decision
 from replfs.core.marks import NotKept
 from replfs.core.messages import Hello, Welcome
 from replfs.core.ops import Phase
@@ -72,7 +72,6 @@ class Primary:
         self.tree = tree
         self._event = event
         self._durable = trio.Lock()
-        self._dirty_since_durable = True
         self.policies = Policies(
             tree,
             Policy[settings.policy.upper()],
@@ -304,17 +303,12 @@ class Primary:
             log.warning("peer %s: its clock differs by %.0f s", peer.name, apart)
         return decision
 
-    def side(self) -> Side:
-        """This store, for a decision."""
-        return side_of(self.state)
-
     def diverging(self, peer: Peer) -> None:
         """A new generation begins, before the first change that *peer* does not get."""
         if peer.state is State.UNINITIALIZED or peer.state is State.BASELINE:
             return
         if peer.peer_generation and peer.peer_generation == self.state.identity().generation:
             self.state.new_generation()
-            self._dirty_since_durable = True
             log.info("a new generation begins: %s does not get what follows", peer.name)
             for other in self.pipeline.peers:
                 if other is not peer and other.live and other.state is State.IN_SYNC:
@@ -324,7 +318,6 @@ class Primary:
         """Remember and tell a peer's new state."""
         if peer.state is State.IN_SYNC:
             peer.last_in_sync = time.time()
-        self._dirty_since_durable = True
         if peer not in self.pipeline.peers:
             return
         self.state.save_peer(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Final
 
 import trio
 import zmq
@@ -26,8 +25,6 @@ from replfs.transport.listener import Listener, Session
 from replfs.transport.security import Curve
 
 log = logging.getLogger(__name__)
-
-_CLOCK_DIFFERENCE_NS: Final = 2_000_000_000
 
 
 class Secondary:

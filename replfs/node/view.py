@@ -16,7 +16,6 @@ from typing import Any
 
 import trio
 
-from replfs.errors import ReplfsError
 from replfs.store.inode import Handle, Inode
 from replfs.store.tree import Tree
 
@@ -252,12 +251,3 @@ class ReadOnlyView(View):
         """Nothing was written through this mount."""
 
     fsyncdir = fsync
-
-
-def errno_of(error: BaseException) -> int:
-    """The errno an application sees for *error*."""
-    if isinstance(error, ReplfsError):
-        return error.errno
-    if isinstance(error, OSError) and error.errno:
-        return error.errno
-    return errno.EIO

@@ -23,7 +23,6 @@ from typing import Final, NamedTuple
 
 from replfs.errors import StoreError
 
-FREE: Final = 0
 KIND_DATA: Final = 1
 """One region of `1 << 20` bytes of a file, and its attributes."""
 KIND_FILE: Final = 2

@@ -76,7 +76,6 @@ _SCHEMA: Final = f"""
     PRAGMA user_version = {FORMAT};
 """
 _TABLES: Final = ("objects", "regions", "names")
-_SAVE_META: Final = "INSERT OR REPLACE INTO meta VALUES (?, ?, ?)"
 
 _Record = TypeVar("_Record", bound=msgspec.Struct)
 

@@ -14,7 +14,6 @@ from typing import Final
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
-AT_FDCWD: Final = -100
 AT_SYMLINK_NOFOLLOW: Final = 0x100
 AT_EMPTY_PATH: Final = 0x1000
 RENAME_NOREPLACE: Final = 1

@@ -25,7 +25,7 @@ from replfs.errors import StoreError
 from replfs.store import record as _record
 from replfs.store import syscalls
 from replfs.store.inode import ROOT_NODEID, Handle, Inode, Table, close_quietly, proc_path
-from replfs.store.record import INCOMPLETE, ROOT_ID, IdSource, Record
+from replfs.store.record import ROOT_ID, IdSource, Record
 
 RESERVED: Final = b".replfs"
 """The one name in the root that users cannot see: durable state, limbo, kept objects."""
@@ -323,11 +323,6 @@ class Tree:
         inode.flags, inode.policy, inode.ack = new.flags, new.policy, new.ack
         if inode.id != new.object:
             self.table.identify(inode, new.object)
-
-    def set_flags(self, inode: Inode, flags: int) -> None:
-        """Write other flags, where they differ."""
-        if inode.flags != flags:
-            self.set_record(inode, Record(inode.id, flags, inode.policy, inode.ack))
 
     def set_policy(self, inode: Inode, policy: int, ack: int) -> None:
         """Write the object's own policy."""
@@ -728,11 +723,6 @@ class Tree:
             yield
         finally:
             self.release(inode)
-
-    def is_incomplete(self, inode: Inode) -> bool:
-        """Whether a resync has made this replica and not finished it."""
-        self.read_record(inode)
-        return bool(inode.flags & INCOMPLETE)
 
     def close_all(self) -> None:
         """Close every descriptor but the root's."""

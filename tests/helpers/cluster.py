@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from helpers import nodes
 from helpers.compare import wait_equal
+from helpers.stage import Stage
 
 
-class Cluster:
+class Cluster(Stage):
     """`agents[n]` serves `stores[n]` and is the peer named `p<n>`; `mount` is the primary."""
 
     def __init__(self, count: int, *, mount_arguments: Sequence[str | Path] = ()) -> None:
@@ -48,33 +48,23 @@ class Cluster:
             arguments=mount_arguments,
         )
 
-    def __enter__(self) -> Self:
+    def start_up(self) -> None:
         """Start all and wait until every peer is in sync."""
-        try:
-            for agent in self.agents:
-                agent.start(wait=False)
-            self.mount.start()
-            self.wait_in_sync()
-        except BaseException:
-            self.clean_up()
-            raise
-        return self
+        for agent in self.agents:
+            agent.start(wait=False)
+        self.mount.start()
+        self.wait_in_sync()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Clean up; a failure gets the ends of all logs as a note."""
-        if error is not None:
-            for node in (self.mount, *self.agents):
-                error.add_note(f"{node.command[0]} {node.log_tail(30)}")
-        self.clean_up()
+    def notes(self) -> str:
+        """The ends of all logs."""
+        return "\n".join(f"{node.command[0]} {node.log_tail(30)}" for node in self._nodes())
+
+    def _nodes(self) -> list[nodes.Node]:
+        return [self.mount, *self.agents]
 
     def clean_up(self) -> None:
         """End all processes, detach the mount, remove the directory."""
-        for node in (self.mount, *self.agents):
+        for node in self._nodes():
             node.clean_up()
         nodes.remove_base(self.base)
 

@@ -14,13 +14,13 @@ from __future__ import annotations
 import itertools
 import os
 import subprocess
-from types import TracebackType
-from typing import Self
+
+from helpers.stage import Stage
 
 _numbers = itertools.count()
 
 
-class Hosts:
+class Hosts(Stage):
     """The namespaces `names[0]` and `names[1]`, with one address each."""
 
     def __init__(self) -> None:
@@ -29,34 +29,21 @@ class Hosts:
         self.addresses = ["10.213.7.1", "10.213.7.2"]
         self._made: list[str] = []
 
-    def __enter__(self) -> Self:
+    def start_up(self) -> None:
         """Make the namespaces and the cable."""
-        try:
-            for name in self.names:
-                _run("ip", "netns", "add", name)
-                self._made.append(name)
-            # Both ends are made where they belong: nothing of them is ever seen outside.
-            _run("ip", "-n", self.names[0], "link", "add", "cable", "type", "veth",
-                 "peer", "name", "cable", "netns", self.names[1])  # fmt: skip
-            for name, address in zip(self.names, self.addresses, strict=True):
-                _run("ip", "-n", name, "address", "add", f"{address}/24", "dev", "cable")
-                _run("ip", "-n", name, "link", "set", "lo", "up")
-                _run("ip", "-n", name, "link", "set", "cable", "up")
-        except BaseException:
-            self._remove()
-            raise
-        return self
+        for name in self.names:
+            _run("ip", "netns", "add", name)
+            self._made.append(name)
+        # Both ends are made where they belong: nothing of them is ever seen outside.
+        _run("ip", "-n", self.names[0], "link", "add", "cable", "type", "veth",
+             "peer", "name", "cable", "netns", self.names[1])  # fmt: skip
+        for name, address in zip(self.names, self.addresses, strict=True):
+            _run("ip", "-n", name, "address", "add", f"{address}/24", "dev", "cable")
+            _run("ip", "-n", name, "link", "set", "lo", "up")
+            _run("ip", "-n", name, "link", "set", "cable", "up")
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def clean_up(self) -> None:
         """Remove them, by name; the cable goes with them."""
-        self._remove()
-
-    def _remove(self) -> None:
         while self._made:
             _run("ip", "netns", "delete", self._made.pop())
 

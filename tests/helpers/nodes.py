@@ -27,10 +27,10 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from helpers.compare import wait_equal
+from helpers.stage import Stage
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REPLFS = (sys.executable, "-m", "replfs")
@@ -390,7 +390,7 @@ def mount(
     )
 
 
-class Pair:
+class Pair(Stage):
     """A primary with a mount and one secondary, each with a store, in a directory of their own.
 
     `primary_store`, `secondary_store`, `mountpoint` and `replica` are paths; `agent` and `mount`
@@ -452,28 +452,16 @@ class Pair:
             arguments=mount_arguments,
         )
 
-    def __enter__(self) -> Self:
-        """Start both nodes and wait until they are in sync, unless told otherwise."""
-        try:
-            if self.prepare is not None:
-                self.prepare(self)
-            if self.starts:
-                self.start()
-        except BaseException:
-            self.clean_up()
-            raise
-        return self
+    def start_up(self) -> None:
+        """Prepare; start both nodes and wait until they are in sync, unless told otherwise."""
+        if self.prepare is not None:
+            self.prepare(self)
+        if self.starts:
+            self.start()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Clean up; a failure gets the ends of both logs as a note."""
-        if error is not None:
-            error.add_note(f"agent {self.agent.log_tail(40)}\nmount {self.mount.log_tail(40)}")
-        self.clean_up()
+    def notes(self) -> str:
+        """The ends of both logs."""
+        return f"agent {self.agent.log_tail(40)}\nmount {self.mount.log_tail(40)}"
 
     def start(self) -> None:
         """Start both nodes and wait until they are in sync."""

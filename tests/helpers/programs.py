@@ -28,7 +28,10 @@ def run(
     Raises:
         AssertionError: it fails, or complains.
     """
-    plain = {"HOME": "/nonexistent", "LC_ALL": "C.UTF-8", "GIT_CONFIG_NOSYSTEM": "1"}
+    plain = {
+        "HOME": "/nonexistent", "LC_ALL": "C.UTF-8", "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_PROGRESS_DELAY": "100000",  # on a slow machine it is no complaint
+    }  # fmt: skip
     done = subprocess.run(
         list(map(str, command)),
         cwd=cwd,

@@ -12,17 +12,13 @@ import pytest
 from helpers import real_tree
 from helpers.compare import compare_trees, describe
 from helpers.nodes import Pair, make_base, remove_base, wait_for
+from helpers.programs import TIMEOUT_S, run
 
 pytestmark = pytest.mark.mounted
 
 FILES = 3100
 FEWER_FILES = 900
 BLOCK = 4096
-TIMEOUT_S = 150.0
-ENVIRONMENT = {
-    "HOME": "/nonexistent", "LC_ALL": "C.UTF-8", "GIT_CONFIG_NOSYSTEM": "1",
-    "GIT_PROGRESS_DELAY": "100000",  # on a slow machine it is no complaint
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -48,24 +44,6 @@ def replicated():
     """A pair in sync whose replica is mounted, too."""
     with Pair(replica_mounted=True) as fresh:
         yield fresh
-
-
-def run(*command: str | Path, cwd: Path | None = None) -> str:
-    """Run a tool that must succeed and complain of nothing; what it prints."""
-    done = subprocess.run(
-        list(map(str, command)),
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="surrogateescape",
-        timeout=TIMEOUT_S,
-        check=False,
-        env=os.environ | ENVIRONMENT,
-    )
-    assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
-    assert done.stderr == "", f"{command} complains: {done.stderr}"
-    return done.stdout
 
 
 def assert_same(expected: Path, actual: Path, *, holes: int = 0) -> None:

@@ -10,6 +10,7 @@ from typing import get_args
 import pytest
 
 import replfs
+from benchmarks import pages as performance
 from replfs import errors
 from replfs.cli.exit_codes import ExitCode
 from replfs.cli.main import MODULES as COMMANDS
@@ -328,3 +329,8 @@ def test_the_table_of_limits():
 def test_the_page_of_replication_states_is_fresh():
     """If this fails: python -m replfs.core.relationship > docs/internals/relationship.md."""
     assert page("internals/relationship.md") == relationship.page()
+
+
+def test_the_page_of_performance_is_fresh():
+    """If this fails: python -m benchmarks pages."""
+    assert page("PERFORMANCE.md") == performance.fresh_page()

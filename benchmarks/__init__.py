@@ -1,0 +1,1 @@
+"""Measurements of replfs beside other filesystems: `python -m benchmarks --help`."""

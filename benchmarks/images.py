@@ -1,0 +1,69 @@
+"""Fresh filesystems for stores, and the directories around them.
+
+A long-used disk changes create rates twentyfold, so the stores of every target lie on an ext4 made
+for this run in a sparse file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from benchmarks.processes import PREFIX, run
+
+_BYTES: Final = 16 << 30
+INODES: Final = 400_000
+
+
+@contextlib.contextmanager
+def workspace() -> Iterator[Path]:
+    """A directory for a run, removed afterwards."""
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as name:
+        os.chmod(name, 0o755)  # daemons that run as other users pass through it
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def memory_space() -> Iterator[Path]:
+    """A directory in memory for what is read while measuring: no cache dropped reaches it."""
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(
+        prefix=PREFIX, dir=shared if shared.is_dir() else None
+    ) as name:
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def fresh(base: Path, inodes: int = INODES) -> Iterator[Path]:
+    """A new ext4 of 16 GiB (sparse), mounted below *base*."""
+    image, place = base / "stores.img", base / "stores"
+    with image.open("wb") as file:
+        file.truncate(_BYTES)
+    place.mkdir()
+    try:
+        # Tables are not written in the background later on, in the middle of a measurement: the
+        # file reads as zeros anyway.
+        lazily = "lazy_itable_init=1,lazy_journal_init=1"
+        run("mkfs.ext4", "-q", "-F", "-N", str(inodes), "-E", lazily, image)
+        run("mount", "-o", "loop,noinit_itable", image, place)
+        yield place
+    finally:
+        unmount(place)
+        image.unlink()
+
+
+def unmount(place: Path) -> None:
+    """Take it away, also while it is in use or its daemon is gone; nothing if it is no mount."""
+    subprocess.run(["umount", "-l", str(place)], check=False, capture_output=True)
+
+
+def cold(*places: Path) -> None:
+    """Write back what is dirty there, then let the kernel forget all that it has cached."""
+    for place in places:
+        run("sync", "-f", place)
+    Path("/proc/sys/vm/drop_caches").write_text("3")

@@ -44,6 +44,7 @@ _FIRST_CONTACT_S: Final = 1.0
 """How long a start waits for its peers, so that the first change already goes to them."""
 _RESERVE_MIN: Final = 256 << 10
 """Bytes kept back for marks below which a change that some peer lacks is refused (ENOSPC)."""
+_SAVE_AGAIN_S: Final = 1.0
 _CLOCKS_APART_S: Final = 2.0
 _ACTIVITY_SHIFT: Final = 20
 _REPLACES: Final = "replaces"
@@ -379,6 +380,7 @@ class Primary:
             if not peer.live or peer.state is not State.IN_SYNC:
                 continue
             try:
+                await self.make_durable()
                 await peer.ask(
                     Phase(
                         inconsistent=False,
@@ -387,6 +389,11 @@ class Primary:
                     )
                 )
             except PeerLost:
+                continue
+            except OSError as error:
+                log.warning("the generation cannot be saved: %s", error.strerror)
+                await trio.sleep(_SAVE_AGAIN_S)
+                peer.wake_generation()
                 continue
             peer.peer_generation = identity.generation
             peer.diverged = False

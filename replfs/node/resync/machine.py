@@ -107,6 +107,9 @@ class Resync:
             while not await self._tell(ops.EmptyLimbo(), again=errno.EAGAIN):
                 pass
             generation, history = self._generation()
+            # A generation that a peer knows must not be forgotten here: this store would look
+            # outdated after a loss of power.
+            await peer.home.make_durable()
             await self._tell(ops.Phase(inconsistent=False, generation=generation, history=history))
             if not (len(self._log) or peer.unrecorded):
                 break

@@ -95,7 +95,6 @@ class Replica:
             ops.Place: self._place,
             ops.Clear: self._clear,
             ops.Finish: self._finish,
-            ops.Phase: self._phase,
             ops.Inspect: self._inspect,
             ops.Suspects: self.suspects.answer,
             ops.Stable: self._stable,
@@ -146,6 +145,8 @@ class Replica:
                 return self._list(op, reply)
             if type(op) is ops.Fetch:
                 return self._fetch(op, reply)
+            if type(op) is ops.Phase:
+                return self._phase(op, reply)
             if type(op) is ops.EmptyLimbo:
                 return self._later(self._empty_limbo, reply)
             if type(op) is ops.Place and self._must_index(op):
@@ -678,7 +679,24 @@ class Replica:
             if name not in present or self.tree.get_xattr(inode, name) != value:
                 self.tree.set_xattr(inode, name, value)
 
-    def _phase(self, op: ops.Phase) -> ops.AnyAnswer:
+    def _phase(self, op: ops.Phase, reply: Reply) -> ops.AnyAnswer | None:
+        if not op.inconsistent:
+            return self._later(partial(self._settle, op, self._still()), reply)
+        self._on_phase(op)
+        return OK
+
+    async def _settle(self, op: ops.Phase, is_wanted: Callable[[], bool]) -> ops.AnyAnswer:
+        """The data is whole again: on stable storage before that is recorded.
+
+        A resync makes objects anew that an fsync had made stable.
+        """
+        fd = os.dup(self.tree.root_fd)
+        try:
+            await trio.to_thread.run_sync(syscalls.syncfs, fd, limiter=self._flush_limit)
+        finally:
+            os.close(fd)
+        if not is_wanted():
+            return ops.Done(errno.EINTR)
         self._on_phase(op)
         return OK
 

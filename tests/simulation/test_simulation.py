@@ -1,62 +1,85 @@
 """The simulation, over as many seeds as there is time for.
 
-REPLFS_SEEDS=N runs N seeds instead, REPLFS_FIRST_SEED=S begins at S. A failing seed prints itself
-and what happened; `python -m simulation SEED -w`, in tests/, runs it again.
+A failing seed prints itself and what happened; `python -m simulation SEED -w`, in tests/, runs it
+again, and `python -m simulation --seeds N --from S` any number.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
-from simulation.harness.run import run_seed
+from simulation.harness.run import memory, run_seed
 
-SECONDS = 45.0
-SEEDS_MAX = 400
+SECONDS = 60.0
+SEEDS = 400
 SLICES = 8
 
-REGRESSIONS = (174, 849, 925, 943, 1029, 1072, 1082, 2060, 2641, 3269, 3489, 4174, 4221)
-"""Seeds that failed once. Only as good as the harness is unchanged: it is the seeds' number that
-counts, and new ones are added where they still show something."""
+FOUND = {
+    39: "a generation that its primary forgot when it lost power, and a peer remembered",
+    51: "the same, of a primary that looked outdated to its peer",
+    174: "",
+    849: "",
+    925: "",
+    943: "",
+    1029: "",
+    1072: "",
+    1082: "",
+    2060: "",
+    2641: "",
+    3269: "",
+    3489: "",
+    4174: "",
+    4221: "",
+}
+"""Seeds that failed once, and what they found (empty: before that was written down).
+
+A seed is the same run only while the harness draws the same numbers: what could be tested by
+itself has a test of its own.
+"""
 
 
-def run(seed, directory):
-    base = directory / str(seed)
-    base.mkdir()
-    result = run_seed(seed, base)
-    shutil.rmtree(base)
+@pytest.fixture
+def base():
+    with tempfile.TemporaryDirectory(prefix="replfs-sim-", dir=memory()) as directory:
+        yield Path(directory)
+
+
+def run(seed, base):
+    directory = base / str(seed)
+    directory.mkdir()
+    result = run_seed(seed, directory)
+    shutil.rmtree(directory)
     if result.error is not None:
         pytest.fail(result.report(), pytrace=False)
     return result
 
 
-@pytest.mark.parametrize("seed", REGRESSIONS)
-def test_a_seed_that_failed_once(seed, tmp_path):
-    run(seed, tmp_path)
+@pytest.mark.parametrize("seed", FOUND)
+def test_a_seed_that_failed_once(seed, base):
+    run(seed, base)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("part", range(SLICES))
-def test_seeds(part, tmp_path):
-    first = int(os.environ.get("REPLFS_FIRST_SEED", "1"))
-    asked = os.environ.get("REPLFS_SEEDS")
-    count = int(asked) if asked else SEEDS_MAX
+def test_seeds(part, base):
     began = time.monotonic()
-    for seed in range(first + part, first + count, SLICES):
-        run(seed, tmp_path)
-        if not asked and time.monotonic() - began > SECONDS / SLICES:
+    for seed in range(1 + part, 1 + SEEDS, SLICES):
+        run(seed, base)
+        if time.monotonic() - began > SECONDS / SLICES:
             break
 
 
-def test_a_seed_gives_one_run(tmp_path):
+def test_a_seed_gives_one_run(base):
     """Twice the same operations, at the same times, with the same results."""
     traces = []
     for number in range(2):
-        (tmp_path / str(number)).mkdir()
-        result = run(3, tmp_path / str(number))
+        (base / str(number)).mkdir()
+        result = run(3, base / str(number))
         # Inode numbers are the file system's.
         traces.append([line for line in result.trace if "inode" not in line])
     assert traces[0] == traces[1]

@@ -15,11 +15,12 @@ import itertools
 import os
 import random
 import stat
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 import trio
+from simulation.harness.ledger import END, InSync, Ledger, Thing
 
 from replfs.node.view import failure
 from replfs.node.volume import Volume
@@ -29,6 +30,11 @@ from replfs.store.inode import Handle, Inode
 ROOT = 1
 _EVICT_SHARE = 0.1
 _FORGET_SHARE = 0.3
+_NOTHING_DONE = frozenset({
+    errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EXDEV,
+    errno.EINVAL, errno.ENODATA, errno.EPERM, errno.EBUSY,
+})  # fmt: skip
+"""Errors of calls that change nothing."""
 
 
 class Node:
@@ -36,7 +42,8 @@ class Node:
 
     _count = itertools.count()
 
-    def __init__(self, nodeid: int, kind: int) -> None:
+    def __init__(self, nodeid: int, kind: int, thing: Thing) -> None:
+        self.thing = thing
         self.number = next(self._count)
         """For an order that does not depend on the file system's numbers."""
         self.nodeid = nodeid
@@ -70,11 +77,26 @@ class OpenFile:
 class Kernel:
     """One mount."""
 
-    def __init__(self, volume: Volume, rng: random.Random, trouble: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        volume: Volume,
+        rng: random.Random,
+        trouble: Callable[[str], None],
+        ledger: Ledger,
+        stores_in_sync: Callable[[], set[InSync]],
+        may_fail: Callable[[], bool],
+    ) -> None:
+        """*stores_in_sync*: those that take part in an fsync that begins and ends now.
+
+        *may_fail*: disks have failed, so that what failed may have been done in part.
+        """
         self.volume = volume
         self.rng = rng
         self._trouble = trouble
-        self.root = Node(ROOT, stat.S_IFDIR)
+        self._ledger = ledger
+        self._stores_in_sync = stores_in_sync
+        self._may_fail = may_fail
+        self.root = Node(ROOT, stat.S_IFDIR, ledger.root)
         self.root.users = 1
         self.nodes: dict[int, Node] = {ROOT: self.root}
         self._forgets: list[tuple[int, int]] = []
@@ -86,9 +108,18 @@ class Kernel:
     def _entry(self, directory: Node, name: bytes, inode: Inode) -> Node:
         """A reply carried an entry."""
         node = self.nodes.get(inode.nodeid)
+        thing = self._ledger.looked_up(directory.thing, name, inode.type, inode.id)
+        if thing is None:
+            self._trouble(f"{name!r} in inode {directory.nodeid} is there, and nobody made it")
+            thing = self._ledger.made(inode.type, inode.id)
         if node is None:
-            node = self.nodes[inode.nodeid] = Node(inode.nodeid, inode.type)
-        elif node.is_gone or node.kind != inode.type:
+            node = self.nodes[inode.nodeid] = Node(inode.nodeid, inode.type, thing)
+        else:
+            met = self._ledger.met_again(node.thing, thing)
+            if met is None:
+                self._trouble(f"{name!r} in inode {directory.nodeid} is another object")
+            node.thing = met or thing
+        if node.is_gone or node.kind != inode.type:
             self._trouble(f"inode {inode.nodeid} ({name!r}) was given to another object")
         node.lookups += 1
         if node.is_directory and any(entry != (directory, name) for entry in node.entries):
@@ -165,6 +196,9 @@ class Kernel:
             inode, _ = self.volume.lookup(directory.nodeid, name)
         except FileNotFoundError:
             directory.negative[name] = None
+            thing = directory.thing
+            if name in thing.names and name not in thing.unsure_names:
+                self._trouble(f"{name!r} in inode {directory.nodeid} is not there any more")
             return None
         return self._entry(directory, name, inode)
 
@@ -225,15 +259,36 @@ class Kernel:
                     raise failure(errno.ENOENT)
                 yield directory, path[-1]
 
+    @contextmanager
+    def _naming(self, *entries: tuple[Node, bytes]) -> Iterator[None]:
+        """Names are about to be changed: the ledger is told, and told if they were not."""
+        known = [
+            (directory.thing, name, name in directory.thing.unsure_names)
+            for directory, name in entries
+        ]
+        for thing, name, _ in known:
+            self._ledger.name_changes(thing, name)
+        try:
+            yield
+        except OSError as error:
+            if error.errno in _NOTHING_DONE and not self._may_fail():
+                for thing, name, was_unsure in known:
+                    if not was_unsure:
+                        thing.unsure_names.discard(name)
+            raise
+
     async def make(self, path: tuple[bytes, ...], mode: int, **more: Any) -> None:
         """mkdir, mknod, symlink."""
         async with self._in(path) as (directory, name):
             if self._look(directory, name) is not None:
                 raise failure(errno.EEXIST)
             kind = {stat.S_IFDIR: "mkdir", stat.S_IFLNK: "symlink"}.get(stat.S_IFMT(mode), "mknod")
-            inode, _ = await self.volume.make(
-                directory.nodeid, name, mode, owner=self._owner(), kind=kind, **more
-            )
+            with self._naming((directory, name)):
+                inode, _ = await self.volume.make(
+                    directory.nodeid, name, mode, owner=self._owner(), kind=kind, **more
+                )
+            thing = self._ledger.made(inode.type, inode.id)
+            self._ledger.named(directory.thing, name, thing)
             self._entry(directory, name, inode)
 
     async def create(self, path: tuple[bytes, ...], mode: int, flags: int) -> OpenFile:
@@ -241,9 +296,12 @@ class Kernel:
         async with self._in(path) as (directory, name):
             node = self._look(directory, name)
             if node is None:
-                handle, inode, _ = await self.volume.create(
-                    directory.nodeid, name, mode, flags, owner=self._owner(), umask=0o022
-                )
+                with self._naming((directory, name)):
+                    handle, inode, _ = await self.volume.create(
+                        directory.nodeid, name, mode, flags, owner=self._owner(), umask=0o022
+                    )
+                thing = self._ledger.made(inode.type, inode.id)
+                self._ledger.named(directory.thing, name, thing)
                 return self._opened(self._entry(directory, name, inode), handle, flags)
             if flags & os.O_EXCL:
                 raise failure(errno.EEXIST)
@@ -264,7 +322,9 @@ class Kernel:
             try:
                 async with node.lock:
                     call = self.volume.rmdir if directory else self.volume.unlink
-                    await call(above.nodeid, name)
+                    with self._naming((above, name)):
+                        await call(above.nodeid, name)
+                    self._ledger.named(above.thing, name, None)
                     self._removed(above, name, node)
             finally:
                 self.release(node)
@@ -287,7 +347,9 @@ class Kernel:
             async with node.lock:
                 if node.is_gone:
                     raise failure(errno.ENOENT)
-                inode, _ = await self.volume.link(node.nodeid, directory.nodeid, name)
+                with self._naming((directory, name)):
+                    inode, _ = await self.volume.link(node.nodeid, directory.nodeid, name)
+                self._ledger.named(directory.thing, name, node.thing)
                 self._entry(directory, name, inode)
 
     def _is_below(self, node: Node, above: Node) -> bool:
@@ -336,7 +398,11 @@ class Kernel:
                 held.callback(self.release, one)
             for one in sorted(moved, key=lambda one: (not one.is_directory, one.number)):
                 await held.enter_async_context(one.lock)
-            await self.volume.rename(source.nodeid, old[-1], target.nodeid, new[-1], flags)
+            with self._naming((source, old[-1]), (target, new[-1])):
+                await self.volume.rename(source.nodeid, old[-1], target.nodeid, new[-1], flags)
+            swapped = there.thing if there is not None and flags else None
+            self._ledger.named(source.thing, old[-1], swapped)
+            self._ledger.named(target.thing, new[-1], node.thing)
             self._moved(source, old[-1], target, new[-1], node, there, flags)
 
     def _moved(
@@ -375,7 +441,8 @@ class Kernel:
             if "mode" in changes and node.kind == stat.S_IFLNK:
                 raise failure(errno.EOPNOTSUPP)
             asked = dict.fromkeys(("size", "mode", "uid", "gid", "atime", "mtime"))
-            await self.volume.setattr(node.nodeid, None, **(asked | changes))
+            with self._resizing(node, changes.get("size")):
+                await self.volume.setattr(node.nodeid, None, **(asked | changes))
 
     async def setxattr(self, path: tuple[bytes, ...], name: bytes, value: bytes) -> None:
         async with self.at(path) as node, node.lock:
@@ -402,13 +469,29 @@ class Kernel:
         self.files.append(opened)
         return opened
 
+    @contextmanager
+    def _resizing(self, node: Node, size: int | None) -> Iterator[None]:
+        thing, ledger = node.thing, self._ledger
+        if size is None:
+            yield
+            return
+        change = ledger.data_changes(thing, min(size, len(thing.data)), END)
+        try:
+            yield
+        except OSError:
+            ledger.failed(thing, change)
+            raise
+        ledger.truncated(thing, change, size)
+
     async def open(self, path: tuple[bytes, ...], flags: int) -> OpenFile:
         async with self.at(path) as node:
             if node.kind != stat.S_IFREG:
                 raise failure(errno.EISDIR if node.is_directory else errno.ENXIO)
             if flags & os.O_TRUNC:
                 async with node.lock:
-                    return self._opened(node, await self.volume.open(node.nodeid, flags), flags)
+                    with self._resizing(node, 0):
+                        handle = await self.volume.open(node.nodeid, flags)
+                    return self._opened(node, handle, flags)
             return self._opened(node, await self.volume.open(node.nodeid, flags), flags)
 
     async def close(self, opened: OpenFile) -> None:
@@ -420,30 +503,58 @@ class Kernel:
     async def write(self, opened: OpenFile, offset: int, data: bytes, *, mapped: bool) -> int:
         """*mapped*: as write-back of a mapping does, without the inode's lock."""
         if mapped:
-            return await self.volume.write(opened.number, offset, data)
+            return await self._write(opened, offset, data)
         async with opened.node.lock:
-            return await self.volume.write(opened.number, offset, data)
+            return await self._write(opened, offset, data)
+
+    async def _write(self, opened: OpenFile, offset: int, data: bytes) -> int:
+        thing, ledger = opened.node.thing, self._ledger
+        stop = offset + len(data)
+        change = ledger.data_changes(thing, min(offset, len(thing.data)), stop)
+        try:
+            written = await self.volume.write(opened.number, offset, data)
+        except OSError:
+            ledger.failed(thing, change)
+            raise
+        if written == len(data):
+            ledger.written(thing, change, offset, data)
+        else:
+            ledger.failed(thing, change)
+        return written
 
     async def truncate(self, opened: OpenFile, size: int) -> None:
         """ftruncate."""
         async with opened.node.lock:
-            await self.volume.setattr(
-                opened.node.nodeid,
-                opened.number,
-                size=size,
-                mode=None,
-                uid=None,
-                gid=None,
-                atime=None,
-                mtime=None,
-            )
+            with self._resizing(opened.node, size):
+                await self.volume.setattr(
+                    opened.node.nodeid,
+                    opened.number,
+                    size=size,
+                    mode=None,
+                    uid=None,
+                    gid=None,
+                    atime=None,
+                    mtime=None,
+                )
 
     async def read(self, opened: OpenFile, offset: int, size: int) -> bytes:
         return bytes(await self.volume.read(opened.number, offset, size))
 
     async def fsync(self, opened: OpenFile, *, data_only: bool) -> None:
         async with opened.node.lock:
-            await self.volume.fsync(opened.number, data_only=data_only)
+            with self._flushing([opened.node.thing]):
+                await self.volume.fsync(opened.number, data_only=data_only)
+
+    @contextmanager
+    def _flushing(self, things: Iterable[Thing]) -> Iterator[None]:
+        before = self._stores_in_sync()
+        ended = self._ledger.flush_begins(things)
+        try:
+            yield
+        except OSError:
+            ended(())
+            raise
+        ended(before & self._stores_in_sync())
 
     async def fsyncdir(self, path: tuple[bytes, ...]) -> None:
         async with self.at(path) as node:
@@ -451,7 +562,9 @@ class Kernel:
                 return
             async with node.lock:
                 handle = self.volume.opendir(node.nodeid)
+                things = self._ledger.things() if node is self.root else [node.thing]
                 try:
-                    await self.volume.fsyncdir(handle.number, data_only=False)
+                    with self._flushing(things):
+                        await self.volume.fsyncdir(handle.number, data_only=False)
                 finally:
                     self.volume.releasedir(handle.number)

@@ -19,11 +19,15 @@ from typing import Any, ClassVar
 
 import pytest
 import trio
+from simulation.harness.disk import Disk, graves, looked_at
+from simulation.harness.files import calls_of, own_calls_of
 from trio import Nursery
 from trio._core import _run
 from trio._core._traps import CancelShieldedCheckpoint, WaitTaskRescheduled
 from trio.testing import MockClock
 
+from replfs.store import database as database_module
+from replfs.store import state as state_module
 from replfs.store import syscalls
 from replfs.store.activity import ActivityLog
 from replfs.store.database import Database
@@ -56,6 +60,8 @@ class Life:
         self.calls = 0
         self.steps = 0
         self.scope: trio.CancelScope | None = None
+        self.disk: Disk | None = None
+        """What its changes of a store go to."""
         self._on_death = on_death
 
     def die(self) -> None:
@@ -172,6 +178,7 @@ class World:
 def simulated(seed: int) -> Iterator[World]:
     """Make the process's time, randomness, threads and system calls those of a simulation."""
     world = World(seed)
+    graves.clear()
     with pytest.MonkeyPatch.context() as patch:
         _patch_time(patch, world)
         _patch_trio(patch, world, seed)
@@ -227,38 +234,55 @@ def _patch_trio(patch: pytest.MonkeyPatch, world: World, seed: int) -> None:
 
 
 def _patch_system_calls(patch: pytest.MonkeyPatch) -> None:
-    def guarded(call: Callable[..., Any]) -> Callable[..., Any]:
-        def guard(*args: Any, **keywords: Any) -> Any:
-            if Life.current is not None:
-                Life.current.system_call()
-            return call(*args, **keywords)
+    for name, call in calls_of(lambda: Life.current).items():
+        patch.setattr(os, name, call)
+    for name, call in own_calls_of(lambda: Life.current).items():
+        patch.setattr(syscalls, name, call)
+    for name in ("stat", "lstat", "fstat"):
+        patch.setattr(os, name, _looking(getattr(os, name)))
+    patch.setattr(state_module, "boot_id", lambda: f"boot {_disk().boot}")
+    patch.setattr(state_module, "mount_id", lambda _: "mount")
+    patch.setattr(database_module, "_CHECKPOINT_COMMITS", 1 << 30)
+    patch.setattr(Database, "execute", _never_failing(_committing(Database.execute)))
+    patch.setattr(ActivityLog, "begin", _never_failing(_guarded(ActivityLog.begin)))
 
-        return guard
 
-    plain_open = os.open
+def _disk() -> Disk:
+    life = Life.current
+    if life is None or life.disk is None:
+        raise RuntimeError("a node has a disk")
+    return life.disk
 
-    def open_(path: Any, flags: int, *args: Any, **keywords: Any) -> int:
-        if flags & os.O_CREAT and Life.current is not None:
-            Life.current.system_call()
-        return plain_open(path, flags, *args, **keywords)
 
-    def nothing(_: int) -> None:
+def _looking(call: Callable[..., os.stat_result]) -> Callable[..., os.stat_result]:
+    def look(*args: Any, **keywords: Any) -> os.stat_result:
+        found = call(*args, **keywords)
+        return looked_at(found) if found.st_ino in graves else found
+
+    return look
+
+
+def _guarded(call: Callable[..., Any]) -> Callable[..., Any]:
+    def guard(*args: Any, **keywords: Any) -> Any:
         if Life.current is not None:
             Life.current.system_call()
+        return call(*args, **keywords)
 
-    patch.setattr(os, "open", open_)
-    for name in (
-        "mkdir", "rmdir", "unlink", "rename", "link", "symlink", "mknod", "setxattr",
-        "removexattr", "pwrite", "ftruncate", "chmod", "fchmod", "chown", "fchown", "utime",
-    ):  # fmt: skip
-        patch.setattr(os, name, guarded(getattr(os, name)))
-    for name in ("renameat2", "utimens", "utimensat", "punch_hole"):
-        patch.setattr(syscalls, name, guarded(getattr(syscalls, name)))
-    for name in ("fsync", "fdatasync"):
-        patch.setattr(os, name, nothing)
-    patch.setattr(syscalls, "syncfs", nothing)
-    patch.setattr(Database, "execute", _never_failing(guarded(Database.execute)))
-    patch.setattr(ActivityLog, "begin", _never_failing(guarded(ActivityLog.begin)))
+    return guard
+
+
+def _committing(call: Callable[..., Any]) -> Callable[..., Any]:
+    def execute(database: Any, changes: Any) -> None:
+        life = Life.current
+        if life is None or life.disk is None:
+            call(database, changes)
+            return
+        life.system_call()
+        life.disk.committing(database._log)
+        call(database, changes)
+        life.disk.committed(database._log)
+
+    return execute
 
 
 def _never_failing(call: Callable[..., Any]) -> Callable[..., Any]:

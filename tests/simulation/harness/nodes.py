@@ -5,19 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from simulation.harness.check import Slots
+from simulation.harness.disk import Disk
+from simulation.harness.ledger import InSync
 from simulation.harness.life import Life, acting
 from simulation.harness.network import FakeListener
 
 from replfs.core.dirty import DirtyLog
+from replfs.core.relationship import State as PeerState
 from replfs.node.config import PeerSetting, Settings
 from replfs.node.primary import Primary
 from replfs.node.secondary import Secondary
-from replfs.store.activity import ActivityLog, recover
+from replfs.store.activity import ActivityLog, is_lost, recover
 from replfs.store.state import State
 from replfs.store.tree import Tree
 
@@ -28,6 +32,7 @@ class Store:
     def __init__(self, path: Path, command: str, **settings: Any) -> None:
         self.path = path
         self.raw = os.fsencode(path)
+        self.disk = Disk(self.raw, self.raw + b"-graveyard")
         self.settings = Settings(command=command, store=str(path), name=path.name, **settings)  # type: ignore[arg-type]
         self.life: Life | None = None
         self._fd = -1
@@ -40,6 +45,7 @@ class Store:
 
     def _open(self, life: Life) -> None:
         self.life = life
+        life.disk = self.disk
         self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.state = State(self._fd)
         self._take_role()
@@ -63,11 +69,20 @@ class Store:
         """What the kernel does for a process that died: its descriptors are closed."""
         self.life = None
         self.tree.close_all()
-        # Nothing is saved any more, as if killed: only the connections and locks are given up.
-        self.state._pending.clear()
-        with contextlib.suppress(OSError):
-            self.state.close()
+        put_back = self.disk.keep_state()
+        self.state._cleanup.close()
+        put_back()
         os.close(self._fd)
+
+    def lose_power(self, rng: random.Random) -> str:
+        """What was not flushed goes, in part; what became of it, for a trace. It is buried."""
+        return self.disk.lose_power(rng)
+
+    def wipe(self) -> None:
+        """The disk is replaced by an empty one."""
+        shutil.rmtree(self.path)
+        self.path.mkdir()
+        self.disk.forget()
 
 
 class ReplicaNode(Store):
@@ -77,15 +92,13 @@ class ReplicaNode(Store):
         super().__init__(path, "agent", listen=endpoint)
         self.endpoint = endpoint
         self.secondary: Secondary
-        self.is_wiped = False
-        """It was replaced by an empty one, and the primary has not noticed yet."""
+        self.is_other = False
+        """It was replaced by an empty one, or lost power, and its primary does not know it yet."""
 
-    def start(self, life: Life, *, lost_power: bool) -> Callable[[], Any]:
+    def start(self, life: Life) -> Callable[[], Any]:
         """Start it; what is to be run in *life*."""
         with acting(life):
             self._open(life)
-            if lost_power and self.state.unclean:
-                self.state.memory_lost = True
             nothing: Any = None
             self.secondary = Secondary(
                 self.settings, self.state, self.tree, nothing, None, event=_ignore
@@ -93,10 +106,14 @@ class ReplicaNode(Store):
             self.state.started()
 
         def welcomed() -> None:
-            self.is_wiped = False
+            self.is_other = False
 
         self.listener.on_welcomed = welcomed
         return self.secondary.run
+
+    def lose_power(self, rng: random.Random) -> str:
+        self.is_other = True
+        return super().lose_power(rng)
 
     @property
     def listener(self) -> FakeListener:
@@ -112,13 +129,14 @@ class PrimaryNode(Store):
         self.primary: Primary
         self.activity: ActivityLog
         self.slots_at_death: Slots = set()
+        self.in_sync_at_death: set[InSync] = set()
         self._activity = str(rundir / "activity")
 
-    def start(self, life: Life, *, lost_power: bool) -> Callable[[], Any]:
+    def start(self, life: Life) -> Callable[[], Any]:
         """Start it, as `Node` does; what is to be run in *life*."""
         with acting(life):
             self._open(life)
-            if lost_power and self.state.unclean:
+            if self.state.unclean and is_lost(self._activity, self.state.identity().node):
                 self.state.memory_lost = True
             unfinished = (
                 recover(self._activity) if self.state.unclean and not self.state.memory_lost else []
@@ -140,6 +158,19 @@ class PrimaryNode(Store):
             self.activity.clear()
             self.state.started()
         return self.primary.run
+
+    def lose_power(self, rng: random.Random) -> str:
+        Path(self._activity).unlink(missing_ok=True)
+        return super().lose_power(rng)
+
+    def in_sync(self) -> set[InSync]:
+        """Stores that have all that was acknowledged, its own among them."""
+        peers = self.primary.pipeline.peers
+        return {(self.path.name, 0)} | {
+            (peer.name, peer.link.session)
+            for peer in peers
+            if peer.state is PeerState.IN_SYNC and peer.log.is_empty
+        }
 
     def in_flight(self) -> Slots:
         """What operations had begun and not ended; of a dead one too."""

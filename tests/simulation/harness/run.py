@@ -43,6 +43,12 @@ def _tighten(rng: random.Random, patch: pytest.MonkeyPatch) -> None:
             patch.setattr(module, name, rng.choice(values))
 
 
+def memory() -> Path | None:
+    """Where stores are fast; None: wherever temporary files are."""
+    shared = Path("/dev/shm")
+    return shared if shared.is_dir() and os.access(shared, os.W_OK) else None
+
+
 def run_seed(seed: int, base: Path, *, wire: bool = False) -> Result:
     """Run *seed* in the empty directory *base*; *wire*: note what goes over the network too."""
     result = Result(seed)

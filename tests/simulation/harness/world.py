@@ -10,16 +10,17 @@ from __future__ import annotations
 import errno
 import random
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import trio
 from simulation.harness import check
 from simulation.harness.kernel import Kernel
+from simulation.harness.ledger import InSync, Ledger
 from simulation.harness.life import Life, World
 from simulation.harness.network import FakeLink, FakeListener, Network
-from simulation.harness.nodes import PrimaryNode, ReplicaNode, populate
+from simulation.harness.nodes import PrimaryNode, ReplicaNode, Store, populate
 from simulation.harness.result import Failure, Result
 from simulation.harness.workload import NAMES, Habits, Process
 
@@ -71,6 +72,9 @@ class Simulation:
         self.replicas = [
             ReplicaNode(base / f"r{number}", endpoint) for number, endpoint in enumerate(endpoints)
         ]
+        self.ledger = Ledger(self.primary.raw)
+        self.is_whole = policy == "sync" and not self.habits.policies
+        """Everything is replicated, and before it is acknowledged."""
         self.work = rng.choice((30, 100, 200, 300))
         self.budget = 0
         """Operations that the applications may still begin."""
@@ -131,7 +135,7 @@ class Simulation:
             node.listener.died()
 
         life = self._life(node.path.name, died)
-        main = node.start(life, lost_power=self.rng.random() < 0.1)
+        main = node.start(life)
         self.nursery.start_soon(self._live_replica, node, life, main)
         while node.endpoint not in self.network.listeners and not life.dead:
             await trio.sleep(0)
@@ -143,10 +147,11 @@ class Simulation:
         self.result.steps += life.steps
         node.bury()
 
-    async def start_primary(self, *, lost_power: bool = False) -> None:
+    async def start_primary(self) -> None:
         def died() -> None:
             self._note_death(life)
             node.slots_at_death = node.in_flight()
+            node.in_sync_at_death = node.in_sync()
             for peer in node.primary.pipeline.peers:
                 link = peer.link
                 assert isinstance(link, FakeLink)
@@ -156,11 +161,18 @@ class Simulation:
 
         node = self.primary
         life = self._life("primary", died)
-        main = node.start(life, lost_power=lost_power)
+        main = node.start(life)
         pipeline = node.primary.pipeline
         rng = life.rng
         pipeline.fuse_ready = lambda: rng.random() < 0.5
-        self.kernel = Kernel(node.primary.volume, life.rng, self.trouble)
+        self.kernel = Kernel(
+            node.primary.volume,
+            life.rng,
+            self.trouble,
+            self.ledger,
+            stores_in_sync=self._in_sync,
+            may_fail=lambda: bool(life.errors),
+        )
         self.note(f"primary started, {len(pipeline.peers)} peers")
         self.busy = 0
         self.nursery.start_soon(self._live_primary, node, life, main)
@@ -263,7 +275,7 @@ class Simulation:
         ours = check.Snapshot(self.primary.raw, primary=True)
         logs = self.primary.saved_logs()
         for peer, replica in zip(self.primary.primary.pipeline.peers, self.replicas, strict=True):
-            if peer.state is State.UNINITIALIZED or replica.is_wiped:
+            if peer.state is State.UNINITIALIZED or replica.is_other:
                 continue
             theirs = check.Snapshot(replica.raw, primary=False)
             found = check.not_covered(ours, theirs, logs[peer.name], slots or set())
@@ -272,6 +284,8 @@ class Simulation:
 
     def check_equal(self, what: str) -> None:
         """Replicas are what they should be."""
+        everything = check.Snapshot(self.primary.raw, primary=False)
+        self.verdict(f"{what}: acknowledged and missing", self.ledger.missing(everything))
         ours = check.Snapshot(self.primary.raw, primary=True)
         for replica in self.replicas:
             theirs = check.Snapshot(replica.raw, primary=False)
@@ -308,7 +322,7 @@ class Simulation:
         rng = self.rng
         kind = rng.choice((
             "cut", "cut", "cut", "crash", "crash", "replica", "replica", "errors", "pause",
-            "still", "still", "compare", "restart", "in-sync", "wipe",
+            "still", "still", "compare", "restart", "in-sync", "wipe", "power", "power",
         ))  # fmt: skip
         replica = rng.choice(self.replicas)
         self.note(f"-- fault: {kind} ({replica.path.name})")
@@ -322,6 +336,7 @@ class Simulation:
             "compare": self._compare,
             "restart": self._restart,
             "wipe": self._wipe,
+            "power": self._power,
             "in-sync": self._wait_in_sync,
         }[kind](replica)
 
@@ -351,19 +366,18 @@ class Simulation:
             life.die()
         await self.revive()
 
-    async def revive(self) -> None:
-        """Start what is dead, the primary after looking at what it left."""
+    async def revive(self, powerless: Collection[Store] = ()) -> None:
+        """Start what is dead, after looking at what it left; *powerless* lose power before."""
         for replica in self.replicas:
             if not replica.is_alive:
-                while replica.life is not None:
-                    await trio.sleep(0.001)
+                await self._buried(replica)
+                if replica in powerless:
+                    self._lose_power(replica)
                 await self.start_replica(replica)
         if self.primary.is_alive:
             return
-        while self.primary.life is not None:
-            await trio.sleep(0.001)
+        await self._buried(self.primary)
         await trio.sleep(self.rng.choice((0.0, 0.02, 1.0)))
-        lost_power = self.rng.random() < 0.1
         # What arrives late may arrive until the next session, but not while it is looked at.
         for endpoint in self.network.links:
             self.network.cut_off.add(endpoint)
@@ -371,10 +385,65 @@ class Simulation:
         while any(wire is not None and wire.is_open and _pending(wire) for wire in wires):
             await trio.sleep(0.01)
         self.check_covered("what was acknowledged", slots=self.primary.slots_at_death)
-        await self.start_primary(lost_power=lost_power)
+        self._check_acknowledged()
+        if self.primary in powerless:
+            self._lose_power(self.primary)
+            self.ledger.lost(self.primary.raw, self.primary.path.name)
+        else:
+            self.ledger.read(self.primary.raw)
+        await self.start_primary()
         self.check_covered("after a start of the primary")
         for endpoint in self.network.links:
             self.network.join(endpoint)
+
+    @staticmethod
+    async def _buried(node: Store) -> None:
+        while node.life is not None:
+            await trio.sleep(0.001)
+
+    def _in_sync(self) -> set[InSync]:
+        """Stores that take part in an fsync of whatever it may be."""
+        if self.is_whole:
+            return self.primary.in_sync()
+        return {(self.primary.path.name, 0)}
+
+    def _check_acknowledged(self) -> None:
+        """The dead primary and all that were in sync with it have what applications were told."""
+        for name, _ in sorted(self.primary.in_sync_at_death):
+            if name == self.primary.path.name:
+                store = check.Snapshot(self.primary.raw, primary=False)
+            else:
+                replica = next(one for one in self.replicas if one.path.name == name)
+                if not self.is_whole or replica.is_other:
+                    continue
+                store = check.Snapshot(replica.raw, primary=False)
+            self.verdict(f"{name} lacks what was acknowledged", self.ledger.missing(store))
+        self.note(f"checked: {self.ledger.noted} acknowledged changes")
+
+    def _lose_power(self, node: Store) -> None:
+        is_inconsistent = node.state.identity().inconsistent
+        self.note(f"{node.path.name} lost power: {node.lose_power(self.rng)}")
+        if is_inconsistent:
+            return  # in the middle of a resync things stand in limbo
+        store = check.Snapshot(node.raw, primary=False)
+        found = self.ledger.broken(store, node.path.name)
+        self.verdict(f"{node.path.name} lacks what was flushed", found)
+
+    async def _power(self, replica: ReplicaNode) -> None:
+        """Machines lose power."""
+        choices: list[list[Store]] = [
+            [replica],
+            [self.primary],
+            [self.primary, replica],
+            [self.primary, *self.replicas],
+        ]
+        gone = self.rng.choice(choices)
+        for node in gone:
+            if node.life is not None:
+                node.life.die()
+        if self.primary not in gone:
+            await trio.sleep(self.rng.choice((0.0, 0.02, 1.0, 7.0)))
+        await self.revive(gone)
 
     async def _crash_replica(self, replica: ReplicaNode) -> None:
         life = replica.life
@@ -398,9 +467,8 @@ class Simulation:
             replica.life.die()
         while replica.life is not None:
             await trio.sleep(0.001)
-        shutil.rmtree(replica.path)
-        replica.path.mkdir()
-        replica.is_wiped = True
+        replica.wipe()
+        replica.is_other = True
         await self.start_replica(replica)
 
     async def _errors(self, replica: ReplicaNode) -> None:
@@ -461,7 +529,7 @@ class Simulation:
 
     def _check_one(self, replica: ReplicaNode, what: str) -> None:
         peer = self._peer_of(replica)
-        if peer.state is State.UNINITIALIZED or replica.is_wiped:
+        if peer.state is State.UNINITIALIZED or replica.is_other:
             return
         ours = check.Snapshot(self.primary.raw, primary=True)
         theirs = check.Snapshot(replica.raw, primary=False)

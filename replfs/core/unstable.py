@@ -66,9 +66,12 @@ class Unstable:
         return self._noted.log.is_empty
 
     @property
-    def objects(self) -> int:
-        """How many objects are unstable, as far as that is known."""
-        return len(self._noted.log) + (len(self._flushing.log) if self._flushing else 0)
+    def objects(self) -> int | None:
+        """How many objects are unstable, at most; None where it is not known. For any thread."""
+        noted, flushing = self._noted, self._flushing
+        if not noted.is_complete or (flushing is not None and not flushing.is_complete):
+            return None
+        return len(noted.log) + (len(flushing.log) if flushing is not None else 0)
 
     def note(
         self,
@@ -119,6 +122,12 @@ class Unstable:
                     log.mark_attrs(op.object, handle=locate(op.object))
             case _:
                 splitter.mark(log, op, find, length=length, start=start)
+
+    def note_name(self, directory: ops.ObjectId, name: bytes, locate: splitter.Locator) -> None:
+        """What stands at a name may be new, as of an object that got one more."""
+        log = self._noted.log
+        handle = b"" if log.marks(directory) is not None else locate(directory)
+        log.mark_name(directory, name, handle=handle)
 
     def forget(self, object_id: ops.ObjectId) -> None:
         """The object's last name is gone, so nothing of it is wanted any more."""

@@ -9,7 +9,7 @@ import errno
 import os
 import stat as _stat
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import trio
@@ -33,9 +33,16 @@ _REGIONS_MAX: Final = 8
 class Files(View):
     """The looks, and what changes contents."""
 
-    def __init__(self, pipeline: Pipeline, status: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        status: Callable[[], dict[str, Any]],
+        checkpoint: Callable[[], Awaitable[None]],
+    ) -> None:
+        """*checkpoint*: everything acknowledged so far is stable on both sides when it returns."""
         super().__init__(pipeline.tree, status)
         self.pipeline = pipeline
+        self.checkpoint = checkpoint
         self.policies = pipeline.policies
 
     # Data --------------------------------------------------------------------------------------
@@ -219,22 +226,12 @@ class Files(View):
             os.close(fd)
             if flight.waiting:
                 await self.pipeline.confirmed(flight)
-        for peer in self.pipeline.peers:
-            await peer.marks_durable()
-        flight.settle(strict=policy == Policy.STRICT)
+        try:
+            flight.settle(strict=policy == Policy.STRICT)
+        finally:
+            for peer in self.pipeline.peers:
+                await peer.marks_durable()
         self.pipeline.measure("fsync", began)
-
-    async def checkpoint(self) -> None:
-        """Everything acknowledged so far is stable on both sides when this returns."""
-        flight = Flight(self.pipeline, "fsync")
-        for peer in self.pipeline.peers:
-            peer.send(ops.Checkpoint(self.policies.generation()), None, flight, 0)
-        await trio.to_thread.run_sync(syscalls.syncfs, self.tree.root_fd)
-        if flight.waiting:
-            await self.pipeline.confirmed(flight)
-        for peer in self.pipeline.peers:
-            await peer.marks_durable()
-        flight.settle(strict=False)
 
     # What contents take with them ---------------------------------------------------------------
 

@@ -379,16 +379,9 @@ class Node:
 
     async def _checkpoints(self) -> None:
         """At times: save lazily kept clears, keep room for marks on a full disk."""
-        seen = -1
         while True:
             await trio.sleep(self.settings.checkpoint_interval_s)
             try:
-                if self.primary is not None:
-                    # A store that nobody changes need not be written to.
-                    admitted = self.primary.pipeline.scheduler.admitted
-                    if admitted != seen:
-                        self.primary.note_alive()
-                    seen = admitted
                 self.state.flush()
                 self.state.reserve_space()
             except OSError as error:

@@ -22,6 +22,7 @@ from replfs.core.dirty import DirtyLog
 from replfs.core.generation import Action, Decision
 from replfs.core.messages import Hello, Refuse, Welcome
 from replfs.core.relationship import Event, State, next_state
+from replfs.core.unstable import Unstable
 from replfs.errors import PeerLost, ProtocolError, Refused
 from replfs.node.flight import Flight, describe
 from replfs.store import locators
@@ -29,13 +30,15 @@ from replfs.store.activity import KIND_NAMES
 from replfs.store.inode import Inode
 from replfs.store.record import ROOT_ID
 from replfs.store.tree import Tree
-from replfs.transport.link import Link
+from replfs.transport.link import Link, Sink
 
 log = logging.getLogger(__name__)
 
 LIVE: Final = 0
 BULK: Final = 1
 
+_CARRIES: Final = frozenset({ops.Gather, ops.Place, ops.Clear, ops.Data, ops.Finish})
+"""Operations of a resync that change the peer's store."""
 _STATE_SCAN_MAX: Final = 10_000
 """Dirty objects looked at to tell the state of a directory."""
 
@@ -62,6 +65,9 @@ class Home(Protocol):
 
     async def make_durable(self) -> None:
         """Dirty marks and generation are on stable storage when this returns."""
+
+    def set_apart(self, peer: Peer, *, apart: bool) -> None:
+        """Remember whether the peer may have what a power loss here would take."""
 
 
 class LastError:
@@ -103,6 +109,12 @@ class Peer:
         self.diverged = False
         """A generation has begun that the peer does not have."""
         self.last_error: LastError | None = None
+        self.unstable = Unstable()
+        """What it was sent and may not have on its disk yet."""
+        self.apart = False
+        """It was away when this side was last flushed."""
+        self.changes = 0
+        """How often the state has become another one."""
         self.unrecorded = False
         """A mark could not be kept: everything is compared before the peer is in sync again."""
         self.unrepresentable: dict[bytes, str] = {}
@@ -137,6 +149,7 @@ class Peer:
         if self.state is State.IN_SYNC:
             self.last_in_sync = time.time()
         self.state = new
+        self.changes += 1
         if not reason:
             self.reason = ""
         self.since = time.time()
@@ -252,16 +265,67 @@ class Peer:
         if decision.action is Action.BASELINE:
             self.log.mark_names_all(ROOT_ID)
             self.advance(Event.DECIDED_BASELINE, decision.sentence)
-        elif decision.action is Action.COMPARE or welcome.node != self.peer_node:
+        elif welcome.node != self.peer_node:
             # A log speaks of the node it was kept for, and of no other.
             self.log.mark_unknown(ROOT_ID, directory=True, deep=True)
             self.advance(Event.DECIDED_QUICK, decision.sentence)
+        elif decision.action is Action.COMPARE:
+            self.advance(Event.DECIDED_QUICK, self._mark_lost())
         else:
             self.advance(Event.DECIDED_QUICK, decision.sentence)
         self.peer_node = welcome.node
         self.peer_generation = welcome.generation
+        self.set_apart(apart=False)
         self.live = not self.paused and not self.congested
         self.wake_resync()
+
+    def _mark_lost(self) -> str:
+        """The peer lost power: mark what it may have lost; that, in words."""
+        lost = self.unstable.snapshot(everywhere=False)
+        if lost is None:
+            self.log.mark_unknown(ROOT_ID, directory=True, deep=True)
+            return "the peer lost power: everything is compared"
+        self.log.absorb(lost, compare=True)
+        return f"the peer lost power: {len(lost)} objects that it may have lost are compared"
+
+    # Common checkpoints ------------------------------------------------------------------------
+
+    def begin_checkpoint(self, op: ops.Checkpoint, sink: Sink) -> bool:
+        """Have the peer flush what it was sent before; *sink* is told. False: it is not there."""
+        try:
+            self.link.send(op, None, sink, LIVE)
+        except PeerLost:
+            return False
+        self.unstable.begin()
+        return True
+
+    def flush_failed(self, reason: str) -> None:
+        """The peer could not flush: what it should have on its disk is sent again.
+
+        Not compared: what it has in memory may be right, and what is on its disk not.
+        """
+        self.last_error = LastError("/", f"cannot be flushed: {reason}")
+        lost = self.unstable.snapshot(everywhere=False)
+        if lost is None:
+            self.advance(Event.OP_LOST, f"the peer could not flush its store: {reason}")
+            self.wake_resync()
+            return
+        self._begin_divergence()
+        self.log.absorb(lost)
+        self.doubt(f"the peer could not flush its store: {reason}")
+
+    def set_apart(self, *, apart: bool = True) -> None:
+        """The peer has nothing that this side's disk does not have, or may have from here on."""
+        if self.apart != apart:
+            self.home.set_apart(self, apart=apart)
+            self.apart = apart
+
+    def tell(self, op: ops.Stable) -> None:
+        """Send what has no answer."""
+        try:
+            self.link.send(op, None, None, LIVE)
+        except PeerLost:
+            return
 
     def refused(self, link: Link, refuse: Refuse) -> None:
         """One side of the handshake said no; the link tries again at times."""
@@ -322,6 +386,7 @@ class Peer:
                     if op.object not in known:  # type: ignore[union-attr]
                         self.locate(op.object, LIVE)  # type: ignore[union-attr]
             flight.sent(self, op, start)
+            self.unstable.note(op, self._locator, length=flight.length, start=start)
             try:
                 self.link.send(op, payload, flight, LIVE)
             except BaseException:
@@ -403,10 +468,13 @@ class Peer:
 
     def failed(self, op: ops.AnyOp, number: int, *, length: int, start: int) -> None:
         """The peer did not do, or did not confirm, what was sent."""
-        if isinstance(op, ops.Sync | ops.Checkpoint):
-            return
+        if isinstance(op, ops.Sync) and number == errno.ETIMEDOUT:
+            return  # what it was to flush is unstable still
         try:
-            self.mark(op, length=length, start=start)
+            if isinstance(op, ops.Sync):
+                self._mark_unflushed(op.object)
+            else:
+                self.mark(op, length=length, start=start)
         except OSError as error:
             # It is applied already, so it cannot fail any more: nothing is in sync from here on.
             self.unrecorded = True
@@ -419,6 +487,17 @@ class Peer:
         if number != errno.ETIMEDOUT:
             self.note_error(op, describe(number))
             self.advance(Event.OP_LOST, f"the peer could not apply a change: {describe(number)}")
+
+    def _mark_unflushed(self, object_id: bytes) -> None:
+        """The peer may not have on its disk what it has in memory: all of it is sent again."""
+        self._begin_divergence()
+        handle = self._locator(object_id)
+        inode = self.home.tree.table.by_id.get(object_id)
+        if inode is not None and inode.is_directory:
+            self.log.mark_names_all(object_id, handle=handle)
+        else:
+            self.log.mark_tail(object_id, 0, handle=handle)
+        self.wake_resync()
 
     def note_error(self, op: ops.AnyOp, reason: str) -> None:
         """Remember what went wrong, with a path where there is one."""
@@ -433,6 +512,7 @@ class Peer:
             return
         if not self.log.is_empty:
             self.log.forget(inode.id)
+        self.unstable.forget(inode.id)
         for known in self.located:
             known.discard(inode.id)
 
@@ -565,7 +645,11 @@ class Peer:
             await self.link.wait_room(BULK)
         question = _Question()
         self.link.send(op, payload, question, BULK)
-        return await question.answer()
+        answer = await question.answer()
+        if type(op) in _CARRIES:
+            # Only now: what a checkpoint covered was applied before it.
+            self.unstable.note(op, self._locator, length=len(payload) if payload else 0)
+        return answer
 
     async def fence(self) -> None:
         """Wait until what is on its way on the live stream has been answered.

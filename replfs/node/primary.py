@@ -5,6 +5,7 @@ Owns what belongs to all peers together: identity, generation, the activity log,
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from replfs.core.ops import Phase
 from replfs.core.policy import Ack, NamePatterns, Policy
 from replfs.core.relationship import State, word
 from replfs.errors import PeerLost, UsageError
+from replfs.node.checkpoints import Checkpoints
+from replfs.node.commit import GroupCommit
 from replfs.node.config import PeerSetting, Settings, parse_peer
 from replfs.node.congestion import Congestion
 from replfs.node.identity import hello_of, side_of, side_of_message
@@ -72,7 +75,8 @@ class Primary:
         self.state = state
         self.tree = tree
         self._event = event
-        self._durable = trio.Lock()
+        self.make_durable = GroupCommit(self._harden)
+        """Marks and generation are on stable storage; one flush serves all that wait for it."""
         self.policies = Policies(
             tree,
             Policy[settings.policy.upper()],
@@ -83,7 +87,13 @@ class Primary:
             patterns=NamePatterns(settings.none_patterns),
         )
         self.pipeline = Pipeline(tree, activity, self.policies)
-        self.volume = Volume(self.pipeline, status)
+        self.checkpoints = Checkpoints(
+            self.pipeline,
+            settings.checkpoint_interval_s,
+            self.make_durable,
+            self._note_stable,
+        )
+        self.volume = Volume(self.pipeline, status, self.checkpoints.take)
         self.pipeline.strict_timeout_s = settings.peer_timeout_s
         if settings.strict_on_loss == "suspend":
             self.pipeline.suspend_s = settings.suspend_timeout_s
@@ -166,6 +176,7 @@ class Primary:
             peer.state = State.PAUSED
             peer.reason = saved.paused_by
         peer.peer_node = saved.node
+        peer.apart = saved.apart
         peer.peer_generation = saved.generation
         peer.diverged = saved.generation != self.state.identity().generation
         if saved.last_in_sync_ns:
@@ -310,6 +321,9 @@ class Primary:
             return
         if peer.peer_generation and peer.peer_generation == self.state.identity().generation:
             self.state.new_generation()
+            # Before what diverges can be on the disk: a power loss that took the generation and
+            # not the change would leave two stores that differ and seem to be equal.
+            self.state.flush(durable=True)
             log.info("a new generation begins: %s does not get what follows", peer.name)
             for other in self.pipeline.peers:
                 if other is not peer and other.live and other.state is State.IN_SYNC:
@@ -336,11 +350,21 @@ class Primary:
         """Whether there is room kept back for dirty marks."""
         return self.state.statistics().reserve >= _RESERVE_MIN
 
-    async def make_durable(self) -> None:
-        """Marks and generation are on stable storage; one flush serves all that wait for it."""
-        async with self._durable:
-            self.state.flush()
-            await trio.to_thread.run_sync(self.state.harden)
+    async def _harden(self) -> None:
+        self.state.flush()
+        await trio.to_thread.run_sync(self.state.harden)
+
+    def _note_stable(self, began: int) -> None:
+        """Up to then all changes went through this node and are on the disk, for a later rescan."""
+        with contextlib.suppress(OSError):  # a full disk: the rescan then looks at more
+            self.state.update(stopped_ns=began)
+
+    def set_apart(self, peer: Peer, *, apart: bool) -> None:
+        """Remember whether the peer may have what a power loss here would take."""
+        self.state.save_peer(peer.name, apart=apart)
+        if not apart:
+            # Before anything is sent to it: afterwards it has what only memory has here.
+            self.state.flush(durable=True)
 
     # Running -----------------------------------------------------------------------------------
 
@@ -350,6 +374,7 @@ class Primary:
             for peer in self.pipeline.peers:
                 nursery.start_soon(self._serve, peer)
             nursery.start_soon(self.rescan.run)
+            nursery.start_soon(self.checkpoints.run)
             self._nursery = nursery
             await trio.sleep_forever()
 
@@ -367,10 +392,6 @@ class Primary:
                     nursery.start_soon(congestion.run)
         finally:
             ended.set()
-
-    def note_alive(self) -> None:
-        """Up to now all changes went through this node: told at times, for a later rescan."""
-        self.state.update(stopped_ns=time.time_ns())
 
     async def _carry_generations(self, peer: Peer) -> None:
         """Tell a peer in sync of generations that began because of another peer."""
@@ -407,8 +428,7 @@ class Primary:
 
     async def checkpoint(self) -> None:
         """Everything acknowledged is stable on both sides, marks included."""
-        await self.volume.checkpoint()
-        await self.make_durable()
+        await self.checkpoints.take()
 
     def state_word(self) -> str:
         """The worst of the peers' states."""

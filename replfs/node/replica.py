@@ -303,6 +303,8 @@ class Replica:
         inode = self._known(op.object)
         parent = self._directory(op.parent, op.name)
         self.tree.link(inode, parent, op.name)
+        for other, name in inode.names():
+            self.unstable.note_name(other.id, name, self._locator)
         self._touch(parent, op.parent_mtime)
         return OK
 

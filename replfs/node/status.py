@@ -72,6 +72,7 @@ class StatusBoard:
         pipeline = primary.pipeline
         return {
             "state": primary.state_word(),
+            "checkpoints": primary.checkpoints.count,
             "in_flight": pipeline.scheduler.in_flight,
             "suspended": pipeline.suspended,
             "held": dict(pipeline.scheduler.held),
@@ -119,6 +120,7 @@ class StatusBoard:
             "dirty_files": peer.log.dirty_files,
             "dirty_bytes": peer.log.dirty_bytes,
             "dirty_names": peer.log.dirty_names,
+            "unstable_objects": peer.unstable.objects,
             "lag_ops": link.outstanding,
             "lag_bytes": link.outstanding_bytes,
             "rtt_us": link.rtt_ns // 1000,
@@ -166,6 +168,7 @@ class StatusBoard:
             "primary": secondary.primary_name or None,
             "link": "up" if following else "down",
             "applied": secondary.replica.applied,
+            "unstable_objects": secondary.replica.unstable.objects,
             "frozen_until": secondary.freezer.until,
             "peers": [],
         }

@@ -130,6 +130,9 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     paused_by: str = ""
     generation: bytes = b""
     """The peer's, when last seen."""
+    apart: bool = False
+    """Whatever the peer has, a power loss of this STORE cannot take: it was flushed since the peer
+    was last there."""
     last_in_sync_ns: int = 0
     """Nanoseconds since the epoch, to be shown. It decides nothing."""
     settings: dict[str, str] = {}

@@ -21,15 +21,20 @@ WINDOW_BYTES: Final = 32 << 20
 """Bounds what either side holds for a stream: here unanswered operations, there answers."""
 DEFERRED_TIMEOUTS: Final = 6
 """Peer timeouts that an operation may take which the peer has accepted and is working on."""
+CHECKPOINT_TIMEOUTS: Final = 60
+"""The same for flushing a whole store, which may have much to write: no application waits."""
 _LISTING_BYTES: Final = 256 << 10
 _DIGEST_BYTES: Final = 16
 _INSPECTED_BYTES: Final = 16 << 10
+_SUSPECTED_BYTES: Final = 512 << 10
 
 ANSWER_TYPES: Final[dict[type[ops.Op], type[ops.Answer]]] = {
     ops.Place: ops.Placed,
     ops.Digest: ops.Digests,
     ops.List: ops.Listing,
     ops.Inspect: ops.Inspected,
+    ops.Suspects: ops.Suspected,
+    ops.Fetch: ops.Fetched,
 }
 """What answers an operation besides `Done`, which may answer any."""
 
@@ -67,6 +72,10 @@ def cost_of(op: ops.AnyOp, head: bytes, payload: bytes | None) -> int:
         cost += op.count * _DIGEST_BYTES
     elif type(op) is ops.Inspect:
         cost += _INSPECTED_BYTES
+    elif type(op) is ops.Suspects:
+        cost += _SUSPECTED_BYTES
+    elif type(op) is ops.Fetch:
+        cost += op.length
     return cost
 
 
@@ -79,6 +88,7 @@ class Call(msgspec.Struct, Generic[SinkT], frozen=True, gc=False):
     answer_type: type[ops.Answer]
     cost: int
     sent_ns: int
+    timeouts: int = DEFERRED_TIMEOUTS
 
 
 class Flow(Generic[SinkT]):
@@ -183,8 +193,8 @@ class Flow(Generic[SinkT]):
                 break
             if call.sink is not None:
                 noticed[seq] = since = self.noticed.get(seq, now)
-                if now - since > timeout_ns * DEFERRED_TIMEOUTS:
-                    return f"no result for {timeout_ns * DEFERRED_TIMEOUTS / 1e9:.1f} s"
+                if now - since > timeout_ns * call.timeouts:
+                    return f"no result for {timeout_ns * call.timeouts / 1e9:.1f} s"
         self.noticed = noticed
         return ""
 

@@ -26,7 +26,16 @@ import zmq
 from replfs.core import messages, ops
 from replfs.core.messages import BULK, LIVE, Hello, Refuse, Welcome
 from replfs.errors import PeerLost, ProtocolError, Refused, UsageError
-from replfs.transport.flow import ANSWER_TYPES, Call, Flow, LinkState, LinkStatistics, cost_of
+from replfs.transport.flow import (
+    ANSWER_TYPES,
+    CHECKPOINT_TIMEOUTS,
+    DEFERRED_TIMEOUTS,
+    Call,
+    Flow,
+    LinkState,
+    LinkStatistics,
+    cost_of,
+)
 from replfs.transport.security import Curve
 from replfs.transport.socket import NotSent
 from replfs.transport.wire import Wire, connect, wire_of_environment
@@ -156,7 +165,10 @@ class Link:
         flow.next_seq = seq + 1
         alone = not flow.calls and not self._ping_sent_ns
         answer_type = ANSWER_TYPES.get(type(op), ops.Done)
-        flow.calls[seq] = Call(head, payload, sink, answer_type, cost, time.monotonic_ns())
+        timeouts = CHECKPOINT_TIMEOUTS if type(op) is ops.Checkpoint else DEFERRED_TIMEOUTS
+        flow.calls[seq] = Call(
+            head, payload, sink, answer_type, cost, time.monotonic_ns(), timeouts
+        )
         flow.bytes += cost
         self._sent_ops += 1
         self._sent_bytes += len(head) if payload is None else len(head) + len(payload)

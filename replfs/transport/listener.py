@@ -50,6 +50,8 @@ FAREWELL_S: Final = 0.1
 LINGER_MS: Final = 300
 STOPPED: Final = "the listener stops"
 _SMALL_ANSWER: Final = 64
+_SILENT: Final = frozenset({ops.Locate, ops.Forget, ops.Stable})
+"""These have no answer."""
 
 
 class Applier(Protocol):
@@ -468,7 +470,7 @@ class Listener:
             answer = ops.Done(errno.EIO)
         lane.applied = seq
         lane.applying = 0
-        if type(op) is ops.Locate or type(op) is ops.Forget:
+        if type(op) in _SILENT:
             return
         if answer is None:
             if seq not in lane.answers:

@@ -156,7 +156,7 @@ class Wire:
             self.network.note(
                 f"{self.id}.{lane.stream}.{seq} {life.name} {shown(op)} -> {shown(answer)}"
             )
-        if life.dead or isinstance(op, ops.Locate | ops.Forget):
+        if life.dead or isinstance(op, ops.Locate | ops.Forget | ops.Stable):
             return
         if answer is not None:
             self.answer(lane.stream, seq, answer)

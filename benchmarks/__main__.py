@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import dataclasses
 import os
+import re
 import signal
 import sys
 import time
@@ -24,7 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from benchmarks import compare, gross, growth, images, packages, pages, results, tables
+from benchmarks import compare, gross, growth, images, leftovers, packages, pages, results, tables
 from benchmarks.errors import BenchmarkError
 from benchmarks.measure import Run
 from benchmarks.results import Results
@@ -37,14 +38,21 @@ def main(arguments: Sequence[str]) -> int:
     """Run one command; 0, 1 if it found something slower or failed, 2 for a bad command line."""
     options = _parser().parse_args(arguments)
     try:
-        if os.geteuid() != 0 and options.run is not _pages:
-            raise BenchmarkError("stores lie on loop-mounted images: run it as root")
+        if options.run is not _pages:
+            _get_ready()
         return int(options.run(options))
     except BenchmarkError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _get_ready() -> None:
+    if os.geteuid() != 0:
+        raise BenchmarkError("stores lie on loop-mounted images: run it as root")
+    for name in leftovers.clear():
+        _say(f"removed what a killed run has left: {name}")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -232,7 +240,7 @@ def _add_measuring(parser: argparse.ArgumentParser, *, repeat: int, minutes: flo
 
 def _add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--into", type=Path, default=pages.PERFORMANCE, metavar="DIR")
-    parser.add_argument("--name", help="of the milestone (default: date and commit)")
+    parser.add_argument("--name", type=_name, help="of the milestone (default: date and commit)")
 
 
 def _among(known: Sequence[str] | dict[str, Any]) -> Any:
@@ -246,6 +254,12 @@ def _among(known: Sequence[str] | dict[str, Any]) -> Any:
         return names
 
     return read
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be the name of a file")
+    return text
 
 
 def _numbers(text: str) -> list[int]:

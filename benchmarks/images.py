@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from benchmarks.processes import PREFIX, run
+from benchmarks.processes import own_name, run
 
+MEMORY: Final = Path("/dev/shm")
 _BYTES: Final = 16 << 30
 INODES: Final = 400_000
 
@@ -23,7 +24,7 @@ INODES: Final = 400_000
 @contextlib.contextmanager
 def workspace() -> Iterator[Path]:
     """A directory for a run, removed afterwards."""
-    with tempfile.TemporaryDirectory(prefix=PREFIX) as name:
+    with tempfile.TemporaryDirectory(prefix=own_name("")) as name:
         os.chmod(name, 0o755)  # daemons that run as other users pass through it
         yield Path(name)
 
@@ -31,10 +32,8 @@ def workspace() -> Iterator[Path]:
 @contextlib.contextmanager
 def memory_space() -> Iterator[Path]:
     """A directory in memory for what is read while measuring: no cache dropped reaches it."""
-    shared = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(
-        prefix=PREFIX, dir=shared if shared.is_dir() else None
-    ) as name:
+    where = MEMORY if MEMORY.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix=own_name(""), dir=where) as name:
         yield Path(name)
 
 

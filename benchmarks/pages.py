@@ -87,7 +87,7 @@ def fresh_page() -> str:
         "growth": "None yet.",
     }
     if kept:
-        name, newest = max(kept.items(), key=lambda item: item[1].about["when"])
+        name, newest = max(kept.items(), key=lambda item: _rank(item[1]))
         base = base_of(newest)
         parts["milestones"] = tables.milestones(kept)
         parts["goals"] = tables.missed(newest)
@@ -104,6 +104,11 @@ def fresh_page() -> str:
     return _BLOCK.sub(
         lambda block: f"{block[1]}\n{parts[block[2]]}\n\n{block[3]}", PAGE.read_text()
     )
+
+
+def _rank(found: Results) -> tuple[bool, str]:
+    """The newest comes last; one of a single target compares nothing, and comes before."""
+    return len(found.titles) > 1, found.about["when"]
 
 
 def _when(path: Path) -> str:

@@ -84,11 +84,14 @@ def curves(
         axes.set_title(title)
         axes.set_xlabel(across)
         axes.set_ylabel(up)
-        axes.set_ylim(bottom=0)
         axes.legend(fontsize="small")
-        largest = max((point[0] for points in by_name.values() for point in points), default=0)
-        if largest >= 100:
-            axes.set_xscale("symlog")
+        places = sorted({point[0] for points in by_name.values() for point in points} - {0})
+        if places and places[-1] >= 100 * places[0] >= 100:
+            axes.set_xscale("symlog", linthresh=places[0])
+            axes.set_yscale("log")
+            axes.set_xlim(left=0)
+        else:
+            axes.set_ylim(bottom=0)
     _save(figure, path)
 
 

@@ -19,6 +19,7 @@ from typing import Final, Self
 from benchmarks.errors import BenchmarkError
 
 PREFIX: Final = "replfs-bench-"
+NAMESPACES: Final = Path("/run/netns")
 _CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
 _END_S: Final = 15.0
 # `python -m replfs` must be the one that is installed, not a directory of that name.
@@ -50,12 +51,18 @@ def run(*command: str | Path, **settings: str) -> str:
     return done.stdout
 
 
+def own_name(what: str) -> str:
+    """A name from which it can be seen that this process has made it."""
+    return f"{PREFIX}{os.getpid()}-{what}"
+
+
 class Namespace:
     """A network with only loopback in it, and the processes inside."""
 
     def __init__(self, name: str) -> None:
-        self.name = f"{PREFIX}{os.getpid()}-{name}"
-        self._path = Path("/run/netns", self.name)
+        """*name*: the whole of it, as `own_name` makes it."""
+        self.name = name
+        self._path = NAMESPACES / name
         self._children: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
@@ -104,12 +111,16 @@ class Namespace:
                         found.append(int(entry))
         return found
 
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send this signal to every process inside."""
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
     def _end(self) -> None:
         for number in (signal.SIGTERM, signal.SIGKILL):
             until = time.monotonic() + _END_S
-            for pid in self.pids():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
+            self.kill(number)
             while self._alive() and time.monotonic() < until:
                 time.sleep(0.05)
 

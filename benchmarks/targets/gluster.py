@@ -11,7 +11,7 @@ from typing import Final
 
 from benchmarks import images
 from benchmarks.errors import BenchmarkError
-from benchmarks.processes import Namespace
+from benchmarks.processes import Namespace, own_name
 from benchmarks.targets.base import Running
 
 # 127.0.0.1 is refused.
@@ -56,7 +56,7 @@ class Gluster:
     @contextlib.contextmanager
     def start(self, base: Path) -> Iterator[Running]:
         """glusterd, which starts the bricks and the self-healing daemon, and a client."""
-        with images.fresh(base) as stores, Namespace(base.name) as namespace:
+        with images.fresh(base) as stores, Namespace(own_name(base.name)) as namespace:
             work, mount = base / "gluster", base / "mount"
             (work / "state").mkdir(parents=True)
             mount.mkdir()

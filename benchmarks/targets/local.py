@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import images, packages
-from benchmarks.processes import Namespace
+from benchmarks.processes import Namespace, own_name
 from benchmarks.targets.base import Running
 
 
@@ -41,7 +41,7 @@ class Passthrough:
         """It keeps a descriptor for every inode that the kernel knows, so it gets many."""
         program = packages.passthrough_ll()
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        with images.fresh(base) as stores, Namespace("passthrough") as namespace:
+        with images.fresh(base) as stores, Namespace(own_name(base.name)) as namespace:
             source, mount = stores / "files", base / "mount"
             source.mkdir()
             mount.mkdir()

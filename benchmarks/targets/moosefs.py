@@ -12,7 +12,7 @@ from typing import Final
 
 from benchmarks import images
 from benchmarks.errors import BenchmarkError
-from benchmarks.processes import Namespace, run
+from benchmarks.processes import Namespace, own_name, run
 from benchmarks.targets.base import Running
 
 # MooseFS refuses 127/8 between its daemons. These exist on the loopback of a namespace alone.
@@ -31,7 +31,7 @@ class MooseFS:
     @contextlib.contextmanager
     def start(self, base: Path) -> Iterator[Running]:
         """All daemons and a client."""
-        with images.fresh(base) as stores, Namespace(base.name) as namespace:
+        with images.fresh(base) as stores, Namespace(own_name(base.name)) as namespace:
             for address in (_MASTER, *_CHUNKSERVERS):
                 run("ip", "-n", namespace.name, "address", "add", f"{address}/32", "dev", "lo")
             work, mount = base / "moosefs", base / "mount"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import images
-from benchmarks.processes import Namespace, end, wait_for_log
+from benchmarks.processes import Namespace, end, own_name, wait_for_log
 from benchmarks.targets.base import Running
 
 _START_S: Final = 30.0
@@ -110,7 +110,7 @@ class Nodes:
 @contextlib.contextmanager
 def nodes(target: Replfs, base: Path, inodes: int = images.INODES) -> Iterator[Nodes]:
     """On a fresh image; nothing is started yet."""
-    with images.fresh(base, inodes) as stores, Namespace(base.name) as namespace:
+    with images.fresh(base, inodes) as stores, Namespace(own_name(base.name)) as namespace:
         yield Nodes(target, base, stores, namespace)
 
 

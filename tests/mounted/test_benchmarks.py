@@ -78,6 +78,22 @@ def test_an_interrupted_run_keeps_what_it_found_and_leaves_nothing(tmp_path):
     assert (tmp_path / "run.md").exists()
 
 
+def test_the_next_run_removes_what_a_killed_one_has_left(tmp_path):
+    run = start(tmp_path, "--targets", "passthrough", "--repeat", "1000")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run.json").exists():
+        assert run.poll() is None and time.monotonic() < deadline, run.communicate()[0]
+        time.sleep(0.02)
+    run.kill()
+    run.communicate(timeout=60)
+    assert len(left_of(tmp_path, run.pid)) > 3
+    again = start(tmp_path, "--targets", "ext4", "--workloads", "sequential", "--repeat", "1")
+    output, _ = again.communicate(timeout=60)
+    assert again.returncode == 0, output
+    assert "removed what a killed run has left" in output
+    assert left_of(tmp_path, run.pid) == []
+
+
 def test_a_bad_command_line_changes_nothing(tmp_path):
     run = start(tmp_path, "--targets", "ext5")
     output, _ = run.communicate(timeout=60)

@@ -30,15 +30,13 @@ from replfs.store import locators
 from replfs.store.activity import ActivityLog, Slot
 from replfs.store.inode import Inode
 from replfs.store.tree import Tree
+from replfs.transport.spin import Spin
 
 _CROWDED_S: Final = 0.001
 _SUSPENDED_S: Final = 0.05
 _FREES_SPACE: Final = frozenset({"unlink", "rmdir", "truncate", "fsync"})
 _SPIN_NS: Final = 300_000
-"""How long a lone operation watches for its acknowledgement before it sleeps.
-
-Waking an idle core costs tens of microseconds, more than half of a round trip on loopback.
-"""
+"""How long a lone operation watches for its acknowledgement before it sleeps."""
 
 _BACKGROUND: Final = frozenset({"resync", "verify"})
 _HURRY_S: Final = 0.01
@@ -77,6 +75,7 @@ class Pipeline:
         self.flights = 0
         """Operations that await a peer's answer."""
         self.latencies: dict[str, Latencies] = {}
+        self._patience = Spin(_SPIN_NS)
         self.fuse_ready: Callable[[], bool] = lambda: False
         """Whether another request is waiting, so that nothing may spin."""
 
@@ -225,26 +224,30 @@ class Pipeline:
 
     async def confirmed(self, flight: Flight) -> None:
         """Wait until every peer the operation went to has answered or is lost."""
-        if self.flights == 1 and flight.waiting:
+        if self.flights == 1 and flight.waiting and self._patience.begin():
             self._spin(flight)
         if flight.waiting:
             began = time.monotonic_ns()
             flight.task = trio.lowlevel.current_task()
             await trio.lowlevel.wait_task_rescheduled(_not_cancelled)
             ended = time.monotonic_ns()
+            self._patience.slept(ended - began)
             if ended - began > self.slow_ns:
                 for peer in flight.sent_to:
                     if peer.link is flight.last:
                         peer.waited(began, ended)
 
     def _spin(self, flight: Flight) -> None:
-        until = time.monotonic_ns() + _SPIN_NS
         ready = self.fuse_ready
-        while True:
+        spin = self._patience
+        while spin.go_on():
             for peer in self.peers:
                 if peer.live:
                     peer.link.pump()
-            if not flight.waiting or ready() or time.monotonic_ns() > until:
+            if not flight.waiting:
+                spin.paid()
+                return
+            if ready():
                 return
 
     async def change(

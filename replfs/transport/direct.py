@@ -36,6 +36,10 @@ CONNECTIONS_MAX: Final = 64
 """Connections to a listener. One more, and the oldest that no session needs is closed."""
 HANDSHAKE_S: Final = 10.0
 """How long a connection may take to say who it is."""
+KERNEL_BUFFER: Final = 4 << 20
+"""Bytes that the kernel may hold, in each direction of each connection."""
+_SO_SNDBUFFORCE: Final = 32
+_SO_RCVBUFFORCE: Final = 33
 _BACKLOG: Final = 64
 _EVENTS: Final = 16
 _IDENTITY_BYTES: Final = 8
@@ -386,22 +390,34 @@ class DirectConnection:
 async def _connected(family: socket.AddressFamily, target: object) -> socket.socket:
     made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
+        _tune(made)
         code = made.connect_ex(target)  # type: ignore[arg-type]  # whatever this family takes
         if code == errno.EINPROGRESS:
             await trio.lowlevel.wait_writable(made)
             code = made.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
             raise OSError(code, os.strerror(code))
-        _tune(made)
     except BaseException:
         made.close()
         raise
     return made
 
 
-def _tune(connected: socket.socket) -> None:
-    if connected.family is not socket.AF_UNIX:
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+def _tune(made: socket.socket) -> None:
+    """Before it is connected, or listens: no delay, and room for a message of any size.
+
+    With less room a large message goes in many steps, and both sides are woken for each.
+    """
+    for forced, option in (
+        (_SO_SNDBUFFORCE, socket.SO_SNDBUF),
+        (_SO_RCVBUFFORCE, socket.SO_RCVBUF),
+    ):
+        try:
+            made.setsockopt(socket.SOL_SOCKET, forced, KERNEL_BUFFER)
+        except PermissionError:
+            made.setsockopt(socket.SOL_SOCKET, option, KERNEL_BUFFER)
+    if made.family is not socket.AF_UNIX:
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 class _Guest:
@@ -495,19 +511,9 @@ class DirectListening:
             self._advance(guest)
         return True
 
-    def spin(self, duration_ns: int) -> bool:
-        """Wait without sleeping; whether something may have come.
-
-        Yielding between looks lets others run where there is no core to spare.
-        """
-        clock = time.monotonic_ns
-        relax = os.sched_yield
-        end = clock() + duration_ns
-        while not self._look():
-            if clock() >= end:
-                return False
-            relax()
-        return True
+    def readable(self) -> bool:
+        """Whether a message can be received."""
+        return bool(self._ready) or self._look()
 
     def _look(self) -> bool:
         """Receive from every connection that has something; whether a message is there now.
@@ -560,7 +566,6 @@ class DirectListening:
                 self._accepts = False
             return
         connected.setblocking(False)
-        _tune(connected)
         _find_dead(connected, self._silence_s)
         while len(self._guests) >= CONNECTIONS_MAX and self._make_room():
             pass
@@ -637,6 +642,7 @@ def _bound(address: Address) -> socket.socket:
             _clear_path(address.host)
         else:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _tune(made)
         made.bind(address.target)
         made.listen(_BACKLOG)
     except OSError as error:

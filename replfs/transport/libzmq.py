@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import select
-import time
 from collections.abc import Callable
 from typing import Final, cast
 
@@ -121,23 +119,6 @@ class _ZmqSocket:
         finally:
             self._draining = False
         return count
-
-    def spin(self, duration_ns: int) -> bool:
-        """Wait without sleeping; whether something may have come.
-
-        Waking an idle core costs more than most operations take. Yielding between looks is what
-        lets ZeroMQ's own threads run where there is no core to spare: without it a round trip
-        takes a third longer, and its slowest percent several times as long.
-        """
-        poll = self._poll.poll
-        clock = time.monotonic_ns
-        relax = os.sched_yield
-        end = clock() + duration_ns
-        while not poll(0):
-            if clock() >= end:
-                return False
-            relax()
-        return True
 
     async def wait(self, seconds: float = math.inf) -> None:
         """Sleep until something may have come, `poke`, `close`, or *seconds* have passed.

@@ -13,7 +13,6 @@ it leaves at once, or as soon as it can, or with the next connection.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -190,18 +189,11 @@ class Link:
         return seq
 
     def pump(self) -> bool:
-        """Handle what has come on the live stream, without waiting; whether anything had.
-
-        Made to be called in a loop: if there is nothing it yields the processor for a moment, for
-        others may need it to answer.
-        """
+        """Handle what has come on the live stream, without waiting; whether anything had."""
         connection = self._flows[LIVE].connection
         if connection is None or connection.closed:
             return False
-        if connection.readable() and connection.drain():
-            return True
-        os.sched_yield()
-        return False
+        return connection.readable() and connection.drain() > 0
 
     @property
     def fd(self) -> int:

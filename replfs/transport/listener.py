@@ -27,13 +27,12 @@ from replfs.core.messages import BULK, LIVE, Hello, Welcome
 from replfs.errors import ProtocolError, Refused
 from replfs.transport.security import Curve
 from replfs.transport.socket import Listening, NotSent, Seldom
+from replfs.transport.spin import Spin
 from replfs.transport.wire import Wire, listen, wire_of_environment
 
 logger = logging.getLogger(__name__)
 
 SPIN_NS: Final = 200_000
-SPIN_MISSES: Final = 16
-"""Vain spins in a row after which it sleeps at once, until messages come close together again."""
 TURN_MESSAGES: Final = 64
 TURN_NS: Final = 5_000_000
 """After this much of either, other tasks get their turn."""
@@ -234,7 +233,7 @@ class Listener:
         self._security = security
         self._timeout_s = peer_timeout_s
         self._timeout_ns = int(peer_timeout_s * 1e9)
-        self._spin_ns = spin_ns
+        self._spin = Spin(spin_ns)
         self._wire = wire_of_environment() if wire is None else wire
         self._socket: Listening | None = None
         self._session: Session | None = None
@@ -296,7 +295,8 @@ class Listener:
 
     async def _serve(self, socket: Listening) -> None:
         clock = time.monotonic_ns
-        handled = misses = 0
+        handled = 0
+        spin = self._spin
         since = clock()
         while True:
             count = self._turn(socket)
@@ -306,17 +306,18 @@ class Listener:
                 await trio.lowlevel.checkpoint()
                 since = clock()
                 continue  # other tasks may have sent, so the socket must be looked at again
-            if misses < SPIN_MISSES:
-                if socket.spin(self._spin_ns):
-                    misses = 0
+            if spin.begin():
+                while not (found := socket.readable()):
+                    if not spin.go_on():
+                        break
+                if found:
+                    spin.paid()
                     continue
-                misses += 1
             asleep = clock()
             await socket.wait(NET_S if self._awaits_answers() else math.inf)
             handled = 0
             since = clock()
-            if since - asleep < self._spin_ns:
-                misses = 0
+            spin.slept(since - asleep)
 
     def _is_needed(self, identity: bytes) -> bool:
         """Whether it is a connection of a session, or of one that was offered."""

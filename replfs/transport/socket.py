@@ -106,8 +106,8 @@ class Listening(Waitable, Protocol):
     def receive(self) -> bool:
         """Receive one message and hand it over; False if there is none."""
 
-    def spin(self, duration_ns: int) -> bool:
-        """Wait without sleeping; whether something may have come."""
+    def readable(self) -> bool:
+        """Whether something may have come: no more than `pending` costs, and may be less sure."""
 
 
 class Seldom:

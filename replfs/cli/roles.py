@@ -1,6 +1,7 @@
 """`promote`, `switchover`, `split-brain`, `adopt`: who is the primary, and who a store is.
 
-`adopt` works on a STORE that no node has; the others ask a running node.
+`adopt` works on a STORE that no node has, `promote` on such a one too; the others ask a running
+node.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from typing import Final
 from replfs.cli.exit_codes import ExitCode
 from replfs.cli.parse import Command, add_target, seconds
 from replfs.cli.progress import Json, ask
+from replfs.errors import UsageError
+from replfs.node import control
 
+RESERVED: Final = ".replfs"
 SPLIT_BRAIN_ACTIONS: Final = ("list", "keep-mine", "keep-theirs", "keep-both")
 
 
@@ -23,10 +27,36 @@ def _declare_promote(parser: argparse.ArgumentParser) -> None:
                         help="even if the data is inconsistent or the primary may still run; "
                         "says what may be lost")  # fmt: skip
     parser.add_argument("--tentative", action="store_true", help="only say what would be done")
+    parser.add_argument("--mount", metavar="DIR", help="a node without a mount: also mount it here")
 
 
 def _run_promote(args: argparse.Namespace) -> int:
-    return _do(args, "promote", {"force": args.force, "tentative": args.tentative}, 120.0)
+    mountpoint = os.path.abspath(args.mount) if args.mount else None
+    fields = {"force": args.force, "tentative": args.tentative, "mount": mountpoint}
+    try:
+        return _do(args, "promote", fields, 120.0)
+    except control.NodeDown:
+        if not os.path.isdir(os.path.join(args.target, RESERVED)):
+            raise
+    return _promote_stopped(args)
+
+
+def _promote_stopped(args: argparse.Namespace) -> int:
+    """No node serves the STORE: what is promoted is what it will be when one does."""
+    from replfs.node.promotion import promote_stopped
+    from replfs.store.state import State
+
+    if args.mount:
+        raise UsageError(
+            f"no node serves {args.target}: promote it without --mount, then use 'replfs mount'"
+        )
+    with contextlib.ExitStack() as cleanup:
+        fd = os.open(args.target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        cleanup.callback(os.close, fd)
+        state = State(fd)
+        cleanup.callback(state.close)
+        print(promote_stopped(state, force=args.force, tentative=args.tentative))
+    return ExitCode.OK
 
 
 def _declare_switchover(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +116,8 @@ def _run_adopt(args: argparse.Namespace) -> int:
             # What it holds is kept, and recognised by digests when it becomes a replica.
             state.update(
                 node=os.urandom(16), binding=state.place(), volume=b"", generation=b"", history=(),
-                role="unset", uninitialized=True, inconsistent=False, clean=True,
+                role="unset", role_changed=False, uninitialized=True, inconsistent=False,
+                clean=True,
             )  # fmt: skip
             message = "it is a store of its own now"
         state.flush(durable=True)

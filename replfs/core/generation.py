@@ -1,9 +1,10 @@
 """What two stores are to each other: one decision, one table, no clocks.
 
 A *generation* names a span of time in which a volume's replicas were equal. A primary begins a new
-one before the first change that a peer does not get, and remembers the earlier ones. So a store
-whose generation stands in the other's history is simply behind; two stores of which neither knows
-the other's generation have been changed apart.
+one before the first change that a peer does not get, and whenever it is promoted, and remembers the
+earlier ones. So a store whose generation stands in the other's history is simply behind; two stores
+of which neither knows the other's generation have been changed apart. An operator who decides which
+of those wins enters the loser's generation in the winner's history.
 
 `decide` is asked by both sides at connect, each about itself, and answers with the first row of
 `TABLE` that fits. Wall-clock time never decides anything.
@@ -29,6 +30,10 @@ class Action(enum.Enum):
     """This side is the primary; the peer has nothing yet, or an earlier copy without ids."""
     COMPARE = "compare"
     """This side is the primary; everything is compared, for it is not known what the peer has."""
+    STEP_DOWN = "step-down"
+    """This side is a primary that another store has left behind: it becomes a secondary."""
+    OUTDATED = "outdated"
+    """The peer is such a primary: it is told so, and steps down."""
     SPLIT_BRAIN = "split-brain"
     """Both were changed apart from a common generation: an operator decides."""
     REFUSE = "refused"
@@ -77,6 +82,10 @@ def _common(mine: Side, theirs: Side) -> bool:
     return not ours.isdisjoint({theirs.generation, *theirs.history})
 
 
+def _two_primaries(mine: Side, theirs: Side) -> bool:
+    return mine.role == theirs.role == "primary" and mine.volume == theirs.volume
+
+
 TABLE: Final[tuple[Row, ...]] = (
     (
         "same store",
@@ -87,14 +96,22 @@ TABLE: Final[tuple[Row, ...]] = (
     (
         "two primaries, changed apart",
         lambda m, t: (
-            m.role == t.role == "primary"
-            and m.volume == t.volume
-            and not _knows(m, t)
-            and not _knows(t, m)
-            and _common(m, t)
+            _two_primaries(m, t) and not _knows(m, t) and not _knows(t, m) and _common(m, t)
         ),
         Action.SPLIT_BRAIN,
         "both stores were changed as primaries since they were last equal",
+    ),
+    (
+        "two primaries, mine is outdated",
+        lambda m, t: _two_primaries(m, t) and _knows(t, m) and not _knows(m, t),
+        Action.STEP_DOWN,
+        "the peer was made primary in place of this store, which steps down",
+    ),
+    (
+        "two primaries, the peer's is outdated",
+        lambda m, t: _two_primaries(m, t) and _knows(m, t) and not _knows(t, m),
+        Action.OUTDATED,
+        "another store was made primary in place of the one that connects, which is outdated",
     ),
     (
         "two primaries",
@@ -128,9 +145,15 @@ TABLE: Final[tuple[Row, ...]] = (
         "this store follows its primary",
     ),
     (
-        "I am ahead of the primary",
-        lambda m, t: m.role != "primary" and _knows(m, t),
+        "I am ahead of the primary, which lost power",
+        lambda m, t: m.role != "primary" and _knows(m, t) and t.memory_lost,
         Action.REFUSE,
+        "this store is ahead of the primary that connects, which lost power",
+    ),
+    (
+        "I am ahead of the primary",
+        lambda m, t: m.role != "primary" and _knows(m, t) and m.volume == t.volume,
+        Action.OUTDATED,
         "this store is ahead of the primary that connects, which is outdated",
     ),
     (
@@ -164,10 +187,16 @@ TABLE: Final[tuple[Row, ...]] = (
         "the peer lacks what was recorded for it, and nothing else",
     ),
     (
-        "the peer is ahead",
-        lambda m, t: _knows(t, m),
+        "the peer is ahead, and this store lost power",
+        lambda m, t: _knows(t, m) and m.memory_lost,
         Action.REFUSE,
-        "the peer is ahead of this store, which is outdated: do not change it",
+        "the peer is ahead of this store, which lost power",
+    ),
+    (
+        "the peer is ahead",
+        lambda m, t: _knows(t, m) and m.volume == t.volume,
+        Action.STEP_DOWN,
+        "the peer is ahead of this store, which is outdated and steps down",
     ),
     (
         "changed apart",
@@ -183,6 +212,11 @@ TABLE: Final[tuple[Row, ...]] = (
     ),
 )
 """Rows in the order in which they are tried: what it is called, when it fits, what is done, why."""
+
+
+def is_ahead(one: Side, other: Side) -> bool:
+    """Whether *one* has what *other* lacks, both being replicas of one volume."""
+    return _knows(one, other) and not _knows(other, one)
 
 
 def row_of(mine: Side, theirs: Side) -> Row:

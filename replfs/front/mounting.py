@@ -33,7 +33,16 @@ _MS_RDONLY: Final = 1
 _MS_NOSUID: Final = 2
 _MS_NODEV: Final = 4
 _MS_NOEXEC: Final = 8
+_MS_REMOUNT: Final = 32
 _MS_NOATIME: Final = 1024
+_FLAGS: Final = {
+    "nosuid": _MS_NOSUID,
+    "nodev": _MS_NODEV,
+    "noexec": _MS_NOEXEC,
+    "noatime": _MS_NOATIME,
+    "nodiratime": 2048,
+    "relatime": 1 << 21,
+}
 _MNT_DETACH: Final = 2
 _UMOUNT_NOFOLLOW: Final = 8
 _PR_SET_IO_FLUSHER: Final = 57
@@ -233,6 +242,25 @@ def mount_fuse(fd: int, path: str, options: MountOptions) -> None:
     if result:
         code = ctypes.get_errno()
         raise OSError(code, f"cannot mount on {path}: {os.strerror(code)}")
+
+
+def remount(mount: MountPoint, *, read_only: bool) -> None:
+    """Make a mount read-only or read-write; all other flags stay.
+
+    Dirty pages are taken first, and names that nobody uses are dropped: the daemon must not call
+    this from its event loop.
+
+    Relies on: FUSE takes no other option at a remount, and mount(2) sets exactly the flags given.
+
+    Raises:
+        OSError: EBUSY while files are open for writing, EPERM without CAP_SYS_ADMIN.
+    """
+    flags = _MS_REMOUNT | (_MS_RDONLY if read_only else 0)
+    for option in mount.options.split(","):
+        flags |= _FLAGS.get(option, 0)
+    if _libc.mount(None, os.fsencode(mount.path), None, ctypes.c_ulong(flags), None):
+        code = ctypes.get_errno()
+        raise OSError(code, f"cannot remount {mount.path}: {os.strerror(code)}")
 
 
 def libfuse_options(options: MountOptions) -> set[str]:

@@ -21,7 +21,7 @@ from pyfuse3 import EntryAttributes, FUSEError, RequestContext
 
 log = logging.getLogger(__name__)
 
-_FOREVER_S: Final = 86400.0
+FOREVER_S: Final = 86400.0
 """Entry and attribute timeout of a primary: the kernel may keep what it knows, for nobody else
 changes it."""
 
@@ -135,18 +135,19 @@ class Operations(pyfuse3.Operations):
         self,
         mounted: Mounted,
         *,
-        timeout_s: float = _FOREVER_S,
-        keep_cache: bool = True,
         acl: bool = True,
         writeback: bool = False,
     ) -> None:
-        """*timeout_s*: how long the kernel may trust what it was told; *keep_cache*: and data."""
         super().__init__()
         self.mounted = mounted
+        self.timeout_s = FOREVER_S
+        """How long the kernel may trust what it was told."""
+        self.keep_cache = True
+        """The kernel may keep the contents of files it has from an earlier open."""
+        self.direct_io = False
+        """The kernel keeps no contents at all."""
         self.enable_acl = acl
         self.enable_writeback_cache = writeback
-        self._timeout_s = timeout_s
-        self._keep_cache = keep_cache
 
     # Attributes --------------------------------------------------------------------------------
 
@@ -164,8 +165,8 @@ class Operations(pyfuse3.Operations):
         entry.st_atime_ns = found.st_atime_ns
         entry.st_mtime_ns = found.st_mtime_ns
         entry.st_ctime_ns = found.st_ctime_ns
-        entry.entry_timeout = self._timeout_s
-        entry.attr_timeout = self._timeout_s
+        entry.entry_timeout = self.timeout_s
+        entry.attr_timeout = self.timeout_s
         if _stat.S_ISDIR(found.st_mode) and time.time_ns() - found.st_ctime_ns < _CHANGING_NS:
             # Of a directory that is being changed the kernel may take in an older answer after
             # the change's: rsync(1), which looks while it renames, then leaves a wrong mtime.
@@ -180,7 +181,7 @@ class Operations(pyfuse3.Operations):
         except FileNotFoundError:
             entry = EntryAttributes()
             entry.st_ino = cast(Any, 0)
-            entry.entry_timeout = self._timeout_s
+            entry.entry_timeout = self.timeout_s
             return entry
         except OSError as error:
             raise FUSEError(error.errno or errno.EIO) from None
@@ -323,15 +324,19 @@ class Operations(pyfuse3.Operations):
         handle, inode, found = await self.mounted.create(
             parent_inode, name, mode, flags, owner=(ctx.uid, ctx.gid), umask=ctx.umask
         )
-        info = pyfuse3.FileInfo(fh=handle.number, keep_cache=self._keep_cache)
-        return info, self._attributes(inode, found)
+        return self._opened(handle), self._attributes(inode, found)
 
     @answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> pyfuse3.FileInfo:
         """A handle."""
         del ctx
         handle = await self.mounted.open(inode, flags)
-        return pyfuse3.FileInfo(fh=handle.number, keep_cache=self._keep_cache)
+        return self._opened(handle)
+
+    def _opened(self, handle: Opened) -> pyfuse3.FileInfo:
+        return pyfuse3.FileInfo(
+            fh=cast(Any, handle.number), keep_cache=self.keep_cache, direct_io=self.direct_io
+        )
 
     @answered
     async def read(self, fh: int, off: int, size: int) -> bytes:

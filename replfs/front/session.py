@@ -69,7 +69,7 @@ from replfs.front import mounting
 from replfs.front.mounting import MountOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Generator
+    from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 
 __all__ = ["FuseSession", "MountOptions", "Tuning"]
 
@@ -520,6 +520,32 @@ class FuseSession:
         self._parked.append(task)
         self._waiting = True
         await trio.lowlevel.wait_task_rescheduled(leave)
+
+    # ------------------------------------------------------------------- other roles
+
+    def remount(self, read_only: bool) -> None:  # noqa: FBT001 - called in a thread
+        """Make the mount read-only or read-write. To be called in a thread, while `run` serves.
+
+        Raises:
+            OSError: EBUSY while files are open for writing; ENOENT if it is not there any more,
+                or something else is mounted over it.
+        """
+        mount = mounting.find_mount(self._mountpoint)
+        if mount is None or mount.device != self._device:
+            raise OSError(errno.ENOENT, f"{self._mountpoint} is not our mount any more")
+        mounting.remount(mount, read_only=read_only)
+
+    def forget(self, known: Sequence[tuple[int, Sequence[tuple[int, bytes]]]]) -> None:
+        """The kernel asks again for these inodes, by node id, and their (parent, name)s.
+
+        To be called in a thread, while `run` serves: it waits for requests on the same objects.
+        """
+        for nodeid, names in known:
+            for parent, name in names:
+                with contextlib.suppress(OSError):
+                    pyfuse3.invalidate_entry(parent, name)
+            with contextlib.suppress(OSError):
+                pyfuse3.invalidate_inode(nodeid)
 
     # ------------------------------------------------------------------- unmount
 

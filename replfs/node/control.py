@@ -323,6 +323,23 @@ class ControlServer:
         self._thread = threading.Thread(target=self._serve, name="control", daemon=True)
         self._thread.start()
 
+    def also(self, mountpoint: str) -> None:
+        """The node is found by this mountpoint, too. Called before something is mounted there."""
+        new = [name for name in names_of(mountpoint, None) if name not in self._names]
+        self._names += new
+        if self._thread is not None:
+            fd = os.open(self._rundir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                self._link(fd, new)
+            finally:
+                os.close(fd)
+
+    def _link(self, rundir: int, names: list[str]) -> None:
+        for name in names:
+            temporary = f".{name}.{os.getpid()}"
+            os.symlink(self._names[0], temporary, dir_fd=rundir)
+            os.replace(temporary, name, src_dir_fd=rundir, dst_dir_fd=rundir)
+
     def stop(self) -> None:
         """Deliver the answers that are ready, end the thread, remove the socket. Idempotent."""
         thread, self._thread = self._thread, None
@@ -344,10 +361,7 @@ class ControlServer:
             listener.bind(f"/proc/self/fd/{fd}/{name}")
             os.chmod(name, 0o600, dir_fd=fd)
             listener.listen(CONNECTIONS_MAX)
-            for other in others:
-                temporary = f".{other}.{os.getpid()}"
-                os.symlink(name, temporary, dir_fd=fd)
-                os.replace(temporary, other, src_dir_fd=fd, dst_dir_fd=fd)
+            self._link(fd, others)
             self._inode = os.stat(name, dir_fd=fd, follow_symlinks=False).st_ino
         except BaseException:
             listener.close()

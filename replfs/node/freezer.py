@@ -95,6 +95,12 @@ class Freezer:
             log.warning("the freeze was not ended in time: it thaws by itself")
             self._end("its time is over")
 
+    def retire(self) -> None:
+        """There is nothing to be frozen any more."""
+        if self._scope is not None:
+            self._scope.cancel()
+        self.until = None
+
     def _end(self, reason: str) -> None:
         self.until = None
         self._event("thawed", reason=reason)

@@ -40,7 +40,14 @@ _PEER: Final = {
     "refused": "refused",
 }
 _DATA: Final = {"up-to-date": "in-sync", "inconsistent": "inconsistent"}
-WORDS: Final = (*dict.fromkeys(_PEER.values()), "inconsistent", "frozen", "thawed")
+WORDS: Final = (
+    *dict.fromkeys(_PEER.values()),
+    "inconsistent",
+    "primary",
+    "secondary",
+    "frozen",
+    "thawed",
+)
 """Every value of REPLFS_EVENT."""
 
 
@@ -53,6 +60,8 @@ def word_of(event: Mapping[str, Any]) -> str:
             return _DATA.get(str(event.get("state")), "")
         case "primary":
             return "lost" if event.get("link") == "down" else ""
+        case "role":
+            return str(event.get("role"))
         case "frozen" | "thawed" as word:
             return str(word)
         case _:
@@ -86,6 +95,8 @@ class Hook:
         about = str(event.get("peer") or event.get("name") or "")
         if not word or self._told.get(about) == word:
             return
+        if event["event"] == "role":
+            self._facts = self._facts | {"REPLFS_ROLE": word}
         facts = {
             "REPLFS_EVENT": word,
             "REPLFS_PREVIOUS": self._told.get(about, ""),

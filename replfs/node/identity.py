@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from replfs.core.generation import Side
 from replfs.core.messages import Hello, Identity, Welcome
 from replfs.store.state import State
 
+PROBE: Final = "probe"
+"""In a greeting's features: it only asks who this is."""
+INSPECTION: Final = "inspection"
+"""In a greeting's features: the session it begins changes nothing."""
 
-def hello_of(state: State) -> Hello:
+
+def hello_of(state: State, *features: str) -> Hello:
     """This store, for a greeting."""
     mine = state.identity()
     return Hello(
@@ -21,7 +28,7 @@ def hello_of(state: State) -> Hello:
         clean=not state.unclean,
         uninitialized=mine.uninitialized,
         memory_lost=state.memory_lost,
-        features=[],
+        features=list(features),
     )
 
 

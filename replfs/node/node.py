@@ -1,10 +1,11 @@
 """One node: what runs where, in which order it starts and stops.
 
-`mount` and `agent` start the same program; the role stands in STORE. A primary has a volume, a
-read-write mount and links to its peers; a secondary a listener, and if asked a read-only mount. The
-control socket is served by a thread of its own, so that a hung event loop is seen from outside.
+`mount` and `agent` start the same program; the role stands in STORE, and may change while it runs
+(`node.roles`). A primary has a volume, a read-write mount and links to its peers; a secondary
+follows the primary that its listener let in, and has a read-only mount if asked. The control socket
+is served by a thread of its own, so that a hung event loop is seen from outside.
 
-Start: descriptor of STORE, state (which locks it), tree, role's parts, mount, control, ready.
+Start: descriptor of STORE, state (which locks it), tree, role, peers, mount, control, ready.
 Stop: no new callers, what is in flight drains, a checkpoint on both sides, the state is clean.
 """
 
@@ -13,11 +14,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
-import hashlib
 import logging
 import os
 import resource
-import select
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -27,27 +26,24 @@ from typing import Any, Final
 import trio
 import zmq
 
-from replfs.core.policy import Ack, Policy
 from replfs.errors import NotInSync, ReplfsError, StoreError, UsageError
 from replfs.front import mounting
-from replfs.front.operations import Operations
-from replfs.front.session import FuseSession, MountOptions
 from replfs.node import service
 from replfs.node.config import Settings
 from replfs.node.control import ControlServer
 from replfs.node.ending import DRAIN_S, Ending, EndOfPrimary, EndOfSecondary
 from replfs.node.events import Events
+from replfs.node.frontend import FrontEnd
 from replfs.node.hook import Hook
 from replfs.node.metrics import render
-from replfs.node.policies import Policies
 from replfs.node.primary import Primary
+from replfs.node.promotion import Promotion
+from replfs.node.roles import Roles
 from replfs.node.rundir import default_rundir, make_rundir
 from replfs.node.scrape import Scrape
 from replfs.node.secondary import Secondary
 from replfs.node.status import StatusBoard
-from replfs.node.view import ReadOnlyView
 from replfs.store import syscalls
-from replfs.store.activity import ActivityLog, is_lost, recover
 from replfs.store.state import State
 from replfs.store.tree import Tree
 from replfs.transport.security import AllowList, Curve, load_keypair, require_curve
@@ -55,8 +51,6 @@ from replfs.transport.security import AllowList, Curve, load_keypair, require_cu
 log = logging.getLogger(__name__)
 
 _HEARTBEAT_S: Final = 0.25
-_REPLICA_TIMEOUT_S: Final = 0.5
-"""How long the kernel may trust what a replica's mount told it: changes show within a second."""
 _GENERATION_SIZE: Final = 16
 
 Ready = Callable[[str], None]
@@ -106,16 +100,36 @@ class Node:
         self.exit_code = 0
         self._ready = ready
         self._ending = Ending()
-        self._ended = trio.Event()
+        self._failure: ReplfsError | None = None
         self._beat = time.monotonic_ns()
         self._began = time.time()
         self.events = Events()
         self.listening = ""
         self.metrics = ""
-        self.primary: Primary | None = None
-        self.secondary: Secondary | None = None
-        self._fuse: FuseSession | None = None
-        self._session_over = False
+        self._roles: Roles | None = None
+
+    @property
+    def roles(self) -> Roles:
+        """The role it has, and how it takes the other."""
+        if self._roles is None:
+            raise RuntimeError("the node was not started")
+        return self._roles
+
+    @property
+    def primary(self) -> Primary | None:
+        """What the node has while it is a primary."""
+        return self.roles.primary
+
+    @property
+    def secondary(self) -> Secondary | None:
+        """What the node has while it is a secondary."""
+        return self.roles.secondary
+
+    @property
+    def front(self) -> FrontEnd | None:
+        """The mount, while there is one."""
+        front = self.roles.front
+        return None if front is None or front.over.is_set() else front
 
     # Start and stop ----------------------------------------------------------------------------
 
@@ -125,7 +139,7 @@ class Node:
         with contextlib.ExitStack() as cleanup:
             store_fd = self._open_store(cleanup)
             self.state = State(store_fd)
-            cleanup.callback(self.state.close, covered=_is_covering(settings))
+            cleanup.callback(self._close_state)
             self._take_role()
             self.tree = Tree(store_fd)
             cleanup.callback(self.tree.close_all)
@@ -139,12 +153,20 @@ class Node:
                 cleanup.callback(hook.close)
                 self.events.listener = hook.tell
             rundir = make_rundir(settings.rundir or default_rundir())
-            if self.state.identity().role == "primary":
-                self._build_primary(rundir, context, curve, cleanup)
-            else:
-                self.secondary = Secondary(
-                    settings, self.state, self.tree, context, curve, event=self.events.add
-                )
+            self._roles = Roles(
+                settings,
+                self.state,
+                self.tree,
+                context,
+                curve,
+                rundir,
+                event=self.events.add,
+                status=self._status,
+                fail=self._fail,
+                on_unmounted=self._unmounted,
+            )
+            cleanup.callback(lambda: self.roles.close(clean=self._ending.is_clean))
+            self.roles.build()
             self.board = StatusBoard(self)
             scrape = None
             if settings.metrics is not None:
@@ -161,7 +183,10 @@ class Node:
                 beat=lambda: self._beat,
                 scrape=scrape,
             )
+            self.roles.on_mounting = control.also
             await self._serve(control)
+        if self._failure is not None:
+            raise self._failure
 
     def _facts(self) -> dict[str, str]:
         """What a hook is told of the node."""
@@ -176,6 +201,10 @@ class Node:
         store_fd = os.open(self.settings.store, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         cleanup.callback(os.close, store_fd)
         return store_fd
+
+    def _close_state(self) -> None:
+        front = self._roles.front if self._roles is not None else None
+        self.state.close(covered=front is not None and front.is_covering)
 
     def _take_role(self) -> None:
         """A new store takes its role from the command; an older one keeps its own."""
@@ -195,16 +224,21 @@ class Node:
                     "generation": os.urandom(_GENERATION_SIZE),
                     "uninitialized": False,
                 }
-            self.state.update(**changes)
-        elif identity.role != wanted:
+            identity = self.state.update(**changes)
+        elif identity.role != wanted and not identity.role_changed:
             if identity.role == "secondary":
                 raise UsageError(
-                    f"{settings.store} is a secondary: serve it with 'replfs agent', "
-                    "and mount its replica read-only with --mount"
+                    f"{settings.store} is a secondary: serve it with 'replfs agent' and mount its "
+                    "replica read-only with --mount, or make it the primary with 'replfs promote'"
                 )
             raise UsageError(f"{settings.store} is a primary: mount it with 'replfs mount'")
         elif identity.name != settings.name:
             self.state.update(name=settings.name)
+        if identity.role == "secondary" and settings.listen is None and identity.role_changed:
+            raise UsageError(
+                f"{settings.store} is a secondary now, since another store is the primary: start "
+                "it with --listen, so that it can follow"
+            )
 
     def _security(self) -> Curve | None:
         settings = self.settings
@@ -222,145 +256,45 @@ class Node:
                 log.warning("%s is neither encrypted nor authenticated (insecure)", endpoint)
         return curve
 
-    def _build_primary(
-        self,
-        rundir: str,
-        context: zmq.Context[zmq.Socket[bytes]],
-        curve: Curve | None,
-        cleanup: contextlib.ExitStack,
-    ) -> None:
-        identity = self.state.identity()
-        place = hashlib.sha256(identity.binding.digest()).hexdigest()[:16]
-        path = f"{_memory_directory(rundir)}/activity-{place}"
-        if self.state.unclean and is_lost(path, identity.node):
-            log.warning("what the last run had in flight is not known: everything is compared")
-            self.state.memory_lost = True
-        unfinished = recover(path) if self.state.unclean and not self.state.memory_lost else []
-        activity = ActivityLog(path, identity.node)
-        cleanup.callback(self._close_activity, activity, path)
-        self.primary = Primary(
-            self.settings,
-            self.state,
-            self.tree,
-            activity,
-            context,
-            curve,
-            event=self.events.add,
-            status=self._status,
-        )
-        self.primary.recover([(one.object, one.kind, one.region, one.handle) for one in unfinished])
-        activity.clear()
-
-    def _close_activity(self, activity: ActivityLog, path: str) -> None:
-        activity.close()
-        if self._ending.is_clean:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-
     async def _serve(self, control: ControlServer) -> None:
-        settings = self.settings
-        if settings.mountpoint is not None:
-            self._fuse = self._make_mount()
-            self._fuse.mount()
         try:
             async with trio.open_nursery() as nursery:
-                background = await self._start(nursery, control)
+                await self._start(nursery, control)
                 await self._ending.wanted.wait()
                 with trio.CancelScope(shield=True):
                     await self._end()
-                background.cancel()
                 nursery.cancel_scope.cancel()
         finally:
-            if self._fuse is not None:
-                self._fuse.unmount()
+            if self.roles.front is not None:
+                self.roles.front.unmount()
             if self._ending.is_clean:
                 self.state.stopped_cleanly()
             with trio.CancelScope(shield=True):
                 await self._ending.tell()
             control.stop()
 
-    async def _start(self, nursery: trio.Nursery, control: ControlServer) -> trio.CancelScope:
-        scope = trio.CancelScope()
+    async def _start(self, nursery: trio.Nursery, control: ControlServer) -> None:
         nursery.start_soon(self._watch_signals)
         nursery.start_soon(self._heartbeat)
-        if self.primary is not None:
-            nursery.start_soon(self.primary.run)
-            nursery.start_soon(self._checkpoints)
-        if self.secondary is not None and settings_listen(self.settings):
-            self.listening = await nursery.start(self.secondary.run)
-        if self._fuse is not None:
-            if not self._fuse.tuned:
-                log.warning("the mount is slower than it could be: %s", self._fuse.reason)
-            nursery.start_soon(self._run_fuse, self._fuse)
-        if self.primary is not None:
-            await self.primary.first_contact()
+        nursery.start_soon(self._checkpoints)
+        self.listening = await self.roles.start(nursery)
+        if self._failure is not None:
+            raise self._failure
+        if self.settings.mountpoint is not None:
+            # Only now: what another node's promotion made of this one is known.
+            self.roles.mount(self.settings.mountpoint)
         control.start(trio.lowlevel.current_trio_token())
         gc.collect()
         gc.freeze()
         self._ready(self.listening)
-        return scope
 
-    def _make_mount(self) -> FuseSession:
-        settings = self.settings
-        if settings.mountpoint is None:
-            raise UsageError("there is no mountpoint")
-        options = MountOptions(
-            read_only=settings.read_only or self.primary is None,
-            allow_other=settings.allow_other,
-            fsname=settings.store,
-            writeback=settings.writeback,
-            acl=settings.acl,
-            nosuid=settings.nosuid,
-            nodev=settings.nodev,
-            noexec=settings.noexec,
-            noatime=settings.noatime,
-            exclusive=self.primary is not None,
-            max_background=settings.max_background,
-        )
-        if self.primary is not None:
-            volume = self.primary.volume
-            pipeline = self.primary.pipeline
-            session = FuseSession(
-                Operations(volume, acl=settings.acl, writeback=settings.writeback),
-                settings.mountpoint,
-                options,
-                may_spin=lambda: not pipeline.flights and settings.spin,
-                spin_ns=60_000 if settings.spin else 0,
-            )
-            poller = select.poll()
+    def _fail(self, error: ReplfsError) -> None:
+        """End the node for a reason that whoever started it shall see."""
+        log.error("%s", error)
+        self._failure = error
+        self._ending.wanted.set()
 
-            def fuse_ready() -> bool:
-                return bool(poller.poll(0))
-
-            def watch() -> None:
-                poller.register(session.fd, select.POLLIN)
-                pipeline.fuse_ready = fuse_ready
-
-            self._after_mount = watch
-            return session
-        policies = Policies(
-            self.tree,
-            Policy[settings.policy.upper()],
-            Ack[settings.ack.upper()],
-            used=True,
-            on_used=lambda: None,
-            generation=lambda: self.state.identity().generation,
-        )
-        view = ReadOnlyView(self.tree, self._status, policies.virtual_xattr)
-        self._after_mount = lambda: None
-        return FuseSession(
-            Operations(view, timeout_s=_REPLICA_TIMEOUT_S, keep_cache=False, acl=settings.acl),
-            settings.mountpoint,
-            options,
-            may_spin=lambda: False,
-            spin_ns=0,
-        )
-
-    async def _run_fuse(self, session: FuseSession) -> None:
-        self._after_mount()
-        await session.run()
-        self._session_over = True
-        self._ended.set()
+    def _unmounted(self) -> None:
         # A plain umount(8) ends a primary, which has nothing else to do.
         if self.primary is not None:
             self._ending.wanted.set()
@@ -395,15 +329,16 @@ class Node:
         if self.primary is not None:
             self.primary.pipeline.release_suspended()
             self.primary.verifier.stop()
-        if self._fuse is not None and not self._session_over:
-            await trio.to_thread.run_sync(self._fuse.detach)
+        front = self.front
+        if front is not None and front.session is not None:
+            await trio.to_thread.run_sync(front.session.detach)
             with trio.move_on_after(min(5.0, self._ending.drain_s)):
-                await self._ended.wait()
-            if not self._session_over:
-                self._fuse.stop()
+                await front.over.wait()
+            if not front.over.is_set():
+                front.session.stop()
                 patience = 2 * self.settings.peer_timeout_s
                 with trio.move_on_after(min(patience, self._ending.drain_s)):
-                    await self._ended.wait()
+                    await front.over.wait()
         if self.primary is not None:
             await self._ending.drain(EndOfPrimary(self.primary), began)
         else:
@@ -433,14 +368,16 @@ class Node:
             "peer-replace": self._command_peer_replace,
             "freeze": self._command_freeze,
             "thaw": self._command_thaw,
+            "promote": Promotion(self.roles).command,
             "events": self.events.answer,
         }
 
     async def _command_umount(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Unmount where nobody is using it; a primary then ends, a secondary goes on."""
-        if self._fuse is None or self._session_over:
+        front = self.front
+        if front is None:
             raise UsageError("nothing is mounted by this node")
-        mountpoint = self.settings.mountpoint or ""
+        mountpoint = front.mountpoint
         lazy = bool(arguments.get("lazy"))
         try:
             await trio.to_thread.run_sync(_unmount, mountpoint, lazy)
@@ -452,7 +389,7 @@ class Node:
             raise
         drain_s = float(arguments.get("timeout_s", DRAIN_S))
         with trio.move_on_after(drain_s):
-            await self._ended.wait()
+            await front.over.wait()
         if self.primary is not None:
             return await self._ending.ask(drain_s)
         return {"stopping": False, "message": f"{mountpoint} is unmounted, the node goes on"}
@@ -532,28 +469,6 @@ class Node:
         for peer in peers:
             peer.compare_all()
         return {"message": f"comparing everything with {', '.join(peer.name for peer in peers)}"}
-
-
-def _is_covering(settings: Settings) -> bool:
-    """Whether the mount hides STORE itself."""
-    return settings.mountpoint is not None and (
-        os.path.realpath(settings.mountpoint) == os.path.realpath(settings.store)
-    )
-
-
-def settings_listen(settings: Settings) -> bool:
-    """Whether the node is to listen."""
-    return settings.listen is not None
-
-
-def _memory_directory(rundir: str) -> str:
-    """Where the activity log is: on tmpfs, so that no fault of STORE can touch it."""
-    for candidate in (rundir, "/dev/shm"):  # noqa: S108 - shared memory is what is wanted
-        with contextlib.suppress(OSError):
-            mount = mounting.find_mount(os.path.realpath(candidate))
-            if mount is not None and mount.fstype == "tmpfs":
-                return candidate
-    return rundir
 
 
 def _unmount(mountpoint: str, lazy: bool) -> None:  # noqa: FBT001 - called in a thread

@@ -63,6 +63,9 @@ class Home(Protocol):
     def can_record(self) -> bool:
         """Whether there is room kept back for dirty marks."""
 
+    def outdated(self, peer: Peer) -> None:
+        """The peer says that this node's place as primary was taken."""
+
     async def make_durable(self) -> None:
         """Dirty marks and generation are on stable storage when this returns."""
 
@@ -106,6 +109,12 @@ class Peer:
         """Told when a caller waited long for this peer: from, to, monotonic ns."""
         self.peer_node = b""
         self.peer_generation = b""
+        self.base = b""
+        """The generation at which the log was begun, where that was by a promotion."""
+        self.is_asked = True
+        """The log holds what the peer may have on its own, as far as it has to be asked."""
+        self.is_refused = False
+        """The last attempt to connect was refused."""
         self.diverged = False
         """A generation has begun that the peer does not have."""
         self.last_error: LastError | None = None
@@ -265,19 +274,39 @@ class Peer:
         if decision.action is Action.BASELINE:
             self.log.mark_names_all(ROOT_ID)
             self.advance(Event.DECIDED_BASELINE, decision.sentence)
-        elif welcome.node != self.peer_node:
-            # A log speaks of the node it was kept for, and of no other.
+        elif not self._speaks_of(welcome):
             self.log.mark_unknown(ROOT_ID, directory=True, deep=True)
+            self.is_asked = True
             self.advance(Event.DECIDED_QUICK, decision.sentence)
         elif decision.action is Action.COMPARE:
             self.advance(Event.DECIDED_QUICK, self._mark_lost())
         else:
             self.advance(Event.DECIDED_QUICK, decision.sentence)
+        self.is_refused = False
         self.peer_node = welcome.node
         self.peer_generation = welcome.generation
         self.set_apart(apart=False)
         self.live = not self.paused and not self.congested
         self.wake_resync()
+
+    def asked(self) -> None:
+        """What the peer may have on its own is in the log now."""
+        self.is_asked = True
+        self.home.changed(self)
+
+    def _speaks_of(self, welcome: Welcome) -> bool:
+        """Whether the log says what that node lacks.
+
+        It was kept for the node it knows, and for no other; begun by a promotion, for those that
+        were complete and at the same generation then.
+        """
+        if self.peer_node:
+            return welcome.node == self.peer_node
+        return (
+            bool(self.base)
+            and welcome.generation == self.base
+            and "inconsistent" not in welcome.features
+        )
 
     def _mark_lost(self) -> str:
         """The peer lost power: mark what it may have lost; that, in words."""
@@ -330,6 +359,9 @@ class Peer:
     def refused(self, link: Link, refuse: Refuse) -> None:
         """One side of the handshake said no; the link tries again at times."""
         del link
+        self.is_refused = True
+        if refuse.code == Action.OUTDATED.value:
+            self.home.outdated(self)
         if refuse.code == "frozen":
             # It is the same store as before, for a while only.
             self.reason = refuse.reason

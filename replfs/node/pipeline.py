@@ -11,6 +11,7 @@ order.
 from __future__ import annotations
 
 import errno
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -58,6 +59,8 @@ class Pipeline:
         self.policies = policies
         self.scheduler = Scheduler()
         self.peers: list[Peer] = []
+        self.is_over = False
+        """This node is no primary any more: every change fails with EROFS."""
         self.strict_peers = 0
         """How many peers a strict change needs; 0: all of them."""
         self.strict_timeout_s = 5.0
@@ -122,6 +125,8 @@ class Pipeline:
                 await self._wait_strict(inode)
             ticket = await self.claim(claims, kind)
             try:
+                if self.is_over and kind != "fsync":
+                    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
                 # The policy may have been changed while this waited for its turn.
                 same = policy is not None or self.policies.effective(inode) == effective
                 if same and (effective != Policy.STRICT or self._is_strict_ready(inode)):

@@ -70,7 +70,10 @@ class Primary:
         *,
         event: Callable[..., None],
         status: Callable[[], dict[str, Any]],
+        on_outdated: Callable[[Peer], None] = lambda _peer: None,
     ) -> None:
+        """*on_outdated*: told that a peer says this node's place was taken."""
+        self.outdated = on_outdated
         self.settings = settings
         self.state = state
         self.tree = tree
@@ -178,6 +181,8 @@ class Primary:
         peer.peer_node = saved.node
         peer.apart = saved.apart
         peer.peer_generation = saved.generation
+        peer.base = saved.base
+        peer.is_asked = saved.is_asked
         peer.diverged = saved.generation != self.state.identity().generation
         if saved.last_in_sync_ns:
             peer.last_in_sync = saved.last_in_sync_ns / 1e9
@@ -340,6 +345,7 @@ class Primary:
             state=peer.state.value,
             node=peer.peer_node,
             generation=peer.peer_generation,
+            is_asked=peer.is_asked,
             reason=peer.reason,
             last_in_sync_ns=int((peer.last_in_sync or 0) * 1e9),
             paused_by=peer.reason if peer.paused else "",
@@ -420,11 +426,18 @@ class Primary:
             peer.diverged = False
             self.changed(peer)
 
-    async def first_contact(self) -> None:
-        """Wait a moment for the peers that answer at once."""
-        with trio.move_on_after(_FIRST_CONTACT_S):
-            while not all(peer.live for peer in self.pipeline.peers):
+    async def first_contact(self, *, patiently: bool) -> None:
+        """Wait a moment for the peers that answer at once; *patiently*: for the peer timeout.
+
+        Who takes the place of a primary that ended badly is met before anything is changed here.
+        """
+        with trio.move_on_after(self.settings.peer_timeout_s if patiently else _FIRST_CONTACT_S):
+            while not all(peer.live or peer.is_refused for peer in self.pipeline.peers):
                 await trio.sleep(0.01)
+
+    def retire(self) -> None:
+        """Another node is the primary from here on: nothing is sent or recorded any more."""
+        self.pipeline.peers = []
 
     async def checkpoint(self) -> None:
         """Everything acknowledged is stable on both sides, marks included."""

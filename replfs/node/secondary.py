@@ -1,4 +1,4 @@
-"""A secondary at work: listens, and applies what its primary sends."""
+"""A secondary at work: applies what its primary sends."""
 
 from __future__ import annotations
 
@@ -6,37 +6,33 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
-import trio
-import zmq
-
 from replfs.core import generation as generations
 from replfs.core import ops
+from replfs.core.dirty import DirtyLog
 from replfs.core.generation import Action
 from replfs.core.messages import Hello, Welcome
 from replfs.core.policy import NamePatterns
 from replfs.errors import Refused
+from replfs.node import reign
 from replfs.node.config import Settings
 from replfs.node.freezer import Freezer
 from replfs.node.identity import side_of, side_of_message, welcome_of
 from replfs.node.replica import Replica
 from replfs.store.state import State
 from replfs.store.tree import Tree
-from replfs.transport.listener import Listener, Session
-from replfs.transport.security import Curve
+from replfs.transport.listener import Session
 
 log = logging.getLogger(__name__)
 
 
 class Secondary:
-    """Everything a node has while it is a secondary: the listener's applier."""
+    """Everything a node has while it is a secondary: the applier of its reception's listener."""
 
     def __init__(
         self,
         settings: Settings,
         state: State,
         tree: Tree,
-        context: zmq.Context[zmq.Socket[bytes]],
-        curve: Curve | None,
         *,
         event: Callable[..., None],
     ) -> None:
@@ -45,22 +41,25 @@ class Secondary:
         self.primary_name = ""
         self.session: Session | None = None
         self.replica = Replica(tree, self._phase, NamePatterns(settings.none_patterns))
+        self._suspects = reign.suspects_of(state)
+        """What this store may have on its own, since it gave up its role, and who is to know."""
+        self.replica.suspects.source = self._suspected
         self.freezer = Freezer(state, self.replica, lambda: self.session, event)
-        self._endpoint = settings.listen or ""
         self._hello: Hello | None = None
-        self.listener = Listener(
-            context,
-            self._endpoint,
-            self,
-            security=curve,
-            peer_timeout_s=settings.peer_timeout_s,
-        )
 
-    async def run(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
-        """Listen and apply, until cancelled; started with the endpoint."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.replica.run)
-            task_status.started(await nursery.start(self.listener.run))
+    async def run(self) -> None:
+        """Serve what takes long, until cancelled."""
+        await self.replica.run()
+
+    def unstable(self) -> DirtyLog | None:
+        """What this store has, and some other replica may lack; None: anything."""
+        if self._suspects is not None or self._state.identity().inconsistent:
+            return None
+        return self.replica.unstable.snapshot(everywhere=True)
+
+    def retire(self) -> None:
+        """This node is a primary from here on."""
+        self.freezer.retire()
 
     # The listener's applier ---------------------------------------------------------------------
 
@@ -68,7 +67,7 @@ class Secondary:
         """Whether this primary may be followed."""
         self.freezer.check()
         decision = generations.decide(side_of(self._state), side_of_message(hello))
-        if decision.action in {Action.REFUSE, Action.SPLIT_BRAIN}:
+        if decision.action in {Action.REFUSE, Action.SPLIT_BRAIN, Action.OUTDATED}:
             raise Refused(decision.sentence, decision.action.value)
         if decision.action is not Action.FOLLOW:
             raise Refused(
@@ -111,6 +110,13 @@ class Secondary:
         """Apply one operation."""
         return self.replica.apply(stream, op, payload, partial(session.answer, stream, seq))
 
+    def _suspected(self, everywhere: bool) -> DirtyLog | None:  # noqa: FBT001 - a callback
+        """What the primary asks for that may be here and not there; None: anything."""
+        if self._suspects is not None:
+            node, log = self._suspects
+            return log if self.session is not None and self.session.node == node else None
+        return self.replica.unstable.snapshot(everywhere=everywhere)
+
     def _phase(self, op: ops.Phase) -> None:
         """The primary says that a resync begins or has ended here; durable when it returns."""
         if op.inconsistent:
@@ -123,5 +129,8 @@ class Secondary:
                 history=tuple(op.history),
             )
             self._state.compared()
+            if self._suspects is not None:
+                self._suspects = None
+                reign.forget_suspects(self._state)
         self._state.flush(durable=True)
         self._event("data", state="inconsistent" if op.inconsistent else "up-to-date")

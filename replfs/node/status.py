@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol
 import replfs
 from replfs.core.relationship import State, word
 from replfs.node.config import Settings
+from replfs.node.frontend import FrontEnd
 from replfs.node.peer import Peer
 from replfs.node.primary import Primary
 from replfs.node.resync.machine import Resync
@@ -27,8 +28,18 @@ class Shown(Protocol):
     listening: str
     metrics: str
     tree: Tree
-    primary: Primary | None
-    secondary: Secondary | None
+
+    @property
+    def primary(self) -> Primary | None:
+        """While it is one."""
+
+    @property
+    def secondary(self) -> Secondary | None:
+        """While it is one."""
+
+    @property
+    def front(self) -> FrontEnd | None:
+        """While it is mounted."""
 
 
 class StatusBoard:
@@ -46,7 +57,7 @@ class StatusBoard:
             "version": replfs.__version__,
             "pid": os.getpid(),
             "store": node.settings.store,
-            "mountpoint": node.settings.mountpoint,
+            "mountpoint": node.front.mountpoint if node.front is not None else None,
             "role": identity.role,
             "name": node.settings.name,
             "volume": identity.volume.hex(),

@@ -472,6 +472,9 @@ class Volume(Files):
     async def set_policy(self, inode: Inode, policy: Policy, ack: Ack) -> None:
         """A barrier: the object is drained, then its policy changes here and on the peers."""
         ticket = await self.pipeline.claim(footprint.whole(inode), "policy")
+        if self.pipeline.is_over:
+            self.pipeline.release_claim(ticket)
+            raise failure(errno.EROFS)
         flight = Flight(self.pipeline, "policy")
         slots: list[Slot] = []
         try:

@@ -51,6 +51,9 @@ HISTORY_MAX: Final = 64
 """Generations remembered."""
 ROLES: Final = frozenset({"unset", "primary", "secondary"})
 
+SUSPECTS: Final = "<suspects>"
+"""The name under which the log of a store that gave up its role is kept; no peer can have it."""
+
 _APPLICATION: Final = 0x7265706C
 _CREATING: Final = ".replfs.new"
 _PENDING_MAX: Final = 1024
@@ -91,6 +94,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """16 bytes that all replicas share; empty before the store belongs to a volume."""
     name: str = ""
     role: str = "unset"
+    role_changed: bool = False
+    """A promotion or another store changed the role: both commands start the store in it."""
     generation: bytes = b""
     """16 bytes; empty before there is one."""
     history: tuple[bytes, ...] = ()
@@ -133,6 +138,12 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     apart: bool = False
     """Whatever the peer has, a power loss of this STORE cannot take: it was flushed since the peer
     was last there."""
+    base: bytes = b""
+    """The generation from which on the log holds all that this primary changed, where it was begun
+    by a promotion: for whatever node answers there, if it was at that generation. Empty: the log
+    was kept for `node` from the first."""
+    is_asked: bool = True
+    """What the peer may have on its own is in the log; until then it is asked at every session."""
     last_in_sync_ns: int = 0
     """Nanoseconds since the epoch, to be shown. It decides nothing."""
     settings: dict[str, str] = {}
@@ -343,6 +354,9 @@ class State:
         Raises:
             StoreError: the state is damaged.
         """
+        return [peer for peer in self._rows() if peer.name != SUSPECTS]
+
+    def _rows(self) -> list[Peer]:
         rows = self._database.rows("SELECT value, sum FROM peers ORDER BY name")
         return [self._decoded(value, checksum, Peer) for value, checksum in rows]
 
@@ -352,7 +366,7 @@ class State:
         Raises:
             OSError: it cannot be saved (ENOSPC); nothing is changed.
         """
-        found = {peer.name: peer for peer in self.peers()}.get(name)
+        found = self.peer(name)
         peer = msgspec.structs.replace(found or Peer(name=name), **changes)
         if peer != found:
             value = msgspec.msgpack.encode(peer)
@@ -377,6 +391,33 @@ class State:
         self._database.execute([*work, ("DELETE FROM peers WHERE id = ?", (number,))])
         self._pending = {key: each for key, each in self._pending.items() if each[0] != number}
         self._journals.pop(name, None)
+
+    def peer(self, name: str) -> Peer | None:
+        """One peer, or what is kept under a reserved name."""
+        return {peer.name: peer for peer in self._rows()}.get(name)
+
+    def forget_peer(self, name: str) -> None:
+        """As `remove_peer`, where there is such a peer."""
+        if self.peer(name) is not None:
+            self.remove_peer(name)
+
+    def forget_log(self, name: str) -> None:
+        """Forget all that is known of what the peer has, and its log; an operator's words stay.
+
+        Raises:
+            OSError: that cannot be saved.
+        """
+        found = self.peer(name)
+        if found is None:
+            return
+        self.remove_peer(name)
+        self.save_peer(
+            name,
+            endpoint=found.endpoint,
+            settings=found.settings,
+            paused_by=found.paused_by,
+            last_in_sync_ns=found.last_in_sync_ns,
+        )
 
     def _number(self, name: str) -> int:
         rows = self._database.rows("SELECT id FROM peers WHERE name = ?", (name,))

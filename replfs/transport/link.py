@@ -277,6 +277,28 @@ class Link:
             self._nursery = None
             self._enter("closed")
 
+    async def ask(self, hello: Hello) -> Welcome:
+        """Greet with *hello* and return the reply, without beginning a session. Not while `run`.
+
+        Raises:
+            Refused: the peer says no.
+            PeerLost: it does not answer within the peer timeout.
+        """
+        flow: Flow[Sink] = Flow(LIVE)
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                return await self._greet(flow, 0, self._timeout_s, hello)
+            except _Gone as gone:
+                error: Refused | PeerLost = PeerLost(str(gone))
+            except Refused as refusal:
+                error = refusal
+            finally:
+                self._nursery = None
+                flow.close()
+                nursery.cancel_scope.cancel()
+        raise error
+
     # Sessions ------------------------------------------------------------------------------------
 
     def _enter(self, state: LinkState) -> None:
@@ -375,7 +397,9 @@ class Link:
         if self._scope is not None:
             self._scope.cancel()
 
-    async def _greet(self, flow: Flow[Sink], resume: int, seconds: float) -> Welcome:
+    async def _greet(
+        self, flow: Flow[Sink], resume: int, seconds: float, hello: Hello | None = None
+    ) -> Welcome:
         """Connect *flow* and agree on a session. Raises `_Gone` or `Refused`."""
         nursery = self._nursery
         if nursery is None:
@@ -385,7 +409,7 @@ class Link:
         flow.greeting = self._greetings
         flow.reply = None
         hello = msgspec.structs.replace(
-            self._owner.hello(),
+            hello or self._owner.hello(),
             version=messages.PROTOCOL_VERSION,
             clock_ns=time.time_ns(),
             resume=resume,

@@ -46,6 +46,16 @@ CASES = {
         peer(role="primary", generation=THEIRS, history=(NOW,)),
         Action.SPLIT_BRAIN,
     ),
+    "two primaries, mine is outdated": (
+        side(generation=NOW, history=(OLD,)),
+        peer(role="primary", generation=MINE, history=(NOW, OLD)),
+        Action.STEP_DOWN,
+    ),
+    "two primaries, the peer's is outdated": (
+        side(generation=MINE, history=(NOW, OLD)),
+        peer(role="primary", generation=NOW, history=(OLD,)),
+        Action.OUTDATED,
+    ),
     "two primaries": (side(), peer(role="primary"), Action.REFUSE),
     "no primary": (side(role="secondary"), peer(), Action.REFUSE),
     "another volume": (side(), peer(volume=OTHER), Action.REFUSE),
@@ -55,10 +65,15 @@ CASES = {
         peer(role="primary"),
         Action.FOLLOW,
     ),
+    "I am ahead of the primary, which lost power": (
+        side(role="secondary"),
+        peer(role="primary", generation=OLD, history=(), memory_lost=True),
+        Action.REFUSE,
+    ),
     "I am ahead of the primary": (
         side(role="secondary"),
         peer(role="primary", generation=OLD, history=()),
-        Action.REFUSE,
+        Action.OUTDATED,
     ),
     "I was changed apart from the primary": (
         side(role="secondary", generation=MINE, history=(NOW,)),
@@ -73,10 +88,15 @@ CASES = {
     "the peer is new": (side(), peer(**NEW), Action.BASELINE),
     "the peer is behind, and lost memory": (side(), peer(memory_lost=True), Action.COMPARE),
     "the peer is behind": (side(), peer(generation=OLD, history=()), Action.QUICK),
+    "the peer is ahead, and this store lost power": (
+        side(generation=OLD, history=(), memory_lost=True),
+        peer(generation=NOW, history=(OLD,)),
+        Action.REFUSE,
+    ),
     "the peer is ahead": (
         side(generation=OLD, history=()),
         peer(generation=NOW, history=(OLD,)),
-        Action.REFUSE,
+        Action.STEP_DOWN,
     ),
     "changed apart": (
         side(generation=MINE, history=(NOW,)),
@@ -119,12 +139,29 @@ def test_an_old_primary_that_returns_does_not_become_the_source():
     """It comes as a primary, is told so, and cannot overwrite what its successor has."""
     successor = side(generation=MINE, history=(NOW, OLD))
     returned = peer(role="primary", generation=NOW, history=(OLD,))
-    assert decide(successor, returned).action is Action.REFUSE
-    assert decide(returned, successor).action is Action.REFUSE
+    assert decide(successor, returned).action is Action.OUTDATED
+    assert decide(returned, successor).action is Action.STEP_DOWN
     # And as a secondary it follows.
     returned = peer(generation=NOW, history=(OLD,))
     assert decide(successor, returned).action is Action.QUICK
     assert decide(returned, successor).action is Action.FOLLOW
+
+
+def test_an_operator_decides_a_split_brain_by_giving_the_winner_the_losers_generation():
+    loser = peer(role="primary", generation=THEIRS, history=(NOW, OLD))
+    winner = side(generation=MINE, history=(NOW, OLD))
+    assert decide(winner, loser).action is decide(loser, winner).action is Action.SPLIT_BRAIN
+    winner = side(generation=b"D" * 16, history=(MINE, THEIRS, NOW, OLD))
+    assert decide(winner, loser).action is Action.OUTDATED
+    assert decide(loser, winner).action is Action.STEP_DOWN
+    # And whoever followed the loser follows the winner.
+    follower = peer(generation=THEIRS, history=(NOW, OLD))
+    assert decide(follower, winner).action is Action.FOLLOW
+
+
+def test_another_volume_makes_nobody_step_down():
+    stranger = peer(role="primary", volume=OTHER, generation=MINE, history=(NOW, OLD))
+    assert decide(side(), stranger).action is Action.REFUSE
 
 
 def test_history_that_was_forgotten_is_not_guessed():
@@ -163,6 +200,12 @@ def test_every_combination_is_decided_and_both_sides_agree():
         here, there = decide(one, other).action, decide(other, one).action
         assert (here in SENDING) == (there is Action.FOLLOW), (one, other)
         assert (here is Action.SPLIT_BRAIN) == (there is Action.SPLIT_BRAIN), (one, other)
+        assert (here is Action.STEP_DOWN) == (there is Action.OUTDATED), (one, other)
+        if here is Action.STEP_DOWN:
+            # Only a primary, and only before one that was at the same generation and went on.
+            assert one.role == "primary"
+            assert one.volume == other.volume
+            assert one.generation in other.history
         if here in SENDING:
             assert one.role == "primary"
             assert other.role != "primary"

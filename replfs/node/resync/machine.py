@@ -32,6 +32,7 @@ import trio
 from replfs.core import ops
 from replfs.core.relationship import Event, State
 from replfs.errors import PeerLost, ProtocolError
+from replfs.node import suspects
 from replfs.node.flight import describe
 from replfs.node.peer import Peer
 from replfs.node.pipeline import Pipeline
@@ -93,6 +94,15 @@ class Resync:
         peer.advance(Event.STARTED)
         generation, history = self._generation()
         await self._tell(ops.Phase(inconsistent=True, generation=generation, history=history))
+        if not peer.is_asked:
+            suspicion = await suspects.ask(peer.ask, everywhere=False)
+            is_known = suspects.mark(self._tree, self._log, suspicion)
+            log.info(
+                "peer %s: what it has on its own is %s",
+                peer.name,
+                "known" if is_known else "not known: everything is compared",
+            )
+            peer.asked()
         while True:
             if peer.unrecorded:
                 self._log.mark_unknown(ROOT_ID, directory=True, deep=True)

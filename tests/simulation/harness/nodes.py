@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import trio
 from simulation.harness.check import Slots
 from simulation.harness.disk import Disk
 from simulation.harness.ledger import InSync
@@ -92,6 +93,7 @@ class ReplicaNode(Store):
         super().__init__(path, "agent", listen=endpoint)
         self.endpoint = endpoint
         self.secondary: Secondary
+        self.listener: FakeListener
         self.is_other = False
         """It was replaced by an empty one, or lost power, and its primary does not know it yet."""
 
@@ -99,9 +101,9 @@ class ReplicaNode(Store):
         """Start it; what is to be run in *life*."""
         with acting(life):
             self._open(life)
-            nothing: Any = None
-            self.secondary = Secondary(
-                self.settings, self.state, self.tree, nothing, None, event=_ignore
+            self.secondary = Secondary(self.settings, self.state, self.tree, event=_ignore)
+            self.listener = FakeListener(
+                None, self.endpoint, self.secondary, security=None, peer_timeout_s=5.0
             )
             self.state.started()
 
@@ -109,15 +111,17 @@ class ReplicaNode(Store):
             self.is_other = False
 
         self.listener.on_welcomed = welcomed
-        return self.secondary.run
+
+        async def main() -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.secondary.run)
+                await nursery.start(self.listener.run)
+
+        return main
 
     def lose_power(self, rng: random.Random) -> str:
         self.is_other = True
         return super().lose_power(rng)
-
-    @property
-    def listener(self) -> FakeListener:
-        return self.secondary.listener  # type: ignore[return-value]
 
 
 class PrimaryNode(Store):

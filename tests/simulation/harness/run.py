@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 import trio
 from simulation.harness.life import simulated
-from simulation.harness.network import FakeLink, FakeListener
+from simulation.harness.network import FakeLink
 from simulation.harness.result import Failure, Result
 from simulation.harness.world import Simulation
 
 from replfs.core import ops
 from replfs.node import primary as primary_module
-from replfs.node import secondary as secondary_module
 from replfs.node.resync import contents as contents_module
 from replfs.node.resync import machine as machine_module
 from replfs.node.resync import names as names_module
@@ -55,7 +54,6 @@ def run_seed(seed: int, base: Path, *, wire: bool = False) -> Result:
     descriptors = set(os.listdir("/proc/self/fd"))
     with simulated(seed) as world, pytest.MonkeyPatch.context() as patch:
         patch.setattr(primary_module, "Link", FakeLink)
-        patch.setattr(secondary_module, "Listener", FakeListener)
         _tighten(random.Random(f"{seed} limits"), patch)
         simulation = Simulation(seed, base, world, result)
         simulation.wire = wire

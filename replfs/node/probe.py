@@ -1,0 +1,57 @@
+"""Asking another node who it is: a greeting that is answered and goes no further."""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+import zmq
+
+from replfs.core.messages import Hello, Welcome
+from replfs.errors import PeerLost, Refused
+from replfs.node.config import Settings
+from replfs.node.identity import PROBE, hello_of
+from replfs.store.state import State
+from replfs.transport.link import Link
+from replfs.transport.security import Curve
+
+_PROBE_S: Final = 2.0
+"""How long an answer may take at most."""
+
+
+class Prober(Protocol):
+    """What a probe needs of a node."""
+
+    settings: Settings
+    state: State
+    context: zmq.Context[zmq.Socket[bytes]]
+    curve: Curve | None
+
+
+class _Stranger:
+    """The owner of a link that never has a session."""
+
+    def hello(self) -> Hello:
+        """Never asked."""
+        raise NotImplementedError
+
+    def welcomed(self, link: Link, welcome: Welcome) -> None:
+        """Never called."""
+
+    def went_down(self, link: Link, reason: str) -> None:
+        """Never called."""
+
+
+async def probe(node: Prober, name: str, endpoint: str) -> Welcome | None:
+    """What the node at *endpoint* says of itself; None where nobody answers in time."""
+    link = Link(
+        node.context,
+        endpoint,
+        _Stranger(),
+        peer_timeout_s=min(_PROBE_S, node.settings.peer_timeout_s),
+        security=node.curve,
+        name=name,
+    )
+    try:
+        return await link.ask(hello_of(node.state, PROBE))
+    except (PeerLost, Refused):
+        return None

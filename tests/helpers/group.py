@@ -1,0 +1,131 @@
+"""Nodes that may all become the primary: each listens, dials the others, and is mounted.
+
+with Group(2) as group:
+    a, b = group.nodes            # a is the primary
+    (a.mountpoint / "f").write_bytes(b"x")
+    a.kill9()
+    b.replfs("promote", b.store)
+    (b.mountpoint / "f").read_bytes()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from helpers import nodes
+from helpers.compare import wait_equal
+from helpers.nodes import Node
+
+TIMEOUT_S = 2.0
+
+
+class Member(Node):
+    """One node of a group; `top` is where it is mounted."""
+
+    @property
+    def top(self) -> Path:
+        assert self.mountpoint is not None
+        return self.mountpoint
+
+
+class Group:
+    """`nodes[0]`, made by `replfs mount`, is the primary; the others are made by `replfs agent`."""
+
+    def __init__(
+        self, count: int, *, arguments: Sequence[str | Path] = (), mounted: bool = True
+    ) -> None:
+        self.base = nodes.make_base()
+        self.rundir = self.base / "run"
+        self.rundir.mkdir()
+        self.names = [chr(ord("a") + number) for number in range(count)]
+        self.endpoints = [f"tcp://127.0.0.1:{nodes.free_port()}" for _ in self.names]
+        self.nodes: list[Member] = []
+        for number, name in enumerate(self.names):
+            store, mountpoint = self.base / f"store-{name}", self.base / f"mnt-{name}"
+            store.mkdir()
+            mountpoint.mkdir()
+            command: list[str | Path]
+            if number == 0:
+                command = ["mount", store, mountpoint]
+            elif mounted:
+                command = ["agent", store, "--mount", mountpoint]
+            else:
+                command = ["agent", store]
+            command += ["--name", name, "--listen", self.endpoints[number]]
+            for other, endpoint in zip(self.names, self.endpoints, strict=True):
+                if other != name:
+                    command += ["--peer", f"{other}={endpoint}"]
+            command += ["--peer-timeout", f"{TIMEOUT_S:g}s", *arguments]
+            self.nodes.append(
+                Member(
+                    command,
+                    store=store,
+                    mountpoint=mountpoint if mounted or number == 0 else None,
+                    rundir=self.rundir,
+                    log=self.base / f"{name}.log",
+                )
+            )
+
+    def __enter__(self) -> Self:
+        """Start all and wait until every peer is in sync."""
+        try:
+            for node in self.nodes[1:]:
+                node.start(wait=False)
+            self.nodes[0].start()
+            self.wait_in_sync(self.nodes[0])
+        except BaseException:
+            self.clean_up()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Clean up; a failure gets the ends of all logs as a note."""
+        if error is not None:
+            for node in self.nodes:
+                error.add_note(f"{node.store.name} {node.log_tail(40)}")
+        self.clean_up()
+
+    def clean_up(self) -> None:
+        """End all processes, detach the mounts, remove the directory."""
+        for node in self.nodes:
+            node.clean_up()
+        nodes.remove_base(self.base)
+
+    def wait_in_sync(self, primary: Node, *peers: str, timeout_s: float = 60.0) -> None:
+        """Wait until all peers of *primary*, or those named, are in sync."""
+        for peer in peers or [""]:
+            only = ["--peer", peer] if peer else []
+            primary.replfs(
+                "wait", primary.store, "--for", "in-sync", "--timeout", f"{timeout_s:g}", *only,
+                timeout_s=timeout_s + 30,
+            )  # fmt: skip
+
+    def peer(self, primary: Node, name: str) -> dict[str, Any]:
+        """The status of one peer, as *primary* sees it."""
+        peers = {peer["name"]: peer for peer in primary.status()["peers"]}
+        found: dict[str, Any] = peers[name]
+        return found
+
+    def wait_role(self, node: Node, role: str, timeout_s: float = 30.0) -> None:
+        """Wait until *node* has a role."""
+
+        def has_role() -> bool:
+            status = node.status()
+            assert status["role"] == role, status
+            return True
+
+        nodes.wait_for(has_role, timeout_s, f"{node.store.name} to be a {role}", 0.05)
+
+    def assert_equal(self, *stores: Node, timeout_s: float = 15.0) -> None:
+        """All stores, or those of some nodes, are equal."""
+        first, *others = stores or self.nodes
+        for other in others:
+            wait_equal(first.store, other.store, timeout_s=timeout_s)

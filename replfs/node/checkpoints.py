@@ -113,7 +113,7 @@ class Checkpoints:
             return False
         if self._pipeline.scheduler.admitted != self._taken_at:
             return True
-        return any(not peer.unstable.is_empty if peer.live else not peer.apart for peer in peers)
+        return any(map(_lacks_checkpoint, peers))
 
     async def _take(self) -> None:
         pipeline = self._pipeline
@@ -149,6 +149,14 @@ class Checkpoints:
                 peer.unstable.settle(everywhere=True)
             elif flush.number != errno.ETIMEDOUT:
                 peer.flush_failed(describe(flush.number))
+
+
+def _lacks_checkpoint(peer: Peer) -> bool:
+    if not peer.live:
+        return not peer.apart
+    # One taken before the peer was in sync was none for the peer.
+    told = peer.knows_stable or peer.state is not State.IN_SYNC
+    return not (told and peer.unstable.is_empty)
 
 
 def _ask(peer: Peer, pipeline: Pipeline) -> _Flush | None:

@@ -124,6 +124,8 @@ class Peer:
         """It was away when this side was last flushed."""
         self.changes = 0
         """How often the state has become another one."""
+        self.knows_stable = False
+        """It was told of a common checkpoint since its state became what it is."""
         self.unrecorded = False
         """A mark could not be kept: everything is compared before the peer is in sync again."""
         self.unrepresentable: dict[bytes, str] = {}
@@ -159,6 +161,7 @@ class Peer:
             self.last_in_sync = time.time()
         self.state = new
         self.changes += 1
+        self.knows_stable = False
         if not reason:
             self.reason = ""
         self.since = time.time()
@@ -350,11 +353,12 @@ class Peer:
             self.apart = apart
 
     def tell(self, op: ops.Stable) -> None:
-        """Send what has no answer."""
+        """A common checkpoint has ended; there is no answer to that."""
         try:
             self.link.send(op, None, None, LIVE)
         except PeerLost:
             return
+        self.knows_stable = True
 
     def refused(self, link: Link, refuse: Refuse) -> None:
         """One side of the handshake said no; the link tries again at times."""

@@ -70,3 +70,13 @@ def test_a_replica_that_was_away_is_not_told_that_all_is_stable():
         pair.wait_in_sync()
         wait_stable(pair)
         pair.assert_equal()
+
+
+def test_a_checkpoint_taken_just_before_a_peer_is_in_sync_is_not_its_last():
+    # As often as can be, so that one falls between the last transfer and the end of the resync.
+    with Pair(mount_arguments=("--checkpoint-interval", "100ms", "--peer-timeout", "1s")) as pair:
+        for number in range(4):
+            pair.mount.replfs("resync", pair.mountpoint)
+            write(pair.mountpoint / f"{number}", b"x")
+            pair.wait_in_sync()
+            wait_stable(pair)

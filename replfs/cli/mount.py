@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import stat
+import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
@@ -131,6 +132,10 @@ def _start(command: config.Command, args: argparse.Namespace) -> int:
     _check_paths(settings)
     if settings.foreground:
         return _serve(settings, args.ready_fd)
+    if os.geteuid() != 0:
+        from replfs.store.permitted import WITHOUT_ROOT
+
+        print(f"replfs: {WITHOUT_ROOT}", file=sys.stderr)
     return _start_in_background(settings, args.argv)
 
 

@@ -18,6 +18,7 @@ import re
 import select
 import signal
 import struct
+import subprocess
 import sys
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -296,9 +297,7 @@ def unmount_lazily(path: str) -> None:
     Raises:
         OSError: EINVAL if nothing is mounted there, EPERM without CAP_SYS_ADMIN.
     """
-    if _libc.umount2(os.fsencode(path), _MNT_DETACH | _UMOUNT_NOFOLLOW):
-        code = ctypes.get_errno()
-        raise OSError(code, f"cannot unmount {path}: {os.strerror(code)}")
+    _unmount(path, _MNT_DETACH | _UMOUNT_NOFOLLOW, "-z")
 
 
 def unmount(path: str) -> None:
@@ -307,9 +306,35 @@ def unmount(path: str) -> None:
     Raises:
         OSError: EBUSY while it is used, EINVAL if nothing is mounted there.
     """
-    if _libc.umount2(os.fsencode(path), _UMOUNT_NOFOLLOW):
-        code = ctypes.get_errno()
+    _unmount(path, _UMOUNT_NOFOLLOW)
+
+
+def _unmount(path: str, flags: int, *words: str) -> None:
+    if not _libc.umount2(os.fsencode(path), flags):
+        return
+    code = ctypes.get_errno()
+    if code == errno.EPERM and os.geteuid() != 0:
+        code = _unmount_as_user(path, *words)
+    if code:
         raise OSError(code, f"cannot unmount {path}: {os.strerror(code)}")
+
+
+def _unmount_as_user(path: str, *words: str) -> int:
+    """Ask fusermount3, which is root, to unmount what this user has mounted; the errno."""
+    try:
+        done = subprocess.run(
+            ["fusermount3", "-u", "-q", *words, "--", path],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=os.environ | {"LC_ALL": "C"},
+            check=False,
+        )
+    except OSError:
+        return errno.EPERM
+    if done.returncode == 0:
+        return 0
+    # With -q it does not say why: what is still there is in use.
+    return errno.EBUSY if find_mount(path) is not None else errno.EINVAL
 
 
 def unmount_quietly(path: str) -> None:

@@ -44,6 +44,8 @@ from replfs.node.scrape import Scrape
 from replfs.node.secondary import Secondary
 from replfs.node.status import StatusBoard
 from replfs.store import syscalls
+from replfs.store.permitted import WITHOUT_ROOT, check_owner
+from replfs.store.record import PRIVILEGED
 from replfs.store.state import State
 from replfs.store.tree import Tree
 from replfs.transport.security import AllowList, Curve, load_keypair, require_curve
@@ -200,6 +202,9 @@ class Node:
     def _open_store(self, cleanup: contextlib.ExitStack) -> int:
         store_fd = os.open(self.settings.store, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         cleanup.callback(os.close, store_fd)
+        check_owner(self.settings.store, store_fd)
+        if not PRIVILEGED:
+            log.warning("%s", WITHOUT_ROOT)
         return store_fd
 
     def _close_state(self) -> None:

@@ -29,7 +29,7 @@ from replfs.node.suspects import Pages
 from replfs.store import locators, syscalls
 from replfs.store.holes import segments
 from replfs.store.inode import Inode
-from replfs.store.record import INCOMPLETE, Record
+from replfs.store.record import INCOMPLETE, Record, can_carry
 from replfs.store.tree import RESERVED, Tree
 
 OK: Final = ops.Done(0)
@@ -223,7 +223,7 @@ class Replica:
     def _expect(self, parent: Inode, name: bytes, object_id: bytes) -> Inode:
         """The object at a name, which must be *object_id*: nothing else may be touched."""
         inode = self._at(parent, name)
-        if inode is None or inode.id != object_id:
+        if inode is None or not self.tree.is_object(inode, object_id):
             if inode is not None:
                 self.tree.drop_unused(inode)
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
@@ -241,7 +241,7 @@ class Replica:
                 return
             if inode is None:
                 return
-            if inode.id != op.object:
+            if not self.tree.is_object(inode, op.object):
                 self.tree.drop_unused(inode)
                 return
         inode.pins |= pin
@@ -426,7 +426,7 @@ class Replica:
     def _place(self, op: ops.Place) -> ops.AnyAnswer:
         parent = self._directory(op.parent, op.name)
         current = self._at(parent, op.name)
-        if current is not None and current.id == op.object:
+        if current is not None and current.id == op.object and self._is_sure(current, op):
             return ops.Placed(not current.flags & INCOMPLETE, created=False)
         found = self._find(op, current)
         if current is not None:
@@ -460,7 +460,7 @@ class Replica:
         """The object, wherever this replica has it; *current* is what stands at its name."""
         inode = self.tree.table.by_id.get(op.object)
         if inode is not None and inode.named and self._still_stands(inode):
-            return inode
+            return inode if self._is_sure(inode, op) else None
         inode = self.limbo.find(op.object)
         if inode is not None:
             return inode
@@ -496,9 +496,18 @@ class Replica:
             self.tree.drop_unused(inode)
         return inode.named
 
+    def _is_sure(self, inode: Inode, op: ops.Place) -> bool:
+        """Whether an object is the wanted one because it has its id."""
+        return can_carry(inode.type) or self._is_like(inode, op.attributes)
+
     def _may_adopt(self, inode: Inode, attributes: ops.Attributes) -> bool:
         """Whether an object without an id can become the wanted one, where it stands."""
-        if inode.id or inode.foreign or inode.type != _stat.S_IFMT(attributes.mode):
+        has_id = inode.id and can_carry(inode.type)
+        return not has_id and not inode.foreign and self._is_like(inode, attributes)
+
+    def _is_like(self, inode: Inode, attributes: ops.Attributes) -> bool:
+        """Whether an object is what is wanted, as far as that cannot be changed any more."""
+        if inode.type != _stat.S_IFMT(attributes.mode):
             return False
         if inode.type == _stat.S_IFLNK:
             return self.tree.readlink(inode) == attributes.target

@@ -218,13 +218,15 @@ def _look(
         name = os.fsencode(entry.name)
         is_directory = _stat.S_ISDIR(found.st_mode)
         is_changed = found.st_ctime_ns >= since
-        is_new = not _has_record(proc_path(fd, name), found.st_ino)
+        is_new = not _has_record(proc_path(fd, name), found.st_ino, _stat.S_IFMT(found.st_mode))
         if is_directory or is_changed or is_new:
             seen.append(_Seen(name, is_directory, is_changed, is_new))
     return seen, count
 
 
-def _has_record(path: bytes, ino: int) -> bool:
+def _has_record(path: bytes, ino: int, file_type: int) -> bool:
+    if not record.can_carry(file_type):
+        return True  # its ctime alone must do
     try:
         value = os.getxattr(path, record.XATTR, follow_symlinks=False)
     except OSError:

@@ -19,7 +19,7 @@ import trio
 import zmq
 
 from replfs.core.messages import Identity
-from replfs.errors import Refused, ReplfsError
+from replfs.errors import Refused, ReplfsError, UsageError
 from replfs.front import mounting
 from replfs.node import reign
 from replfs.node.config import Settings
@@ -28,6 +28,7 @@ from replfs.node.peer import Peer
 from replfs.node.primary import Primary
 from replfs.node.probe import probe
 from replfs.node.reception import Reception
+from replfs.node.rundir import make_rundir
 from replfs.node.secondary import Secondary
 from replfs.store.activity import ActivityLog, is_lost, recover
 from replfs.store.state import State
@@ -301,9 +302,11 @@ class Roles:
 
 def _memory_directory(rundir: str) -> str:
     """Where the activity log is: on tmpfs, so that no fault of STORE can touch it."""
-    for candidate in (rundir, "/dev/shm"):  # noqa: S108 - shared memory is what is wanted
-        with contextlib.suppress(OSError):
-            mount = mounting.find_mount(os.path.realpath(candidate))
+    # Anybody can make files in /dev/shm, under any name: one's own are in a directory of one's own.
+    for candidate in (rundir, f"/dev/shm/replfs-{os.geteuid()}"):  # noqa: S108 - it is wanted
+        with contextlib.suppress(OSError, UsageError):
+            above = candidate if candidate == rundir else os.path.dirname(candidate)
+            mount = mounting.find_mount(os.path.realpath(above))
             if mount is not None and mount.fstype == "tmpfs":
-                return candidate
+                return make_rundir(candidate)
     return rundir

@@ -35,6 +35,7 @@ from replfs.node.rate import Rate
 from replfs.node.walk import Below, walk
 from replfs.store import locators
 from replfs.store.inode import Inode
+from replfs.store.record import can_carry
 from replfs.store.tree import RESERVED
 
 CHUNK: Final = 1 << 20
@@ -344,7 +345,7 @@ class Verification:
             problem = "missing there"
         elif _stat.S_IFMT(mine.mode) != _stat.S_IFMT(theirs.mode):
             problem = attributes.differences(mine, theirs)[0]
-        elif not child.id or answer.object != child.id:
+        elif can_carry(child.type) and (not child.id or answer.object != child.id):
             problem = "another object there"
         elif not answer.complete:
             problem = "incomplete there"

@@ -5,6 +5,9 @@ the directory it was in, a byte of length before each. The kernel opens a handle
 name is then what /proc/self/fd says of the descriptor, or, of a file, what its directory has for
 the inode number. The id is compared at the end: a handle may have come to another object since.
 
+Without root no handle can be opened. A locator is then a zero byte and the path: it finds nothing
+after a directory above was renamed.
+
 Relies on: a directory opened by its handle has its whole path, a file need not have one (Linux,
 Documentation/filesystems/nfs/exporting.rst, "disconnected" dentries).
 """
@@ -17,7 +20,7 @@ import stat as _stat
 
 from replfs.store import syscalls
 from replfs.store.inode import Inode, proc_path
-from replfs.store.record import ROOT_ID
+from replfs.store.record import PRIVILEGED, ROOT_ID
 from replfs.store.tree import Tree
 
 
@@ -29,6 +32,8 @@ def of(tree: Tree, inode: Inode) -> bytes:
     try:
         if inode.parent is None:
             return b""
+        if not PRIVILEGED:
+            return b"\0" + inode.path()
         above = tree.directory_fd(inode.parent)
         own = syscalls.name_to_handle(above, inode.name)
         parent = b"" if inode.is_directory else syscalls.name_to_handle(above)
@@ -46,6 +51,12 @@ def find(tree: Tree, locator: bytes, object_id: bytes) -> Inode | None:
         return held
     if not locator:
         return None
+    if not locator[0]:
+        inode = tree.at(locator[1:])
+        if inode is None:
+            return None
+        tree.read_record(inode)
+        return inode if tree.is_object(inode, object_id) else None
     own = locator[1 : 1 + locator[0]]
     parent = locator[2 + locator[0] :]
     try:
@@ -68,7 +79,7 @@ def find(tree: Tree, locator: bytes, object_id: bytes) -> Inode | None:
 
 def is_gone(tree: Tree, locator: bytes) -> bool:
     """Whether what a locator stood for certainly has no name any more."""
-    if not locator:
+    if not locator or not locator[0]:
         return False
     try:
         fd = syscalls.open_by_handle(tree.root_fd, locator[1 : 1 + locator[0]], os.O_PATH)

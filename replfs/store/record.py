@@ -3,16 +3,21 @@
 One xattr (`trusted.replfs`), written with the object and moved by every rename with it. It counts
 only on the inode it was written for: the inode number is part of it, so a copied file (`cp -a` of
 a store, a restored backup) does not bring a second object with the same id; it gets a new one.
+
+Without root it is `user.replfs`, which only files and directories can carry. The id of anything
+else is then known to the process alone, and it is found by its name.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import stat as _stat
 import struct
 from typing import Final, NamedTuple
 
-XATTR: Final = b"trusted.replfs"
+PRIVILEGED: Final = os.geteuid() == 0
+XATTR: Final = b"trusted.replfs" if PRIVILEGED else b"user.replfs"
 HIDDEN_PREFIXES: Final = (b"trusted.replfs", b"user.replfs")
 ROOT_ID: Final = b"\0" * 15 + b"\1"
 """The root of every store: the same on both sides, so that it need not be located."""
@@ -31,6 +36,11 @@ class Record(NamedTuple):
     flags: int
     policy: int
     ack: int
+
+
+def can_carry(file_type: int) -> bool:
+    """Whether objects of a type (`S_IF...`) can have a record."""
+    return PRIVILEGED or file_type in {_stat.S_IFREG, _stat.S_IFDIR}
 
 
 def pack(record: Record, ino: int) -> bytes:

@@ -25,6 +25,7 @@ from replfs.errors import StoreError
 from replfs.store import record as _record
 from replfs.store import syscalls
 from replfs.store.inode import ROOT_NODEID, Handle, Inode, Table, close_quietly, proc_path
+from replfs.store.permitted import permitted
 from replfs.store.record import ROOT_ID, IdSource, Record
 
 RESERVED: Final = b".replfs"
@@ -39,6 +40,8 @@ _HOLD_PIN: Final = 8
 
 _DIRECTORIES_OPEN_MAX: Final = 1024
 _FILES_OPEN_MAX: Final = 512
+_CHANGE: Final = _stat.S_IWUSR | _stat.S_IXUSR
+"""What a directory must permit for a name in it to be changed."""
 _DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PATH_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _CLOCK_REALTIME_COARSE: Final = 5
@@ -288,10 +291,13 @@ class Tree:
         if inode.recorded or inode.foreign:
             return
         inode.recorded = True
+        path, follow = self._path(inode), inode.parent is None
+
+        def read() -> bytes:
+            return os.getxattr(path, _record.XATTR, follow_symlinks=follow)
+
         try:
-            value = os.getxattr(
-                self._path(inode), _record.XATTR, follow_symlinks=inode.parent is None
-            )
+            value = permitted(path, _stat.S_IRUSR, read, follow=follow)
         except OSError as error:
             if error.errno in _DAMAGE:
                 # Not to be taken for an object that has no id, or no policy.
@@ -307,6 +313,15 @@ class Tree:
         inode.flags, inode.policy, inode.ack = found.flags, found.policy, found.ack
         self.table.identify(inode, found.object)
 
+    def is_object(self, inode: Inode, object_id: bytes) -> bool:
+        """Whether *inode* is that object, as its record says.
+
+        What can have no record is whatever is said to stand at its name.
+        """
+        if inode.id != object_id and not _record.can_carry(inode.type):
+            self.table.identify(inode, object_id)
+        return inode.id == object_id
+
     def ensure_id(self, inode: Inode) -> bytes:
         """The object's id, made and written now if it has none."""
         if not inode.id:
@@ -318,11 +333,20 @@ class Tree:
     def set_record(self, inode: Inode, new: Record) -> None:
         """Write the record, and remember it."""
         value = _record.pack(new, inode.ino)
-        os.setxattr(self._path(inode), _record.XATTR, value, follow_symlinks=inode.parent is None)
+        if _record.can_carry(inode.type):
+            path, follow = self._path(inode), inode.parent is None
+            self._write_record(path, value, follow=follow)
         inode.recorded = True
         inode.flags, inode.policy, inode.ack = new.flags, new.policy, new.ack
         if inode.id != new.object:
             self.table.identify(inode, new.object)
+
+    @staticmethod
+    def _write_record(path: bytes | int, value: bytes, *, follow: bool = True) -> None:
+        def write() -> None:
+            os.setxattr(path, _record.XATTR, value, follow_symlinks=follow)
+
+        permitted(path, _stat.S_IWUSR, write, follow=follow)
 
     def set_policy(self, inode: Inode, policy: int, ack: int) -> None:
         """Write the object's own policy."""
@@ -362,20 +386,24 @@ class Tree:
         """
         above = self.directory_fd(parent)
         file_type = _stat.S_IFMT(mode)
-        fd = -1
-        if file_type == _stat.S_IFREG:
-            fd = os.open(
-                name,
-                os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
-                mode & _PERMISSIONS,
-                dir_fd=above,
-            )
-        elif file_type == _stat.S_IFDIR:
-            os.mkdir(name, mode & _PERMISSIONS, dir_fd=above)
-        elif file_type == _stat.S_IFLNK:
-            os.symlink(target, name, dir_fd=above)
-        else:
-            os.mknod(name, mode, rdev, dir_fd=above)
+
+        def create() -> int:
+            if file_type == _stat.S_IFREG:
+                return os.open(
+                    name,
+                    os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
+                    mode & _PERMISSIONS,
+                    dir_fd=above,
+                )
+            if file_type == _stat.S_IFDIR:
+                os.mkdir(name, mode & _PERMISSIONS, dir_fd=above)
+            elif file_type == _stat.S_IFLNK:
+                os.symlink(target, name, dir_fd=above)
+            else:
+                os.mknod(name, mode, rdev, dir_fd=above)
+            return -1
+
+        fd = permitted(above, _CHANGE, create)
         try:
             parent_found = os.fstat(above)
             found = self._own_new(
@@ -385,18 +413,16 @@ class Tree:
             new = Record(object_id or self.new_id(), flags, 0, 0)
             value = _record.pack(new, inode.ino)
             if fd >= 0:
-                os.setxattr(fd, _record.XATTR, value)
-            else:
-                os.setxattr(proc_path(above, name), _record.XATTR, value, follow_symlinks=False)
+                self._write_record(fd, value)
+            elif _record.can_carry(file_type):
+                self._write_record(proc_path(above, name), value, follow=False)
             # Again: the record changed the ctime.
             found = _look(above, name, fd)
         except BaseException:
             if fd >= 0:
                 os.close(fd)
-            if file_type == _stat.S_IFDIR:
-                os.rmdir(name, dir_fd=above)
-            else:
-                os.unlink(name, dir_fd=above)
+            remove = os.rmdir if file_type == _stat.S_IFDIR else os.unlink
+            permitted(above, _CHANGE, lambda: remove(name, dir_fd=above))
             raise
         self._saw(found.st_ctime_ns)
         inode.id = new.object
@@ -435,16 +461,24 @@ class Tree:
     ) -> tuple[os.stat_result, os.stat_result]:
         """One more name: the object's attributes and the parent's."""
         above = self.directory_fd(parent)
-        if inode.parent is not None:
-            os.link(
-                inode.name,
-                name,
-                src_dir_fd=self.directory_fd(inode.parent),
-                dst_dir_fd=above,
-                follow_symlinks=False,
-            )
-        else:
-            os.link(proc_path(self._own_fd(inode)), name, dst_dir_fd=above, follow_symlinks=True)
+        old = inode.parent
+
+        def do() -> None:
+            if old is not None:
+                os.link(
+                    inode.name,
+                    name,
+                    src_dir_fd=self.directory_fd(old),
+                    dst_dir_fd=above,
+                    follow_symlinks=False,
+                )
+            else:
+                os.link(
+                    proc_path(self._own_fd(inode)), name, dst_dir_fd=above, follow_symlinks=True
+                )
+
+        permitted(above, _CHANGE, do)
+        if old is None:
             inode.gone = False
         inode.add_name(parent, name)
         return self.stat(inode), os.fstat(above)
@@ -461,12 +495,12 @@ class Tree:
         if directory:
             if inode.fd < 0 and inode.lookups:
                 self.directory_fd(inode)
-            os.rmdir(name, dir_fd=above)
+            permitted(above, _CHANGE, lambda: os.rmdir(name, dir_fd=above))
         else:
             if inode.fd < 0 and not inode.more and (inode.lookups or inode.pins):
                 inode.fd = os.open(name, _PATH_FLAGS, dir_fd=above)
             try:
-                os.unlink(name, dir_fd=above)
+                permitted(above, _CHANGE, lambda: os.unlink(name, dir_fd=above))
             except OSError:
                 self._release_spare(inode)
                 raise
@@ -516,11 +550,15 @@ class Tree:
                     self.directory_fd(replaced)
             elif not replaced.more and (replaced.lookups or replaced.pins):
                 replaced.fd = os.open(new_name, _PATH_FLAGS, dir_fd=new_fd)
-        try:
+
+        def do() -> None:
             if flags:
                 syscalls.renameat2(old_fd, name, new_fd, new_name, flags)
             else:
                 os.rename(name, new_name, src_dir_fd=old_fd, dst_dir_fd=new_fd)
+
+        try:
+            permitted(old_fd, _CHANGE, lambda: permitted(new_fd, _CHANGE, do))
         except OSError:
             if keep and replaced is not None:
                 self._release_spare(replaced)
@@ -555,6 +593,13 @@ class Tree:
         must not; O_DIRECT would want aligned buffers; O_TRUNC and O_SYNC are done by the caller.
         """
         mode = flags & os.O_ACCMODE
+        if _record.PRIVILEGED:
+            return self._open(inode, mode)
+        path, follow = self._path(inode), inode.parent is None
+        both = _stat.S_IRUSR | _stat.S_IWUSR
+        return permitted(path, both, lambda: self._open(inode, mode), follow=follow)
+
+    def _open(self, inode: Inode, mode: int) -> int:
         if inode.parent is not None:
             return os.open(
                 inode.name,

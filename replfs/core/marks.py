@@ -31,16 +31,25 @@ class ObjectMarks(msgspec.Struct, gc=False):
 
     flags: int = 0
     regions: Regions = 0
-    """Region numbers: as bits of an int if all are below 64, else as a bitmap, never empty."""
-    tail: int = NO_TAIL
-    """Everything from this region to the end of the file is dirty, the size included."""
-    extent: int = 0
-    """Regions the object had when last told: a hint, for `dirty_bytes`."""
-    names: dict[bytes, int] | None = None
-    """Per dirty name a number for the log; see `DirtyLog.is_gathered` and `.is_removal`."""
+    """Region numbers: bits of an int if all are in the first chunk, else a bitmap, never empty."""
     handle: bytes = b""
     """Where the store finds the object; means nothing here."""
     version: int = 0
+
+    @property
+    def tail(self) -> int:
+        """Everything from this region to the end of the file is dirty, the size included."""
+        return NO_TAIL
+
+    @property
+    def extent(self) -> int:
+        """Regions the object had when last told: a hint, for `dirty_bytes`."""
+        return 0
+
+    @property
+    def names(self) -> dict[bytes, int] | None:
+        """Per dirty name a number for the log; see `DirtyLog.is_gathered` and `.is_removal`."""
+        return None
 
     @property
     def attrs(self) -> bool:
@@ -66,6 +75,17 @@ class ObjectMarks(msgspec.Struct, gc=False):
     def names_all(self) -> bool:
         """Every name in this directory is dirty."""
         return self.names is not None and ALL_NAMES in self.names
+
+
+class WideMarks(ObjectMarks, gc=False):
+    """The marks of an object that has, or once had, a tail or dirty names.
+
+    Apart because a million files of which single regions are dirty have neither.
+    """
+
+    tail: int = NO_TAIL
+    extent: int = 0
+    names: dict[bytes, int] | None = None
 
 
 # Journal ---------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Sets of regions of one file's data, small in memory and quick to ask.
 
-A region is `REGION_SIZE` bytes. A set whose members all lie below 64 is the bits of an int, any
-other is a roaring bitmap: a bitmap costs some 300 bytes, and most files of a tree are small. Ranges
-are half-open. Sets are saved in chunks, so that a change rewrites little.
+A region is `REGION_SIZE` bytes. A set whose members all lie in the first chunk is bits of an int
+(32 to 64 bytes), any other is a roaring bitmap: a bitmap costs some 300 bytes, and most files of a
+tree are small. Ranges are half-open. Sets are saved in chunks, so that a change rewrites little.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Regions = int | BitMap
 """The empty set is always 0, never an empty bitmap. A bitmap is changed in place: a set has one
 owner, who keeps what `add` and `remove` return."""
 
-_MASK_BITS: Final = 64
+_MASK_BITS: Final = CHUNK_REGIONS
 
 
 def overlaps(regions: Regions, first: int, last: int) -> bool:

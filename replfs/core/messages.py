@@ -626,9 +626,17 @@ def _check_op(op: ops.AnyOp, size: int | None) -> None:
     if kind is ops.Write or kind is ops.Data:  # first, because nearly all are writes
         _check_data(op, size)  # type: ignore[arg-type]  # narrowed by the line above
         return
-    if size is not None:
+    if kind is ops.Place:
+        _check_contents(op, size or 0)  # type: ignore[arg-type]  # narrowed by the line above
+    elif size is not None:
         raise ProtocolError(f"{kind.__name__} with a payload")
     _CHECKS[kind](op)
+
+
+def _check_contents(op: ops.Place, size: int) -> None:
+    """Of a whole file the payload is all the data; of anything else there is none."""
+    if size != (op.attributes.size if op.whole else 0):
+        raise ProtocolError(f"Place of {op.attributes.size} bytes with {size} bytes of payload")
 
 
 def _check_data(op: ops.Write | ops.Data, size: int | None) -> None:

@@ -226,8 +226,9 @@ class Gather(Op, frozen=True, tag=40):
 class Place(Op, frozen=True, tag=41):
     """*object* shall be `name` in *parent*: from limbo, by a link, adopted as it stands, or new.
 
-    `hints` are other names the object may be found under, (directory id, name).
-    Answered with `Placed`.
+    `hints` are other names the object may be found under, (directory id, name). With `whole` the
+    attributes are final, and the payload, if any, is all the data: an object that has to be made
+    new is complete at once. Answered with `Placed`.
     """
 
     object: ObjectId
@@ -235,6 +236,7 @@ class Place(Op, frozen=True, tag=41):
     name: bytes
     attributes: Attributes
     hints: list[tuple[ObjectId, bytes]]
+    whole: bool = False
 
 
 class Clear(Op, frozen=True, tag=42):

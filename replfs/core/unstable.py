@@ -108,6 +108,8 @@ class Unstable:
         match op:
             case ops.Place() | ops.Clear():
                 splitter.mark_name(log, op.parent, op.name, find)
+                if isinstance(op, ops.Place) and op.whole:
+                    log.mark_tail(op.object, 0, handle=find(op.object))
             case ops.Gather():
                 for name in op.names:
                     splitter.mark_name(log, op.parent, name, find)

@@ -92,7 +92,6 @@ class Replica:
             ops.RemoveXattr: self._remove_xattr,
             ops.SetPolicy: self._set_policy,
             ops.Gather: self._gather,
-            ops.Place: self._place,
             ops.Clear: self._clear,
             ops.Finish: self._finish,
             ops.Inspect: self._inspect,
@@ -149,9 +148,15 @@ class Replica:
                 return self._phase(op, reply)
             if type(op) is ops.EmptyLimbo:
                 return self._later(self._empty_limbo, reply)
-            if type(op) is ops.Place and self._must_index(op):
-                return self._later(partial(self._place_indexed, op, 1 << stream), reply)
-            answer = self._by_type[type(op)](op)
+            if type(op) is ops.Place:
+                if self._must_index(op):
+                    contents = bytes(payload or b"")
+                    return self._later(
+                        partial(self._place_indexed, op, contents, 1 << stream), reply
+                    )
+                answer = self._place(op, payload or b"")
+            else:
+                answer = self._by_type[type(op)](op)
             if type(op) is ops.Make or type(op) is ops.Place:
                 self._pin(op.object, 1 << stream)
             return answer
@@ -423,7 +428,7 @@ class Replica:
                 self.tree.drop_unused(inode)
         return OK
 
-    def _place(self, op: ops.Place) -> ops.AnyAnswer:
+    def _place(self, op: ops.Place, contents: bytes | memoryview) -> ops.AnyAnswer:
         parent = self._directory(op.parent, op.name)
         current = self._at(parent, op.name)
         if current is not None and current.id == op.object and self._is_sure(current, op):
@@ -441,7 +446,7 @@ class Replica:
             return ops.Placed(not found.flags & INCOMPLETE, created=False)
         attributes = op.attributes
         self.tree.set_umask(0)
-        _, _, _, fd = self.tree.make(
+        made, _, _, fd = self.tree.make(
             parent,
             op.name,
             attributes.mode,
@@ -452,9 +457,14 @@ class Replica:
             object_id=op.object,
             flags=INCOMPLETE,
         )
-        if fd >= 0:
-            os.close(fd)
-        return ops.Placed(complete=False, created=True)
+        try:
+            complete = op.whole and (fd < 0 or write_all(fd, contents, 0) == len(contents))
+        finally:
+            if fd >= 0:
+                os.close(fd)
+        if complete:
+            self._complete(made, attributes)
+        return ops.Placed(complete=complete, created=True)
 
     def _find(self, op: ops.Place, current: Inode | None) -> Inode | None:
         """The object, wherever this replica has it; *current* is what stands at its name."""
@@ -550,7 +560,7 @@ class Replica:
         inode = self.tree.table.by_id.get(op.object)
         return (inode is None or not inode.named) and self.limbo.find(op.object) is None
 
-    async def _place_indexed(self, op: ops.Place, pin: int) -> ops.AnyAnswer:
+    async def _place_indexed(self, op: ops.Place, contents: bytes, pin: int) -> ops.AnyAnswer:
         is_wanted = self._still()
         async with self._indexing:
             if is_wanted():
@@ -558,7 +568,7 @@ class Replica:
         if not is_wanted():
             return ops.Done(errno.EINTR)
         try:
-            answer = self._place(op)
+            answer = self._place(op, contents)
         finally:
             self.unstable.note(op, self._locator)
         self._pin(op.object, pin)
@@ -665,8 +675,11 @@ class Replica:
         return ops.Done(0, write_all(fd, payload, op.offset))
 
     def _finish(self, op: ops.Finish) -> ops.AnyAnswer:
-        inode = self._known(op.object)
-        new = op.attributes
+        self._complete(self._known(op.object), op.attributes)
+        return OK
+
+    def _complete(self, inode: Inode, new: ops.Attributes) -> None:
+        """Size, attributes and xattrs become exactly *new*; only then the object is complete."""
         found = self.tree.stat(inode)
         if inode.type == _stat.S_IFREG and found.st_size != new.size:
             self.tree.truncate(inode, new.size)
@@ -680,7 +693,6 @@ class Replica:
             self.tree.set_record(
                 inode, Record(inode.id, inode.flags & ~INCOMPLETE, new.policy, new.ack)
             )
-        return OK
 
     def _set_xattrs(self, inode: Inode, wanted: dict[bytes, bytes]) -> None:
         present = set(self.tree.list_xattrs(inode))

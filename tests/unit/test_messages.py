@@ -219,6 +219,21 @@ def test_payloads_are_covered(where, payload):
             messages.open_head(head, wrong)
 
 
+def test_the_payload_of_a_whole_file_is_all_its_data():
+    whole = ops.Place(I, I, b"n", with_(size=5), [], whole=True)
+    head = messages.encode_op(1, 5, 6, whole, b"12345")
+    assert messages.decode_op(1, head, b"12345") == whole
+    empty = ops.Place(I, I, b"n", with_(size=0), [], whole=True)
+    assert messages.decode_op(1, messages.encode_op(1, 5, 6, empty, None), None) == empty
+    for op, payload in (
+        (whole, b"1234"),
+        (empty, b"1"),
+        (ops.Place(I, I, b"n", with_(size=5), []), b"12345"),
+    ):
+        with pytest.raises(ProtocolError):
+            messages.encode_op(1, 5, 6, op, payload)
+
+
 @patient
 @given(st.lists(st.tuples(seqs, ANSWERS), max_size=16), sessions, st.integers(0, 1))
 def test_answers_survive_the_wire(answers, session, stream):
@@ -489,6 +504,7 @@ BAD_BULK: list[ops.AnyOp] = [
     ops.Place(I, I, b"n", with_(xattrs={b"%d" % n: b"" for n in range(1025)}), []),
     ops.Place(I, I, b"n", GOOD, [(b"", b"n")]),
     ops.Place(I, I, b"n", GOOD, [(I, b"../n")]),
+    ops.Place(I, I, b"n", with_(size=5), [], whole=True),
     ops.Clear(I, b""),
     ops.Digest(I, -1, 1, 1),
     ops.Digest(I, 0, 1, 0),

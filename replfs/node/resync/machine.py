@@ -61,8 +61,9 @@ class Resync:
         self._tree = pipeline.tree
         self._peer = peer
         self._log = peer.log
-        self._names = Names(self.work)
-        self._contents = Contents(self.work, self._names, Rate(rate_bytes))
+        rate = Rate(rate_bytes)
+        self._names = Names(self.work, rate)
+        self._contents = Contents(self.work, self._names, rate)
         self._passing = False
         """The peer knows that a resync is going on, so that it may be sent anything of it."""
 

@@ -13,8 +13,11 @@ from typing import Final
 import trio
 
 from replfs.core import footprint, ops
+from replfs.core.relationship import State
 from replfs.node.attributes import read as read_attributes
 from replfs.node.peer import BULK
+from replfs.node.rate import Rate
+from replfs.node.resync import whole
 from replfs.node.resync.work import UNREPRESENTABLE, Work
 from replfs.store import locators
 from replfs.store.inode import Inode
@@ -30,18 +33,22 @@ _HINTS_MAX: Final = 16
 class Names:
     """Which object stands under which name."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, rate: Rate) -> None:
         self._work = work
         self._tree = work.tree
         self._policies = work.policies
         self._peer = work.peer
         self._log = work.log
+        self._rate = rate
+        self._absent: set[tuple[bytes, bytes]] = set()
+        """Dirty names, (id of the directory, name), of which the peer had nothing when listed."""
         self._hints: dict[bytes, list[tuple[bytes, bytes]]] = {}
         """Of an object with several names, those that were placed in this resync."""
         self._links = Links(work.tree)
 
     def forget(self) -> None:
         """The resync is over: what was found on the way is not needed any more."""
+        self._absent.clear()
         self._hints.clear()
         self._links.forget()
 
@@ -86,6 +93,8 @@ class Names:
                 if entry is not None:
                     self._log.mark_name(directory_id, name)
                 continue
+            if entry is None:
+                self._absent.add((directory_id, name))
             if entry is None or entry.object != child.id or not entry.complete or child.more:
                 self._log.mark_name(directory_id, name)
             if deep:
@@ -212,6 +221,8 @@ class Names:
             if child is not None:
                 holds.enter_context(self._tree.held(child))
                 claims = footprint.entry_of(directory, name, child)
+                if self._goes_whole(child, directory, name):
+                    await self._rate.spend(child.size)
                 if not await self._links.learn_names(child):
                     self._work.failed(key, child, "its other names are still being looked for")
                     return True
@@ -232,11 +243,7 @@ class Names:
         if child is None:
             answer = await self._peer.ask(ops.Clear(directory.id, name))
         else:
-            attributes = read_attributes(self._tree, child)
-            hints = self._hints_of(child, directory, name)
-            answer = await self._peer.ask(
-                ops.Place(child.id, directory.id, name, attributes, hints)
-            )
+            answer = await self._ask_to_place(child, directory, name)
             if isinstance(answer, ops.Placed):
                 self._peer.located[BULK].add(child.id)
                 if not answer.complete:
@@ -251,6 +258,38 @@ class Names:
         self._log.clear_name(directory.id, name, version=version)
         self._work.progress.names += 1
         self._work.succeeded(key)
+
+    async def _ask_to_place(self, child: Inode, directory: Inode, name: bytes) -> ops.AnyAnswer:
+        version = self._log.mark_version(child.id)
+        goes_whole = self._goes_whole(child, directory, name)
+        contents = await whole.read(self._tree, child) if goes_whole else b""
+        attributes = read_attributes(self._tree, child)
+        hints = self._hints_of(child, directory, name)
+        op = ops.Place(child.id, directory.id, name, attributes, hints, goes_whole)
+        answer = await self._peer.ask(op, contents or None)
+        if whole.placed(op, answer):
+            self._log.clear_tail(child.id, None, version=version)
+            self._log.clear_regions(child.id, 0, None, version=version)
+            self._log.clear_attrs(child.id, version=version)
+            self._work.progress.files += 1
+            self._work.progress.bytes += len(contents)
+        self._absent.discard((directory.id, name))
+        return answer
+
+    def _goes_whole(self, child: Inode, directory: Inode, name: bytes) -> bool:
+        """Whether an object is sent with its place: it is small, and the peer cannot have it.
+
+        That is so of all of a baseline to a peer that has nothing under the name, and of what was
+        made since the peer was last in sync, all of whose data was marked then.
+        """
+        if not whole.fits(self._tree.stat(child)):
+            return False
+        if child.type != _stat.S_IFREG:
+            return True
+        if self._peer.state is State.BASELINE:
+            return (directory.id, name) in self._absent
+        marks = self._log.marks(child.id)
+        return marks is not None and marks.tail == 0 and not marks.compare
 
     def _mark_contents(self, child: Inode, *, created: bool) -> None:
         """The peer has the object, but not (certainly) what is in it."""

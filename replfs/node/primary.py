@@ -36,6 +36,7 @@ from replfs.node.verifier import Verifier
 from replfs.node.volume import Volume
 from replfs.store.activity import KIND_DATA, KIND_FILE, KIND_NAMES, ActivityLog
 from replfs.store.record import ROOT_ID
+from replfs.store.snapshots import snapshots_of
 from replfs.store.state import State as StoreState
 from replfs.store.tree import Tree
 from replfs.transport.link import Link
@@ -90,6 +91,7 @@ class Primary:
             patterns=NamePatterns(settings.none_patterns),
         )
         self.pipeline = Pipeline(tree, activity, self.policies)
+        self.snapshots = snapshots_of(tree.root_fd)
         self.checkpoints = Checkpoints(
             self.pipeline,
             settings.checkpoint_interval_s,
@@ -195,7 +197,9 @@ class Primary:
             name=name,
             on_refused=peer.refused,
         )
-        self.resyncs[name] = Resync(self.pipeline, peer, self.settings.resync_rate_bytes)
+        self.resyncs[name] = Resync(
+            self.pipeline, peer, self.settings.resync_rate_bytes, self.snapshots
+        )
         # A new list: operations are walking over the old one.
         self.pipeline.peers = [*self.pipeline.peers, peer]
         return peer

@@ -60,14 +60,17 @@ class Replica:
         tree: Tree,
         on_phase: Callable[[ops.Phase], None],
         kept_names: NamePatterns = NO_PATTERNS,
+        prepare: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """*on_phase* records durably that the data became inconsistent or consistent again.
 
-        *kept_names*: what is this node's own, by its name.
+        *kept_names*: what is this node's own, by its name. *prepare* is awaited before the data
+        becomes inconsistent.
         """
         self.tree = tree
         self.limbo = Limbo(tree, kept_names)
         self._on_phase = on_phase
+        self._prepare = prepare
         self._listing: tuple[bytes, list[bytes]] = (b"", [])
         self._flush_limit = trio.CapacityLimiter(_FLUSHES_MAX)
         self._read_limit = trio.CapacityLimiter(_FLUSHES_MAX)
@@ -705,6 +708,18 @@ class Replica:
     def _phase(self, op: ops.Phase, reply: Reply) -> ops.AnyAnswer | None:
         if not op.inconsistent:
             return self._later(partial(self._settle, op, self._still()), reply)
+        if self._prepare is not None:
+            return self._later(partial(self._begin_resync, self._prepare, op), reply)
+        self._on_phase(op)
+        return OK
+
+    async def _begin_resync(
+        self, prepare: Callable[[], Awaitable[None]], op: ops.Phase
+    ) -> ops.AnyAnswer:
+        is_wanted = self._still()
+        await prepare()
+        if not is_wanted():
+            return ops.Done(errno.EINTR)
         self._on_phase(op)
         return OK
 

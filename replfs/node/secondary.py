@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
+import trio
+
 from replfs.core import generation as generations
 from replfs.core import ops
 from replfs.core.dirty import DirtyLog
@@ -17,7 +19,9 @@ from replfs.node import reign
 from replfs.node.config import Settings
 from replfs.node.freezer import Freezer
 from replfs.node.identity import side_of, side_of_message, welcome_of
+from replfs.node.keeper import Keeper
 from replfs.node.replica import Replica
+from replfs.store.snapshots import snapshots_of
 from replfs.store.state import State
 from replfs.store.tree import Tree
 from replfs.transport.listener import Session
@@ -40,7 +44,13 @@ class Secondary:
         self._event = event
         self.primary_name = ""
         self.session: Session | None = None
-        self.replica = Replica(tree, self._phase, NamePatterns(settings.none_patterns))
+        self.keeper = Keeper(snapshots_of(tree.root_fd), lambda: state.identity().inconsistent)
+        self.replica = Replica(
+            tree,
+            self._phase,
+            NamePatterns(settings.none_patterns),
+            self.keeper.keep if self.keeper.can_keep else None,
+        )
         self._suspects = reign.suspects_of(state)
         """What this store may have on its own, since it gave up its role, and who is to know."""
         self.replica.suspects.source = self._suspected
@@ -49,7 +59,9 @@ class Secondary:
 
     async def run(self) -> None:
         """Serve what takes long, until cancelled."""
-        await self.replica.run()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.replica.run)
+            nursery.start_soon(self.keeper.run)
 
     def unstable(self) -> DirtyLog | None:
         """What this store has, and some other replica may lack; None: anything."""
@@ -133,4 +145,6 @@ class Secondary:
                 self._suspects = None
                 reign.forget_suspects(self._state)
         self._state.flush(durable=True)
+        if not op.inconsistent:
+            self.keeper.release()
         self._event("data", state="inconsistent" if op.inconsistent else "up-to-date")

@@ -108,6 +108,7 @@ class StatusBoard:
                 for peer in pipeline.peers
                 if (resync := primary.resyncs.get(peer.name)) is not None
             ],
+            "snapshots": primary.snapshots.provider,
             "verify": primary.verifier.status(),
             "rescan": primary.rescan.status(),
         }
@@ -181,6 +182,8 @@ class StatusBoard:
             "applied": secondary.replica.applied,
             "unstable_objects": secondary.replica.unstable.objects,
             "frozen_until": secondary.freezer.until,
+            "snapshots": secondary.keeper.provider,
+            "state_before_resync": secondary.keeper.place(),
             "peers": [],
         }
 

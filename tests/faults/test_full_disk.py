@@ -12,7 +12,7 @@ from typing import Literal
 import pytest
 from helpers.cases import error_name, fails, outcome, read, write
 from helpers.compare import wait_equal
-from helpers.disks import free_bytes, small_disk
+from helpers.disks import disk, free_bytes
 from helpers.nodes import Pair, make_base, remove_base, wait_for
 
 pytestmark = pytest.mark.mounted
@@ -30,7 +30,7 @@ def pair_on_disk(side: Literal["primary", "secondary"], *, inodes: int = 0) -> I
     try:
         store = base / side
         store.mkdir()
-        with small_disk(base / "image", store, DISK, inodes=inodes):
+        with disk(base / "image", store, DISK, inodes=inodes):
             with Pair(base=base, mount_arguments=OPTIONS) as pair:
                 yield pair
     finally:

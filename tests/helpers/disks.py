@@ -1,4 +1,4 @@
-"""Small disks that can be full: ext4 in a file, on a loop device. Needs root."""
+"""Disks of their own: a file system in a file, on a loop device. Needs root."""
 
 from __future__ import annotations
 
@@ -10,26 +10,39 @@ from pathlib import Path
 
 from helpers.nodes import unmount_all
 
+MAKE = {
+    "ext4": ("mkfs.ext4", "-q", "-F", "-m", "0", "-b", "4096"),
+    "xfs": ("mkfs.xfs", "-q", "-f"),
+    "btrfs": ("mkfs.btrfs", "-q", "-f"),
+}
+"""How each kind of file system is made."""
+SIZE_MIN = {"ext4": 4 << 20, "xfs": 300 << 20, "btrfs": 120 << 20}
+"""Bytes below which none can be made."""
+
 
 @contextlib.contextmanager
-def small_disk(image: Path, place: Path, size: int, *, inodes: int = 0) -> Iterator[None]:
-    """An empty ext4 of `size` bytes mounted on the directory `place`, without lost+found.
+def disk(
+    image: Path, place: Path, size: int, kind: str = "ext4", *, inodes: int = 0
+) -> Iterator[None]:
+    """An empty file system of `size` bytes mounted on the directory `place`.
 
     Args:
         image: the file to make for it.
         place: where it is mounted.
         size: bytes, its own administration included.
-        inodes: how many it has; 0: as many as usual.
+        kind: which of `MAKE`.
+        inodes: how many it has (ext4 only); 0: as many as usual.
     """
     with image.open("wb") as file:
         file.truncate(size)
     options = ["-N", str(inodes)] if inodes else []
-    _run("mkfs.ext4", "-q", "-F", "-m", "0", "-b", "4096", *options, str(image))
+    _run(*MAKE[kind], *options, str(image))
     device = _run("losetup", "--find", "--show", str(image))
     try:
-        _run("mount", "-t", "ext4", device, str(place))
+        _run("mount", "-t", kind, device, str(place))
         try:
-            os.rmdir(place / "lost+found")
+            if kind == "ext4":
+                os.rmdir(place / "lost+found")
             yield
         finally:
             unmount_all(place)

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.disks import small_disk
+from helpers.disks import disk
 from helpers.nodes import Pair, wait_for
 
 from replfs.cli.exit_codes import ExitCode
@@ -71,7 +71,7 @@ def test_a_hung_loop_starves_the_watchdog_and_says_so_everywhere(tmp_path):
         stack.callback(manager.close)
 
         def prepare(pair: Pair) -> None:
-            stack.enter_context(small_disk(tmp_path / "image", pair.primary_store, 64 << 20))
+            stack.enter_context(disk(tmp_path / "image", pair.primary_store, 64 << 20))
 
         options = ["--metrics", "127.0.0.1:0"]
         pair = Pair(mount_arguments=options, start=False)

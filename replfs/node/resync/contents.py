@@ -32,6 +32,9 @@ class Contents:
         self._work = work
         self._names = names
         self._rate = rate
+        self._source = work.source
+        self._unclaimed: set[bytes] = set()
+        """Objects of which regions are on their way without a claim."""
         self._tree = work.tree
         self._peer = work.peer
         self._log = work.log
@@ -45,6 +48,8 @@ class Contents:
         key = ("data", object_id)
         marks = self._log.marks(object_id)
         if marks is None or not marks.data or self._work.is_waiting(key):
+            return
+        if object_id in self._unclaimed:
             return
         inode = self._work.find(object_id)
         if inode is None:
@@ -65,6 +70,7 @@ class Contents:
             return
         try:
             if not await self._send_small(key, inode, fd):
+                await self._send_from_snapshot(key, inode)
                 await self._send_regions(key, inode, fd)
         except OSError as error:
             self._work.failed(key, inode, error.strerror or "cannot be read")
@@ -98,6 +104,43 @@ class Contents:
             self._work.succeeded(key)
             return True
 
+    async def _send_from_snapshot(self, key: object, inode: Inode) -> None:
+        """What can be read from the baseline's snapshot: without holding up writes."""
+        fd = self._source.open(inode)
+        if fd < 0:
+            return
+        self._unclaimed.add(inode.id)
+        try:
+            first = 0
+            while (run := self._next_run(inode, fd, first)) is not None:
+                count = (run[1] - run[0]) << REGION_SHIFT
+                async with self._rate.allowance(count) as allowance:
+                    sent = await self._send_run(key, inode, fd, run, allowance)
+                if not sent or not await self._is_kept(inode, fd, run):
+                    return
+                first = run[1]
+                self._peer.progressed()
+        finally:
+            self._unclaimed.discard(inode.id)
+            os.close(fd)
+
+    async def _is_kept(self, inode: Inode, fd: int, run: tuple[int, int]) -> bool:
+        """Whether what was sent from the snapshot still is what is here; else it is dirty."""
+        start, stop = run[0] << REGION_SHIFT, run[1] << REGION_SHIFT
+        async with self._work.claim(footprint.data(inode, start, stop)):
+            if not self._source.is_same(inode, fd):
+                self._log.mark_data(inode.id, start, stop)
+                return False
+            self._clear_run(inode, run, None)
+        return True
+
+    def _clear_run(self, inode: Inode, run: tuple[int, int], version: int | None) -> None:
+        self._log.clear_regions(inode.id, *run, version=version)
+        marks = self._log.marks(inode.id)
+        # A tail that begins before the run came while its turn was awaited.
+        if marks is not None and run[0] <= marks.tail < run[1]:
+            self._log.clear_tail(inode.id, run[1], version=version)
+
     async def _send_regions(self, key: object, inode: Inode, fd: int) -> None:
         first = 0
         while (run := self._next_run(inode, fd, first)) is not None:
@@ -112,11 +155,7 @@ class Contents:
                     version = self._log.mark_version(inode.id)
                     if not await self._send_run(key, inode, fd, run, allowance):
                         return
-                    self._log.clear_regions(inode.id, *run, version=version)
-                    marks = self._log.marks(inode.id)
-                    # A tail that begins before the run came while its turn was awaited.
-                    if marks is not None and run[0] <= marks.tail < run[1]:
-                        self._log.clear_tail(inode.id, run[1], version=version)
+                    self._clear_run(inode, run, version)
             first = run[1]
             self._peer.progressed()
         self._work.succeeded(key)

@@ -39,9 +39,11 @@ from replfs.node.pipeline import Pipeline
 from replfs.node.rate import Rate
 from replfs.node.resync.contents import Contents
 from replfs.node.resync.names import Names
+from replfs.node.resync.source import Source
 from replfs.node.resync.work import RETRY_MAX_S, RETRY_MIN_S, Progress, Work
 from replfs.store.inode import Inode
 from replfs.store.record import ROOT_ID
+from replfs.store.snapshots import Live, Snapshots
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +57,16 @@ T = TypeVar("T")
 class Resync:
     """The resync of one peer."""
 
-    def __init__(self, pipeline: Pipeline, peer: Peer, rate_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        peer: Peer,
+        rate_bytes: int = 0,
+        snapshots: Snapshots | None = None,
+    ) -> None:
         """*rate_bytes*: payload bytes a second at most; 0: as fast as it goes."""
-        self.work = Work(pipeline, peer)
+        self._source = Source(pipeline.tree, snapshots or Live(), peer.name)
+        self.work = Work(pipeline, peer, self._source)
         self._tree = pipeline.tree
         self._peer = peer
         self._log = peer.log
@@ -69,6 +78,7 @@ class Resync:
 
     async def run(self) -> None:
         """Resync whenever there is something to, until cancelled."""
+        await self._source.end()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._serve_urgent)
             await self._serve()
@@ -79,13 +89,23 @@ class Resync:
             await peer.wait_work()
             while peer.live and not (self._log.is_empty and peer.state is State.IN_SYNC):
                 try:
-                    await self._resync()
+                    if peer.state is State.BASELINE:
+                        await self._baseline()
+                    else:
+                        await self._resync()
                 except PeerLost:
                     # Or the peer is there, but could not do something: once more.
                     await trio.lowlevel.checkpoint()
                 except OSError as error:
                     log.warning("peer %s: the resync starts again: %s", peer.name, error)
                     await trio.sleep(RETRY_MIN_S)
+
+    async def _baseline(self) -> None:
+        await self._source.begin()
+        try:
+            await self._resync()
+        finally:
+            await self._source.end()
 
     async def _resync(self) -> None:
         """One run, from the first mark to in sync."""

@@ -20,6 +20,7 @@ from replfs.errors import PeerLost
 from replfs.node.flight import describe
 from replfs.node.peer import BULK, Peer
 from replfs.node.pipeline import Pipeline
+from replfs.node.resync.source import Source
 from replfs.store import locators
 from replfs.store.inode import Inode
 from replfs.store.record import ROOT_ID
@@ -66,8 +67,9 @@ class Progress:
 class Work:
     """The resync of *peer*, as its steps see it."""
 
-    def __init__(self, pipeline: Pipeline, peer: Peer) -> None:
+    def __init__(self, pipeline: Pipeline, peer: Peer, source: Source) -> None:
         self.pipeline = pipeline
+        self.source = source
         self.tree = pipeline.tree
         self.policies = pipeline.policies
         self.peer = peer
@@ -162,5 +164,5 @@ class Work:
         """What the peer shall have under a name, with its id; None: nothing."""
         inode = self.policies.child(directory, name)
         if inode is not None:
-            self.tree.ensure_id(inode)
+            self.source.ensure_id(inode)
         return inode

@@ -11,7 +11,7 @@ Pure: no clock, no I/O. One caller at a time; iteration tolerates changes made b
 Memory, measured: 0.6 bytes per sparse region of one large file; 255 bytes per dirty file of which
 single regions are dirty, with its id and a locator of 26 bytes (a million such files with 100 GiB
 of dirty regions: 243 MiB); 32 more with a tail; 90 to 150 per dirty name. Time: a mark that is
-there already 0.4 us, a question 0.06 us for a clean object and 0.3 us for one region of a dirty one.
+there already 0.4 us, a question 0.06 us for a clean object and 0.3 us for a region of a dirty one.
 """
 
 from __future__ import annotations

@@ -59,9 +59,6 @@ class Change:
     undo: Callable[[], None]
     times: tuple[Times, ...] = ()
     """To be put back after the change is undone."""
-    grave: bytes = b""
-    """What may go once the change is durable."""
-    grave_ino: int = 0
 
 
 @dataclass(eq=False)
@@ -106,6 +103,8 @@ class Disk:
         """The same, without changes of times only."""
         self._files: dict[int, _File] = {}
         self._buried = 0
+        self._graves: dict[bytes, int] = {}
+        """Path and inode number."""
         self._commits: list[int] = []
         """Sizes of the database's log when it was hardened, and after each commit since."""
         os.makedirs(graveyard, exist_ok=True)
@@ -114,6 +113,7 @@ class Disk:
         """The store was replaced by another, durably."""
         self._first += len(self._journal)
         self._journal.clear()
+        self._clear_graveyard()
         self._files.clear()
         self._commits.clear()
 
@@ -185,7 +185,21 @@ class Disk:
         self._buried += 1
         grave = self.graveyard + b"/%d" % self._buried
         _rename(path, grave)
+        ino = _lstat(grave).st_ino
+        self._graves[grave] = ino
+        graves[ino] = graves.get(ino, 0) + 1
         return grave
+
+    def _exhume(self, grave: bytes, path: bytes) -> None:
+        _rename(grave, path)
+        _forget_grave(self._graves.pop(grave))
+
+    def _clear_graveyard(self) -> None:
+        # Not before: what is open has its path there, and changes of it are in the journal.
+        for grave, ino in self._graves.items():
+            (_rmdir if stat.S_ISDIR(_lstat(grave).st_mode) else _unlink)(grave)
+            _forget_grave(ino)
+        self._graves.clear()
 
     def remove(self, call: Callable[..., Any], path: bytes, *args: Any, **keywords: Any) -> None:
         """unlink, rmdir."""
@@ -200,18 +214,9 @@ class Disk:
             call(*args, **keywords)  # for its error
             return
         above, above_ino = self._above(path)
-        self._removed(path, found.st_ino, self._bury(path), (above,), above_ino)
-
-    def _removed(
-        self, path: bytes, ino: int, grave: bytes, times: tuple[Times, ...], *inos: int
-    ) -> None:
-        graves[ino] = graves.get(ino, 0) + 1
-
-        def undo() -> None:
-            _rename(grave, path)
-            _exhumed(ino)
-
-        self._add(Change(undo, times, grave, ino), ino, *inos)
+        grave = self._bury(path)
+        undo = Change(lambda: self._exhume(grave, path), (above,))
+        self._add(undo, found.st_ino, above_ino)
 
     def rename(self, call: Callable[[], Any], old: bytes, new: bytes) -> None:
         """rename(2), by *call*."""
@@ -240,15 +245,12 @@ class Disk:
         _renameat2(AT_FDCWD, old, AT_FDCWD, new, syscalls.RENAME_EXCHANGE)
         grave = self._bury(old)
         ino = target.st_ino
-        graves[ino] = graves.get(ino, 0) + 1
 
         def undo() -> None:
             _rename(new, old)
-            _rename(grave, new)
-            _exhumed(ino)
+            self._exhume(grave, new)
 
-        change = Change(undo, times, grave, ino)
-        self._add(change, source.st_ino, ino, above_ino, new_ino)
+        self._add(Change(undo, times), source.st_ino, ino, above_ino, new_ino)
 
     def exchange(self, call: Callable[[], Any], old: bytes, new: bytes) -> None:
         """renameat2(2) with RENAME_EXCHANGE: *call* does and undoes it."""
@@ -368,10 +370,6 @@ class Disk:
         count = number - self._first
         if count <= 0:
             return
-        for change in self._journal[:count]:
-            if change.grave:
-                _exhumed(change.grave_ino)
-                _destroy(change.grave)
         del self._journal[:count]
         self._first = number
 
@@ -423,6 +421,7 @@ class Disk:
         commits = self._lose_commits(rng)
         self._files.clear()
         self._durable_up_to(border)
+        self._clear_graveyard()
         self._last.clear()
         self._last_untimed.clear()
         return f"{kept} of {total} changes kept, {pages} pages lost, {commits} commits lost"
@@ -524,11 +523,7 @@ def _take_later(
                 now[start:stop] = latest[start:stop]
 
 
-def _destroy(path: bytes) -> None:
-    (_rmdir if stat.S_ISDIR(_lstat(path).st_mode) else _unlink)(path)
-
-
-def _exhumed(ino: int) -> None:
+def _forget_grave(ino: int) -> None:
     graves[ino] -= 1
     if not graves[ino]:
         del graves[ino]

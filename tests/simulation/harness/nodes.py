@@ -41,6 +41,11 @@ class Store:
         self.tree: Tree
 
     @property
+    def is_inconsistent(self) -> bool:
+        """It was in the middle of a resync when it ended."""
+        return hasattr(self, "state") and self.state.identity().inconsistent
+
+    @property
     def is_alive(self) -> bool:
         return self.life is not None and not self.life.dead
 

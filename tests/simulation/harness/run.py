@@ -26,6 +26,8 @@ from replfs.store import tree as tree_module
 def _tighten(rng: random.Random, patch: pytest.MonkeyPatch) -> None:
     """In some runs limits are so low that a few files are many."""
     if rng.random() < 0.5:
+        # Still more than are ever used here: making them takes time.
+        patch.setattr(activity_module, "SLOTS", 256)
         return
     patch.setattr(activity_module, "SLOTS", 64)
     names = rng.choice((1, 3, 1000))

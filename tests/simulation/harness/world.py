@@ -421,7 +421,7 @@ class Simulation:
         self.note(f"checked: {self.ledger.noted} acknowledged changes")
 
     def _lose_power(self, node: Store) -> None:
-        is_inconsistent = node.state.identity().inconsistent
+        is_inconsistent = node.is_inconsistent
         self.note(f"{node.path.name} lost power: {node.lose_power(self.rng)}")
         if is_inconsistent:
             return  # in the middle of a resync things stand in limbo

@@ -275,7 +275,11 @@ class Peer:
         for known in self.located:
             known.add(ROOT_ID)
         if decision.action is Action.BASELINE:
-            self.log.mark_names_all(ROOT_ID)
+            if welcome.memory_lost:
+                # What an earlier part of the baseline has carried may be gone again.
+                self.log.mark_unknown(ROOT_ID, directory=True, deep=True)
+            else:
+                self.log.mark_names_all(ROOT_ID)
             self.advance(Event.DECIDED_BASELINE, decision.sentence)
         elif not self._speaks_of(welcome):
             self.log.mark_unknown(ROOT_ID, directory=True, deep=True)

@@ -22,6 +22,7 @@ FOUND = {
     39: "a generation that its primary forgot when it lost power, and a peer remembered",
     51: "the same, of a primary that looked outdated to its peer",
     174: "",
+    238: "a replica that lost power in its baseline, and what had been carried by then",
     849: "",
     925: "",
     943: "",

@@ -61,8 +61,12 @@ def unmount(place: Path) -> None:
     subprocess.run(["umount", "-l", str(place)], check=False, capture_output=True)
 
 
-def cold(*places: Path) -> None:
-    """Write back what is dirty there, then let the kernel forget all that it has cached."""
+def write_back(*places: Path) -> None:
+    """Everything that is dirty there, to the disk."""
     for place in places:
         run("sync", "-f", place)
+
+
+def drop_caches() -> None:
+    """Let the kernel forget all that it has cached and that is not dirty, of all filesystems."""
     Path("/proc/sys/vm/drop_caches").write_text("3")

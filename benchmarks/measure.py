@@ -1,6 +1,7 @@
 """Run the workloads on the targets, interleaved: what disturbs the machine disturbs all of them.
 
-The order is repetition, workload, target. All targets are up for the whole run.
+The order is repetition, workload, target, and in each repetition another target is the first. All
+targets are up for the whole run.
 """
 
 from __future__ import annotations
@@ -76,12 +77,12 @@ class Run:
             base = stack.enter_context(images.workspace())
             made = sources.make(stack.enter_context(images.memory_space()), self.sizes.tree_files)
             running = {name: stack.enter_context(self._start(name, base)) for name in self.targets}
-            for target in running.values():
-                prepare(target.mount, self.sizes)
+            names = list(running)
             for turn in range(1, repeat + 1):
                 for workload in workloads:
-                    for name, target in running.items():
-                        self._work(f"{turn}/{repeat}", workload, name, target, made)
+                    for name in names:
+                        self._work(f"{turn}/{repeat}", workload, name, running[name], made)
+                names.append(names.pop(0))
                 for scenario in scenarios:
                     self._scenario(f"{turn}/{repeat}", scenario, base)
                 for name, target in running.items():
@@ -97,7 +98,12 @@ class Run:
         place.mkdir()
         began = time.monotonic()
         with target.start(place) as running:
-            self._report(f"{target.title} is up after {time.monotonic() - began:.1f} s")
+            try:
+                prepare(running.mount, self.sizes)
+                running.settle()
+            except OSError as error:
+                raise BenchmarkError(f"{target.title} cannot be written to: {error}") from error
+            self._report(f"{target.title} is ready after {time.monotonic() - began:.1f} s")
             yield running
 
     def _work(
@@ -114,6 +120,7 @@ class Run:
             bench = Bench(place, running, self.sizes, made)
             for row, value in WORKLOADS[workload](bench):
                 self.results.add(row, name, value)
+            running.settle()
         except _FAILURES as error:
             # One that cannot do it leaves a gap in the table, and does not end the run.
             self._report(f"{turn} {workload} on {name} failed: {error}")

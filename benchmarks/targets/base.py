@@ -22,9 +22,14 @@ class Running:
     namespace: Namespace | None = None
     """Where its daemons are, if it has any."""
 
+    def settle(self) -> None:
+        """Write back what is dirty, so that it is not in the way of what comes next."""
+        images.write_back(self.mount, self.stores)
+
     def forget(self) -> None:
         """Make reads cold: nothing of this target stays in the kernel's caches."""
-        images.cold(self.mount, self.stores)
+        self.settle()
+        images.drop_caches()
 
     def kill(self) -> None:
         """End its daemons at once: what hangs on it gets an error."""

@@ -119,6 +119,47 @@ def test_the_page_of_a_run(tmp_path):
     assert "moosefs" not in text
 
 
+PAGE = """# Performance
+<!-- made: milestones -->
+old
+<!-- end -->
+between
+<!-- made: goals -->
+<!-- end -->
+<!-- made: table -->
+<!-- end -->
+<!-- made: growth -->
+<!-- end -->
+"""
+
+
+def test_the_page_of_all_runs(tmp_path, monkeypatch):
+    """It shows the newest run that compares something; what a person wrote stays."""
+    monkeypatch.setattr(pages, "PERFORMANCE", tmp_path)
+    monkeypatch.setattr(pages, "PAGE", tmp_path / "PAGE.md")
+    pages.PAGE.write_text(PAGE)
+    assert pages.fresh_page().count("None yet.") == 4
+    first = found(create={"passthrough": [100.0], "replfs": [39.0]})
+    second = found(create={"passthrough": [100.0], "replfs": [41.0]})
+    alone = Results(ABOUT | {"when": "2027"}, {"replfs": "replfs"}, {"create": {"replfs": [7.0]}})
+    second.about["when"] = "2026-02-02"
+    for name, each in (("first", first), ("second", second), ("alone", alone)):
+        each.save(tmp_path / f"{name}.json")
+    pages.write_points(tmp_path, "one", dict(ABOUT), [("peers", "rename", 1, 250.0)])
+    text = pages.fresh_page()
+    assert "old" not in text
+    assert "\nbetween\n" in text
+    assert [line.split("]")[0] for line in text.splitlines() if line.startswith("| [")] == [
+        "| [first", "| [second", "| [alone",
+    ]  # fmt: skip
+    assert "| **100** | **41** 0.41x |" in text
+    assert "| FUSE in C that replicates nothing | 1 of 1 |  |" in text
+    assert "| us per operation, by peers | 1 |" in text
+    assert "| rename | 250 |" in text
+    pages.PAGE.write_text(text)
+    assert pages.fresh_page() == text
+
+
 def test_the_row_of_a_milestone():
     lines = tables.milestones({"first": found(create={"replfs": [45.0]})}).splitlines()
     assert lines[-1].startswith(

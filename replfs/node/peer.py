@@ -405,26 +405,9 @@ class Peer:
                 return False
         if not self.link.has_room():
             return False  # only `async` comes here with a full window: the log takes over
-        known = self.located[LIVE]
         try:
-            match op:
-                case ops.Make():
-                    if op.parent not in known:
-                        self.locate(op.parent, LIVE)
-                    known.add(op.object)
-                case ops.Link():
-                    self.locate(op.object, LIVE)
-                    self.locate(op.parent, LIVE)
-                case ops.Unlink():
-                    self.locate(op.parent, LIVE)
-                case ops.Rename():
-                    self.locate(op.parent, LIVE)
-                    self.locate(op.new_parent, LIVE)
-                case ops.Checkpoint():
-                    pass
-                case _:
-                    if op.object not in known:  # type: ignore[union-attr]
-                        self.locate(op.object, LIVE)  # type: ignore[union-attr]
+            if not self._locate_for(op):
+                return False
             flight.sent(self, op, start)
             self.unstable.note(op, self._locator, length=flight.length, start=start)
             try:
@@ -440,20 +423,49 @@ class Peer:
             return False
         return True
 
-    def locate(self, object_id: bytes, stream: int) -> None:
-        """Tell the peer where an object is, once a session, parents first."""
+    def _locate_for(self, op: ops.AnyOp) -> bool:
+        """Tell the peer where everything is that *op* needs; False where it is not there yet."""
+        known = self.located[LIVE]
+        match op:
+            case ops.Make():
+                if op.parent not in known and not self.locate(op.parent, LIVE):
+                    return False
+                known.add(op.object)
+                return True
+            case ops.Link():
+                return self.locate(op.object, LIVE) and self.locate(op.parent, LIVE)
+            case ops.Unlink():
+                return self.locate(op.parent, LIVE)
+            case ops.Rename():
+                return self.locate(op.parent, LIVE) and self.locate(op.new_parent, LIVE)
+            case ops.Checkpoint():
+                return True
+            case _:
+                object_id: bytes = op.object  # type: ignore[union-attr]
+                return object_id in known or self.locate(object_id, LIVE)
+
+    def locate(self, object_id: bytes, stream: int) -> bool:
+        """Tell the peer where an object is, once a session, parents first.
+
+        False, and nothing is told, on the live stream: a name on the way to it is not the peer's
+        yet, so that it could not find it there. The resync knows what it has placed.
+        """
         known = self.located[stream]
+        unsure = stream == LIVE and not self.log.is_empty
         chain: list[tuple[bytes, bytes, bytes]] = []
         while object_id not in known:
             inode = self.home.tree.table.by_id.get(object_id)
             if inode is None or inode.parent is None:
                 break
             above = self.home.tree.ensure_id(inode.parent)
+            if unsure and not self.log.name_is_clean(above, inode.name):
+                return False
             chain.append((object_id, above, inode.name))
             object_id = above
         for one, parent, name in reversed(chain):
             self.link.send(ops.Locate(one, parent, name), None, None, stream)
             known.add(one)
+        return True
 
     def forget(self, object_ids: list[bytes], stream: int) -> None:
         """The peer need not know where these are any more."""
@@ -520,10 +532,8 @@ class Peer:
             self.unrecorded = True
             self.note_error(op, f"cannot be recorded: {error.strerror}")
         if number == errno.ESTALE:
-            # It is not where it was located once: the next operation tells its place anew.
-            for part in ("object", "parent", "new_parent"):
-                self.located[LIVE].discard(getattr(op, part, ROOT_ID))
-            self.located[LIVE].add(ROOT_ID)
+            # Something, perhaps far above it, is not where it was located once: all is told anew.
+            self.located[LIVE].intersection_update({ROOT_ID})
         if number != errno.ETIMEDOUT:
             self.note_error(op, describe(number))
             self.advance(Event.OP_LOST, f"the peer could not apply a change: {describe(number)}")
@@ -546,11 +556,17 @@ class Peer:
         path = inode.path().decode(errors="backslashreplace") if inode is not None else ""
         self.last_error = LastError("/" + path, reason)
 
-    def object_removed(self, inode: Inode) -> None:
-        """The object's last name is gone: nothing of it is to be carried any more."""
+    def object_removed(self, inode: Inode, parent: Inode, name: bytes) -> None:
+        """The object's last name is gone: nothing of it is to be carried any more.
+
+        A directory that the peer may still have something in is removed there by the resync.
+        """
         if not inode.id:
             return
         if not self.log.is_empty:
+            marks = self.log.marks(inode.id)
+            if marks is not None and marks.names is not None:
+                splitter.mark_name(self.log, self.home.tree.ensure_id(parent), name, self._locator)
             self.log.forget(inode.id)
         self.unstable.forget(inode.id)
         for known in self.located:

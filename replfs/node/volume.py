@@ -203,7 +203,7 @@ class Volume(Files):
             )
             for peer in self.pipeline.peers:
                 if last:
-                    peer.object_removed(inode)
+                    peer.object_removed(inode, parent, name)
                 else:
                     peer.moved(inode)
             if not replicated:
@@ -337,7 +337,7 @@ class Volume(Files):
             self.policies.moved(inode, replaced if exchange else None)
             if replaced is not None and not exchange and replaced.gone:
                 for peer in self.pipeline.peers:
-                    peer.object_removed(replaced)
+                    peer.object_removed(replaced, new_parent, new_name)
             for peer in self.pipeline.peers:
                 peer.moved(inode)
                 if exchange and replaced is not None:

@@ -1,0 +1,155 @@
+"""What a primary sends to a peer that lacks something: nothing that it could not find there."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Any
+
+import pytest
+
+from replfs.core import ops
+from replfs.core.dirty import DirtyLog
+from replfs.node.flight import Flight
+from replfs.node.peer import LIVE, Peer
+from replfs.store.record import ROOT_ID
+from replfs.store.tree import Tree
+
+
+class Home:
+    """As much of a node as a peer needs here."""
+
+    def __init__(self, tree):
+        self.tree = tree
+
+    def can_record(self):
+        return True
+
+    def diverging(self, peer):
+        pass
+
+    def changed(self, peer):
+        pass
+
+
+class Link:
+    """Remembers what is sent."""
+
+    def __init__(self):
+        self.sent = []
+
+    def send(self, op, payload, sink, stream):
+        self.sent.append(op)
+
+    def has_room(self, stream=LIVE):
+        return True
+
+
+class Owner:
+    flights = 0
+
+
+@pytest.fixture
+def tree(tmp_path):
+    store = tmp_path / "store"
+    (store / "a/b").mkdir(parents=True)
+    (store / "a/b/file").touch()
+    fd = os.open(store, os.O_RDONLY | os.O_DIRECTORY)
+    tree = Tree(fd)
+    yield tree
+    tree.close_all()
+    os.close(fd)
+
+
+@pytest.fixture
+def peer(tree):
+    home: Any = Home(tree)
+    link: Any = Link()
+    peer = Peer(home, "peer", "tcp://127.0.0.1:1", DirtyLog(), 1.0)
+    peer.link = link
+    peer.live = True
+    peer.located = ({ROOT_ID}, {ROOT_ID})
+    return peer
+
+
+@pytest.fixture
+def below(tree):
+    """The directories `a` and `a/b`, and the file in it, with ids."""
+    a = tree.lookup(tree.root, b"a")[0]
+    b = tree.lookup(a, b"b")[0]
+    file = tree.lookup(b, b"file")[0]
+    for inode in (a, b, file):
+        tree.ensure_id(inode)
+    return a, b, file
+
+
+def send(peer, op):
+    owner: Any = Owner()
+    return peer.send(op, None, Flight(owner, "test"), 0)
+
+
+def test_the_way_to_an_object_is_told_once(peer, below):
+    a, b, file = below
+    op = ops.SetAttr(file.id, mtime=1)
+    assert send(peer, op)
+    assert peer.link.sent == [
+        ops.Locate(a.id, ROOT_ID, b"a"),
+        ops.Locate(b.id, a.id, b"b"),
+        ops.Locate(file.id, b.id, b"file"),
+        op,
+    ]
+    assert send(peer, op)
+    assert peer.link.sent[4:] == [op]
+
+
+def test_nothing_goes_below_a_name_that_the_peer_does_not_have_yet(peer, below):
+    """It could not find it, and what it was told of the way there would be taken for known."""
+    a, b, file = below
+    peer.log.mark_name(ROOT_ID, b"a")
+    assert not send(peer, ops.SetAttr(file.id, mtime=1))
+    assert not send(peer, ops.Make(bytes([9]) * 16, b.id, b"new", 0o100644, 0, 0, 0, b"", 1, 1))
+    assert not send(peer, ops.Unlink(file.id, b.id, b"file", False, 0))
+    assert peer.link.sent == []
+    peer.log.clear_name(ROOT_ID, b"a", version=peer.log.mark_version(ROOT_ID))
+    peer.log.clear_attrs(ROOT_ID, version=peer.log.mark_version(ROOT_ID))
+    assert peer.log.is_empty
+    assert send(peer, ops.SetAttr(file.id, mtime=1))
+    assert [type(op) for op in peer.link.sent] == [ops.Locate] * 3 + [ops.SetAttr]
+
+
+def test_what_is_known_already_may_be_told_of_again_wherever_it_is(peer, below):
+    a, b, file = below
+    assert send(peer, ops.SetAttr(file.id, mtime=1))
+    peer.log.mark_name(ROOT_ID, b"a")
+    assert send(peer, ops.SetAttr(file.id, mtime=2))
+
+
+def test_after_a_stale_answer_the_whole_way_is_told_anew(peer, below):
+    a, b, file = below
+    op = ops.SetAttr(file.id, mtime=1)
+    assert send(peer, op)
+    peer.failed(op, errno.ESTALE, length=0, start=0)
+    peer.log.clear_attrs(file.id, version=peer.log.mark_version(file.id))
+    del peer.link.sent[:]
+    assert send(peer, op)
+    assert [type(one) for one in peer.link.sent] == [ops.Locate] * 3 + [ops.SetAttr]
+
+
+def test_a_directory_that_may_not_be_empty_there_is_removed_by_the_resync(peer, tree, below):
+    """Something in it is to be removed or moved first: rmdir(2) would fail on the peer."""
+    a, b, file = below
+    assert send(peer, ops.SetAttr(b.id, mtime=1))
+    peer.log.mark_name(b.id, b"file")
+    peer.object_removed(b, a, b"b")
+    assert not peer.log.marks(b.id)
+    assert not peer.log.name_is_clean(a.id, b"b")
+    assert not send(peer, ops.Unlink(b.id, a.id, b"b", True, 1))
+
+
+def test_a_removed_directory_that_is_equal_there_is_removed_at_once(peer, below):
+    a, b, file = below
+    assert send(peer, ops.SetAttr(b.id, mtime=1))
+    peer.log.mark_attrs(b.id)
+    peer.object_removed(b, a, b"b")
+    assert peer.log.is_empty
+    assert send(peer, ops.Unlink(b.id, a.id, b"b", True, 1))

@@ -1,9 +1,10 @@
-"""All names of objects that have several, found by walking the store.
+"""Names that nobody has looked up in this run, found by walking the store.
 
 The store knows no way from an object to its names, and none is needed but in a resync: the peer may
-have an object under a name that nobody has looked up in this run, and must not get it twice. A walk
-reads directories only (names, types and inode numbers are in them), and does so twice, so that what
-it remembers is bounded by the objects that do have several names.
+have an object under a name that is not known here, and must not get it twice; and a changed object
+may have lost the name that it was known by. A walk reads directories only (names, types and inode
+numbers are in them), and does so twice, so that what it remembers is bounded by the objects that
+have several names or are sought.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ class Links:
         self._paths: dict[int, list[tuple[bytes, bytes]]] = {}
         """By inode number: (path of a directory, name in it)."""
         self._walked_for: set[int] = set()
-        self._may_walk_at = 0.0
+        self._sought: set[int] = set()
+        self._missing: set[int] = set()
+        self.may_walk_at = 0.0
+        """Monotonic seconds; infinite during a walk."""
 
     async def learn_names(self, inode: Inode) -> bool:
         """Look up every name of *inode*, which the caller holds. False: later, ask again.
@@ -41,24 +45,46 @@ class Links:
         """
         if self._is_known(inode) or self._look_up(inode) or inode.ino in self._walked_for:
             return True
-        began = time.monotonic()
-        if began < self._may_walk_at:
+        if time.monotonic() < self.may_walk_at:
             return False
-        # No other walk meanwhile.
-        self._may_walk_at = float("inf")
-        try:
-            await self._walk_twice()
-        finally:
-            now = time.monotonic()
-            self._may_walk_at = now + _REST * (now - began)
+        await self._walk_twice()
         self._walked_for.add(inode.ino)
         self._look_up(inode)
         return True
+
+    def find(self, number: int) -> Inode | None:
+        """What has this inode number and is no directory, where the last walk saw it."""
+        for path, name in self._paths.get(number, ()):
+            above = self._tree.at(path)
+            if above is None:
+                continue
+            inode = self._tree.lookup_or_none(above, name)
+            if inode is not None and inode.ino == number:
+                return inode
+            self._tree.drop_unused(inode or above)
+        return None
+
+    def seek(self, number: int) -> bool:
+        """Have the next walk look for an inode number. False: one has, and has not seen it."""
+        if number in self._missing:
+            return False
+        self._sought.add(number)
+        return True
+
+    async def walk_for_sought(self) -> None:
+        """Walk, if something is sought and the last walk was long enough ago."""
+        if self._sought and time.monotonic() >= self.may_walk_at:
+            sought = set(self._sought)
+            await self._walk_twice()
+            self._missing |= sought - self._paths.keys()
+            self._sought -= sought
 
     def forget(self) -> None:
         """What was found is not needed any more."""
         self._paths = {}
         self._walked_for = set()
+        self._sought = set()
+        self._missing = set()
 
     def _is_known(self, inode: Inode) -> bool:
         return inode.is_directory or len(inode.names()) >= self._tree.stat(inode).st_nlink
@@ -74,7 +100,17 @@ class Links:
         return self._is_known(inode)
 
     async def _walk_twice(self) -> None:
-        seen, again = BitMap64(), BitMap64()
+        began = time.monotonic()
+        # No other walk meanwhile.
+        self.may_walk_at = float("inf")
+        try:
+            self._paths = await self._paths_of_many()
+        finally:
+            now = time.monotonic()
+            self.may_walk_at = now + _REST * (now - began)
+
+    async def _paths_of_many(self) -> dict[int, list[tuple[bytes, bytes]]]:
+        seen, again = BitMap64(), BitMap64(self._sought)
         paths: dict[int, list[tuple[bytes, bytes]]] = {}
 
         def count(_path: bytes, _name: bytes, ino: int) -> None:
@@ -86,7 +122,7 @@ class Links:
 
         await self._walk(count)
         await self._walk(remember)
-        self._paths = paths
+        return paths
 
     async def _walk(self, visit: Callable[[bytes, bytes, int], None]) -> None:
         """*visit* (path of its directory, name, inode number) of all that is not a directory."""

@@ -91,6 +91,20 @@ def is_gone(tree: Tree, locator: bytes) -> bool:
         os.close(fd)
 
 
+def inode_number(tree: Tree, locator: bytes) -> int:
+    """Of what a locator stands for, wherever it is; 0 where it cannot be told."""
+    if not locator:
+        return 0
+    try:
+        fd = syscalls.open_by_handle(tree.root_fd, locator[1 : 1 + locator[0]], os.O_PATH)
+    except OSError:
+        return 0
+    try:
+        return os.fstat(fd).st_ino
+    finally:
+        os.close(fd)
+
+
 def _find_directory(tree: Tree, fd: int) -> Inode | None:
     return _walk(tree, os.readlink(proc_path(fd)))
 

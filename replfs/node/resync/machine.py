@@ -168,6 +168,7 @@ class Resync:
 
     async def _pass(self) -> None:
         before = self._reached()
+        await self.work.links.walk_for_sought()
         await self._names.expand()
         await self._names.gather()
         await self._each(self._log.names_pending(), self._names.place)

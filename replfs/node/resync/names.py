@@ -21,7 +21,6 @@ from replfs.node.resync import whole
 from replfs.node.resync.work import UNREPRESENTABLE, Work
 from replfs.store import locators
 from replfs.store.inode import Inode
-from replfs.store.links import Links
 from replfs.store.record import ROOT_ID
 
 _NAMES_AHEAD: Final = 2000
@@ -44,13 +43,12 @@ class Names:
         """Dirty names, (id of the directory, name), of which the peer had nothing when listed."""
         self._hints: dict[bytes, list[tuple[bytes, bytes]]] = {}
         """Of an object with several names, those that were placed in this resync."""
-        self._links = Links(work.tree)
 
     def forget(self) -> None:
         """The resync is over: what was found on the way is not needed any more."""
         self._absent.clear()
         self._hints.clear()
-        self._links.forget()
+        self._work.links.forget()
 
     # 1. Expand ---------------------------------------------------------------------------------
 
@@ -134,21 +132,25 @@ class Names:
         """Passes over all names not gathered yet, until one brings nothing new.
 
         A directory that the peer has elsewhere is known to it only once it was itself gathered.
+        Names that are marked meanwhile wait for the next time: a rename marks both of its names at
+        once, so that what stands under one of those gathered here is not wanted under a later one
+        without having been gathered.
         """
-        while True:
-            by_directory: dict[bytes, list[bytes]] = {}
-            for directory, name in self._log.ungathered():
-                by_directory.setdefault(directory, []).append(name)
-            if not by_directory:
-                return
-            moved = False
-            for directory, names in by_directory.items():
-                moved = await self._gather_one(directory, names) or moved
-            if not moved:
-                for directory, names in by_directory.items():
+        waiting: dict[bytes, list[bytes]] = {}
+        for directory, name in self._log.ungathered():
+            waiting.setdefault(directory, []).append(name)
+        while waiting:
+            left = {
+                directory: names
+                for directory, names in waiting.items()
+                if not await self._gather_one(directory, names)
+            }
+            if len(left) == len(waiting):
+                for directory, names in left.items():
                     for name in names:
                         self._log.set_gathered(directory, name)
                 return
+            waiting = left
 
     async def _gather_one(self, directory_id: bytes, names: list[bytes]) -> bool:
         inode = self._work.find(directory_id)
@@ -223,8 +225,8 @@ class Names:
                 claims = footprint.entry_of(directory, name, child)
                 if self._goes_whole(child, directory, name):
                     await self._rate.spend(child.size)
-                if not await self._links.learn_names(child):
-                    self._work.failed(key, child, "its other names are still being looked for")
+                if not await self._work.links.learn_names(child):
+                    self._await_walk(key, child)
                     return True
                 if not await self._are_hints_placed(child):
                     return True
@@ -375,12 +377,18 @@ class Names:
         policies = self._policies
         if not policies.is_undecided(inode):
             return True
-        if not await self._links.learn_names(inode):
+        if not await self._work.links.learn_names(inode):
+            self._await_walk(("decide", inode.id), inode)
             return False
+        self._work.succeeded(("decide", inode.id))
         if policies.is_undecided(inode) or not self._work.is_on_peers(inode):
             self._log.forget(inode.id)
             return False
         return True
+
+    def _await_walk(self, key: object, inode: Inode) -> None:
+        reason = "its other names are still being looked for"
+        self._work.postponed(key, inode, reason, self._work.links.may_walk_at)
 
     def _is_unknown(self, directory: bytes, name: bytes) -> bool:
         """Whether nothing is known of a name but that its whole directory is to be looked at."""

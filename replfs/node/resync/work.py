@@ -23,6 +23,7 @@ from replfs.node.pipeline import Pipeline
 from replfs.node.resync.source import Source
 from replfs.store import locators
 from replfs.store.inode import Inode
+from replfs.store.links import Links
 from replfs.store.record import ROOT_ID
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ class Work:
         self.progress = Progress()
         self.stuck: dict[object, Stuck] = {}
         """By the key of the item: (step, id of the object, or of the directory and the name)."""
+        self.links = Links(pipeline.tree)
 
     @asynccontextmanager
     async def claim(self, claims: tuple[Claim, ...]) -> AsyncIterator[None]:
@@ -103,6 +105,12 @@ class Work:
         else:
             found.again(reason)
 
+    def postponed(self, key: object, inode: Inode | None, reason: str, until: float) -> None:
+        """An item must wait for something that is no failure, until then (monotonic seconds)."""
+        path = "/" + inode.path().decode(errors="backslashreplace") if inode is not None else ""
+        found = self.stuck[key] = Stuck(path, reason)
+        found.retry_at = min(until, found.retry_at)
+
     def succeeded(self, key: object) -> None:
         """An item was carried."""
         if self.stuck:
@@ -115,7 +123,7 @@ class Work:
         """
         number = answer.errno if isinstance(answer, ops.Done) else errno.EPROTO
         if number == errno.ESTALE and inode.parent is not None:
-            self.peer.located[BULK].discard(inode.id)
+            self.peer.located[BULK].intersection_update({ROOT_ID})
             self.log.mark_name(
                 self.tree.ensure_id(inode.parent),
                 inode.name,
@@ -138,23 +146,39 @@ class Work:
         marks = self.log.marks(object_id)
         if marks is None:
             return None
+        self.succeeded(("find", object_id))
         inode = locators.find(self.tree, marks.handle, object_id)
-        if inode is None and locators.is_gone(self.tree, marks.handle):
-            # Its names are marked where they were; there is nothing to carry.
-            self.log.forget(object_id)
-            return None
         if inode is None:
-            log.warning(
-                "peer %s: a changed object is not where it was: comparing everything",
-                self.peer.name,
-            )
-            self.log.mark_unknown(ROOT_ID, directory=True, deep=True)
-            self.log.forget(object_id)
+            inode = self._find_elsewhere(object_id, marks.handle)
+        if inode is None:
             return None
         if inode.parent is not None and not self.is_on_peers(inode):
             self.log.forget(object_id)
             return None
         return inode
+
+    def _find_elsewhere(self, object_id: bytes, locator: bytes) -> Inode | None:
+        """An object that is not under a name that it was known by."""
+        if locators.is_gone(self.tree, locator):
+            # Its names are marked where they were; there is nothing to carry.
+            self.log.forget(object_id)
+            return None
+        number = locators.inode_number(self.tree, locator)
+        inode = self.links.find(number)
+        if inode is not None:
+            self.tree.read_record(inode)
+            if inode.id == object_id:
+                return inode
+        if number and self.links.seek(number):
+            reason = "its name is being looked for"
+            self.postponed(("find", object_id), None, reason, self.links.may_walk_at)
+            return None
+        log.warning(
+            "peer %s: a changed object is not where it was: comparing everything", self.peer.name
+        )
+        self.log.mark_unknown(ROOT_ID, directory=True, deep=True)
+        self.log.forget(object_id)
+        return None
 
     def is_on_peers(self, inode: Inode) -> bool:
         """Whether the peers shall have the object."""

@@ -9,36 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import nodes
 from helpers.cases import read, write
 from helpers.children import Child, spawn
+from helpers.distant import DistantPair
 from helpers.hosts import Hosts
 from helpers.nodes import Pair, wait_for
 from helpers.tcp_proxy import TcpProxy
 
 pytestmark = pytest.mark.mounted
 
-PORT = 4710
 MIB = 1 << 20
-
-
-class DistantPair(Pair):
-    """A pair whose two nodes are on two hosts."""
-
-    def __init__(self, hosts: Hosts, timeout: str) -> None:
-        super().__init__(start=False)
-        endpoint = f"tcp://{hosts.addresses[1]}:{PORT}"
-        options = ["--insecure", "--peer-timeout", timeout]
-        self.agent = nodes.agent(
-            self.secondary_store, endpoint, rundir=self.rundir, log=self.base / "agent.log",
-            arguments=options,
-        )  # fmt: skip
-        self.mount = nodes.mount(
-            self.primary_store, self.mountpoint, [endpoint], rundir=self.rundir,
-            log=self.base / "mount.log", arguments=options,
-        )  # fmt: skip
-        self.mount.prefix = hosts.inside(0)
-        self.agent.prefix = hosts.inside(1)
 
 
 @pytest.fixture

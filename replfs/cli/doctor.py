@@ -1,26 +1,35 @@
 """`doctor`: can this machine run replfs, and this directory be a STORE? One line for each answer.
 
-It makes the run directory and nothing else: attributes are tried on a file without a name.
+It makes the run directory and, with `--fix`, clears dead mounts away; nothing else: attributes are
+tried on a file without a name.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+import replfs
 from replfs.cli.exit_codes import ExitCode
 from replfs.cli.parse import Command, add_rundir
 from replfs.errors import ReplfsError
 
 PACKAGES: Final = ("pyfuse3", "trio", "pyzmq", "msgspec", "xxhash", "pyroaring")
 CONNECT_TIMEOUT_S: Final = 3.0
+CLOCK_APART_MAX_S: Final = 2.0
+KERNEL_MIN: Final = (5, 10)
+"""FUSE_HANDLE_KILLPRIV_V2 came with 5.11, and is done without; nothing older was tried."""
+INODES_MIN: Final = 10_000
+NETWORK: Final = frozenset(("9p", "cifs", "nfs", "nfs4", "smb3", "ceph"))
 
 
 class Finding(NamedTuple):
@@ -33,6 +42,9 @@ class Finding(NamedTuple):
 def _declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", metavar="STORE", nargs="?", help="also look at this directory")
     parser.add_argument("--peer", metavar="[NAME=]ENDPOINT", help="also try to reach this peer")
+    parser.add_argument("--listen", metavar="ENDPOINT", help="also try to listen here")
+    parser.add_argument("--fix", action="store_true",
+                        help="clear mounts away whose node is gone")  # fmt: skip
     add_rundir(parser)
 
 
@@ -50,13 +62,20 @@ def _run(args: argparse.Namespace) -> int:
 def _findings(args: argparse.Namespace) -> Iterator[Finding]:
     version = sys.version_info
     yield Finding(version >= (3, 11), f"Python {platform.python_version()} (3.11 or newer)")
-    yield Finding(sys.platform == "linux", f"kernel {platform.system()} {platform.release()}")
+    release = platform.release()
+    is_new = tuple(map(int, re.findall(r"\d+", release)[:2])) >= KERNEL_MIN
+    minimum = ".".join(map(str, KERNEL_MIN))
+    yield Finding(sys.platform == "linux" and is_new, f"Linux {release} ({minimum} or newer)")
     for package in PACKAGES:
         yield _check_package(package)
     yield from _check_fuse()
     yield _check_rundir(args.rundir)
+    yield from _check_mounts(fix=args.fix)
     if args.store is not None:
         yield from _check_store(args.store)
+        yield from _check_node(args.store, args.rundir)
+    if args.listen is not None:
+        yield _check_listen(args.listen)
     if args.peer is not None:
         yield _check_peer(args.peer)
 
@@ -123,11 +142,124 @@ def _check_store(store: str) -> Iterator[Finding]:
                 yield Finding(
                     what == "POSIX ACLs" and None, f"{store} has no {what}: {error.strerror}"
                 )
-        space = os.fstatvfs(fd)
-        free = space.f_bavail * space.f_frsize / 2**30
-        yield Finding(free > 0.1 or None, f"{store} has {free:.1f} GiB free")
+        yield from _check_space(store, os.fstatvfs(fd))
     finally:
         os.close(fd)
+    yield from _check_file_system(store)
+
+
+def _check_space(store: str, space: os.statvfs_result) -> Iterator[Finding]:
+    free = space.f_bavail * space.f_frsize / 2**30
+    more = "" if free > 0.1 else "; writes will fail soon, make room"
+    yield Finding(free > 0.1 or None, f"{store} has {free:.1f} GiB free{more}")
+    if space.f_files:  # btrfs and others count none
+        enough = space.f_favail > INODES_MIN
+        more = "" if enough else "; new files will fail soon, remove some"
+        yield Finding(enough or None, f"{store} has {space.f_favail} inodes free{more}")
+
+
+def _check_file_system(store: str) -> Iterator[Finding]:
+    from replfs.front import mounting
+
+    real = os.path.realpath(store)
+    while (mount := mounting.find_mount(real)) is None and real != "/":
+        real = os.path.dirname(real)
+    if mount is None:
+        return
+    kind = f"{store} is on {mount.fstype}"
+    if "ro" in mount.options.split(","):
+        yield Finding(False, f"{kind}, mounted read-only; remount {mount.path} read-write")
+    elif mount.fstype in NETWORK or mount.is_fuse:
+        yield Finding(None, f"{kind}: only local file systems are tested")
+    elif mount.fstype in {"tmpfs", "ramfs"}:
+        yield Finding(None, f"{kind}: what is there is gone after a restart of the machine")
+    else:
+        yield Finding(True, kind)
+    # A subvolume's root has this number.
+    if mount.fstype == "zfs" or (mount.fstype == "btrfs" and os.stat(store).st_ino == 256):
+        yield Finding(True, f"{store} can be snapshot: freeze, snapshot, thaw")
+    else:
+        yield Finding(
+            None,
+            f"{store} has no snapshots of its own: a backup of a replica freezes it for longer",
+        )
+
+
+def _check_mounts(*, fix: bool) -> Iterator[Finding]:
+    from replfs.front import mounting
+    from replfs.node.rundir import replfs_mounts
+
+    for path in dict.fromkeys(replfs_mounts()):
+        if not mounting.is_dead_mount(path):
+            yield Finding(True, f"{path} is mounted, and its node is there")
+            continue
+        if not fix:
+            yield Finding(
+                False, f"{path}: its node is gone ({os.strerror(errno.ENOTCONN)}); doctor --fix"
+            )
+            continue
+        try:
+            mounting.unmount_lazily(path)
+        except OSError as error:
+            yield Finding(False, f"{path}: its node is gone, and {error.strerror}")
+        else:
+            yield Finding(True, f"{path}: its node was gone; the mount is cleared away")
+
+
+def _check_node(store: str, rundir: str | None) -> Iterator[Finding]:
+    """If a node runs on STORE: what it knows of itself and of its peers."""
+    from replfs.node import control
+
+    try:
+        status = control.request(store, "status", {}, 5.0, rundir)
+    except control.NodeDown:
+        yield Finding(None, f"no node runs on {store}: versions and clocks are not compared")
+        return
+    if status.get("hung"):
+        yield Finding(
+            False, f"the node of {store} hangs: look at its disk, then kill {status['pid']}"
+        )
+        return
+    version = status.get("version")
+    same = version == replfs.__version__
+    more = "" if same else f", this is {replfs.__version__}; restart the node to have it"
+    yield Finding(same or None, f"the node of {store} is version {version}{more}")
+    for peer in status.get("peers") or []:
+        yield from _check_known_peer(peer, version)
+
+
+def _check_known_peer(peer: dict[str, Any], version: object) -> Iterator[Finding]:
+    name = peer.get("name")
+    if peer.get("link") != "up":
+        yield Finding(False, f"peer {name} is not connected: {peer.get('reason') or 'see its log'}")
+        return
+    theirs = peer.get("release") or "of unknown version"
+    more = "" if theirs == version else f", this node {version}: use one version when you can"
+    yield Finding(theirs == version or None, f"peer {name} is {theirs}{more}")
+    apart = peer.get("clock_difference_s")
+    if apart is not None:
+        fine = abs(apart) <= CLOCK_APART_MAX_S
+        more = "" if fine else "; set both clocks by NTP"
+        yield Finding(fine or None, f"peer {name}: clocks differ by {abs(apart):.1f} s{more}")
+
+
+def _check_listen(text: str) -> Finding:
+    from replfs.node.config import parse_endpoint
+
+    try:
+        endpoint = parse_endpoint(text, listen=True)
+    except ValueError as error:
+        return Finding(False, f"--listen {error}")
+    if not endpoint.startswith("tcp://"):
+        return Finding(None, f"{endpoint} is not looked into")
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    host = host.strip("[]").replace("*", "0.0.0.0")  # noqa: S104 - ZeroMQ's word for it
+    try:
+        family = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0][0]
+        socket.create_server((host, int(port)), family=family).close()
+        return Finding(True, f"{endpoint} is free")
+    except OSError as error:
+        return Finding(False, f"{endpoint} cannot be listened on: {error.strerror or error}")
 
 
 def _check_peer(text: str) -> Finding:

@@ -96,6 +96,7 @@ class Identity(msgspec.Struct, kw_only=True):
     memory_lost: bool
     features: list[str]
     clock_ns: int = 0
+    release: str = ""
 
 
 class Hello(Identity, kw_only=True):
@@ -412,6 +413,7 @@ def _check_identity(identity: Identity) -> None:
     _number(identity.version, _U32_MAX)
     _object_or_none(identity.volume)
     _object(identity.node)
+    _text(identity.release, _CODE_MAX)
     _text(identity.name, _NODE_NAME_MAX)
     if len(identity.store) > _STORE_MAX:
         raise ProtocolError(f"a store identity of {len(identity.store)} bytes")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+import replfs
 from replfs.core.generation import Side
 from replfs.core.messages import Hello, Identity, Welcome
 from replfs.store.state import State
@@ -29,6 +30,7 @@ def hello_of(state: State, *features: str) -> Hello:
         uninitialized=mine.uninitialized,
         memory_lost=state.memory_lost,
         features=list(features),
+        release=replfs.__version__,
     )
 
 
@@ -47,6 +49,7 @@ def welcome_of(state: State) -> Welcome:
         uninitialized=mine.uninitialized,
         memory_lost=mine.memory_lost,
         features=["inconsistent"] if state.identity().inconsistent else [],
+        release=mine.release,
     )
 
 

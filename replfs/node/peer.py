@@ -109,6 +109,10 @@ class Peer:
         """Told when a caller waited long for this peer: from, to, monotonic ns."""
         self.peer_node = b""
         self.peer_generation = b""
+        self.release = ""
+        """Its version of replfs, as it said last."""
+        self.clock_difference_s: float | None = None
+        """How far its clock was ahead of ours then."""
         self.base = b""
         """The generation at which the log was begun, where that was by a promotion."""
         self.is_asked = True

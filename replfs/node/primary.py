@@ -49,7 +49,8 @@ _FIRST_CONTACT_S: Final = 1.0
 _RESERVE_MIN: Final = 256 << 10
 """Bytes kept back for marks below which a change that some peer lacks is refused (ENOSPC)."""
 _SAVE_AGAIN_S: Final = 1.0
-_CLOCKS_APART_S: Final = 2.0
+CLOCKS_APART_S: Final = 2.0
+"""A difference of clocks that is worth a warning."""
 _ACTIVITY_SHIFT: Final = 20
 _REPLACES: Final = "replaces"
 """In a peer's saved settings: the configured endpoint that is not its own any more."""
@@ -319,8 +320,10 @@ class Primary:
         theirs = side_of_message(welcome)
         decision = generations.decide(mine, theirs)
         log.info("peer %s: %s", peer.name, decision.sentence)
-        apart = abs(welcome.clock_ns - time.time_ns()) / 1e9
-        if welcome.clock_ns and apart > _CLOCKS_APART_S:
+        peer.release = welcome.release
+        peer.clock_difference_s = (welcome.clock_ns - time.time_ns()) / 1e9
+        apart = abs(peer.clock_difference_s)
+        if welcome.clock_ns and apart > CLOCKS_APART_S:
             log.warning("peer %s: its clock differs by %.0f s", peer.name, apart)
         return decision
 

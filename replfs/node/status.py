@@ -136,6 +136,8 @@ class StatusBoard:
             "lag_ops": link.outstanding,
             "lag_bytes": link.outstanding_bytes,
             "rtt_us": link.rtt_ns // 1000,
+            "release": peer.release or None,
+            "clock_difference_s": peer.clock_difference_s,
             "sent_ops": link.sent_ops,
             "sent_bytes": link.sent_bytes,
         }

@@ -145,6 +145,29 @@ def test_a_killed_node_is_cleared_away_by_umount_and_by_the_next_mount(desk):
     assert (desk.top / "a/file").read_text() == "hello"
 
 
+def test_doctor_finds_a_dead_mount_and_clears_it_away(desk):
+    endpoint = desk.start_agent()
+    desk.run("mount", "a", "m", "--peer", f"b={endpoint}")
+    desk.run("wait", "m", "--timeout", "60")
+    # Others may have left something on this machine: only lines about this place count.
+    out = desk.run("doctor", "a", code=None)
+    assert f"ok    {desk.top}/m is mounted, and its node is there" in out
+    assert "ok    peer b: clocks differ by 0.0 s" in out
+    desk.kill("a")
+    out = desk.run("doctor", "a", code=ExitCode.ERROR)
+    assert (
+        f"FAIL  {desk.top}/m: its node is gone (Transport endpoint is not connected); doctor --fix"
+    ) in out
+    assert desk.mounts() == ["m", "r"]
+    # In a namespace of its own, where it cannot clear away what is not ours.
+    inside = ["unshare", "--mount", "--propagation", "private", "sh", "-c",
+              '"$@"; cat /proc/self/mountinfo', "sh"]  # fmt: skip
+    out = desk._run([*inside, *spawn.python(), "doctor", "--fix"], None)
+    assert f"ok    {desk.top}/m: its node was gone; the mount is cleared away" in out
+    assert f" {desk.top}/r " in out
+    assert f" {desk.top}/m " not in out
+
+
 def test_mount_8_mounts_and_remounts(desk):
     endpoint = desk.start_agent()
     options = f"rw,_netdev,noatime,x-systemd.requires=network.target,peer=b={endpoint}"

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import trio
 
+from replfs import __version__ as replfs_version
 from replfs.cli import exit_codes, main, mount, operate, spawn, text
 from replfs.cli.exit_codes import ExitCode
 from replfs.errors import NotInSync, ReplfsError, UsageError
@@ -508,7 +510,39 @@ def test_doctor(capsys, tmp_path):
     assert f"{tmp_path} has extended attributes" in out
     assert "FAIL  tcp://[::1]:1 cannot be reached" in out
     assert code == ExitCode.ERROR
+    assert f"note  no node runs on {tmp_path}" in out
+    assert f"{tmp_path} is on " in out
     assert list(tmp_path.iterdir()) == [tmp_path / "r"]
+
+
+def test_doctor_compares_both_sides(capsys, tmp_path):
+    peer = IN_SYNC["peers"][0]
+    status = IN_SYNC | {
+        "version": replfs_version,
+        "peers": [
+            peer | {"release": "0.0.9", "clock_difference_s": -61.0},
+            peer | {"name": "c", "release": replfs_version, "clock_difference_s": 0.01},
+            peer | {"name": "d", "link": "down", "reason": "the peer is gone"},
+        ],
+    }
+    with fake_node(tmp_path, [status]) as target:
+        code, out, _ = replfs(capsys, "doctor", *target)
+    assert code == ExitCode.ERROR
+    assert f"note  peer b is 0.0.9, this node {replfs_version}: use one version" in out
+    assert "note  peer b: clocks differ by 61.0 s; set both clocks by NTP" in out
+    assert f"ok    peer c is {replfs_version}" in out
+    assert "ok    peer c: clocks differ by 0.0 s" in out
+    assert "FAIL  peer d is not connected: the peer is gone" in out
+
+
+def test_doctor_tries_to_listen(capsys, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        _, out, _ = replfs(capsys, "doctor", "--listen", f"tcp://127.0.0.1:{port}")
+    assert f"FAIL  tcp://127.0.0.1:{port} cannot be listened on: Address already in use" in out
+    assert "FAIL  --listen cannot be 'x'" in replfs(capsys, "doctor", "--listen", "x")[1]
+    _, out, _ = replfs(capsys, "doctor", "--listen", f"tcp://127.0.0.1:{port}")
+    assert f"ok    tcp://127.0.0.1:{port} is free" in out
 
 
 def test_events_and_policy_show_nothing_of_other_filesystems(capsys, tmp_path):

@@ -25,6 +25,7 @@ Json = dict[str, Any]
 
 IN_SYNC: Final = "in-sync"
 WAIT_POLL_S: Final = 0.1
+WATCH_S: Final = 1.0
 
 
 # status ----------------------------------------------------------------------------------------
@@ -39,19 +40,24 @@ def _declare_status(parser: argparse.ArgumentParser) -> None:
 
 def _run_status(args: argparse.Namespace) -> int:
     if not args.watch:
-        return _show(args)
-    while True:
-        if sys.stdout.isatty() and not args.json:
-            print("\x1b[H\x1b[2J", end="")
-        try:
-            _show(args)
-        except control.NodeDown as error:
-            print(f"replfs: {error}")
-        sys.stdout.flush()
-        time.sleep(1.0)
+        shown, code = _look(args)
+        print(shown)
+        return code
+    screen = text.Screen()
+    try:
+        while True:
+            try:
+                shown, _ = _look(args)
+            except control.NodeDown as error:
+                shown = f"replfs: {error}"
+            screen.show(shown)
+            time.sleep(WATCH_S)
+    finally:
+        screen.leave()
 
 
-def _show(args: argparse.Namespace) -> int:
+def _look(args: argparse.Namespace) -> tuple[str, ExitCode]:
+    """What there is to see, and the exit code that goes with it."""
     targets = [args.target] if args.target else control.node_names(args.rundir)
     if not targets:
         raise control.NodeDown("no node is running here (or it has another --rundir)")
@@ -63,14 +69,14 @@ def _show(args: argparse.Namespace) -> int:
     if not found:
         raise control.NodeDown("no node is running here (or it has another --rundir)")
     if args.json:
-        print(json.dumps(found[0] if args.target else found, indent=2))
+        shown = json.dumps(found[0] if args.target else found, indent=2)
     elif args.metrics:
         from replfs.node.metrics import render
 
-        print(render(found), end="")
+        shown = render(found).rstrip("\n")
     else:
-        print("\n\n".join(render_status(status) for status in found))
-    return worst([exit_code_of(status) for status in found])
+        shown = "\n\n".join(render_status(status) for status in found)
+    return shown, worst([exit_code_of(status) for status in found])
 
 
 def exit_code_of(status: Json) -> ExitCode:
@@ -179,7 +185,7 @@ def _peer_remarks(peer: Json) -> list[str]:
         since = f" for {text.duration(peer['since_s'])}" if peer.get("since_s") else ""
         remarks.append(f"{peer.get('state', '?')}{since}: {peer['reason']}")
     if peer.get("progress"):
-        remarks.append(describe_progress(peer["progress"]))
+        remarks.append(describe_progress({**peer["progress"], "phase": ""}))
     for stuck in peer.get("stuck") or []:
         again = (
             f", next try in {text.duration(stuck['next_try_s'])}" if "next_try_s" in stuck else ""
@@ -267,7 +273,8 @@ def _where_it_stands(status: Json) -> str:
     for peer in status.get("peers") or []:
         part = f"{peer.get('name', '?')} {peer.get('state', '?')}, link {peer.get('link', '?')}"
         if peer.get("progress"):
-            part += f", {describe_progress(peer['progress'])}"
+            progress = {**peer["progress"], "phase": ""}  # it is the state
+            part += f", {describe_progress(progress)}"
         elif peer.get("reason"):
             part += f" ({peer['reason']})"
         parts.append(part)

@@ -88,3 +88,39 @@ class Progress:
             self._stream.write("\r\x1b[K")
             self._stream.flush()
             self._drawn = False
+
+
+class Screen:
+    """Something that is shown again and again, in place on a terminal.
+
+    Each line is drawn over the old one and what is left of that is erased, in one write: nothing
+    is ever blank in between, and little travels over a slow line.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream if stream is not None else sys.stdout
+        self._is_terminal = self._stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._entered = False
+
+    def show(self, text: str) -> None:
+        """Show *text* in place of what was shown before; elsewhere, after it."""
+        if not self._is_terminal:
+            self._stream.write(f"{text}\n")
+            self._stream.flush()
+            return
+        columns, rows = os.get_terminal_size(self._stream.fileno())
+        lines = [line[:columns] for line in text.splitlines()]
+        if len(lines) > rows:
+            lines = [*lines[: rows - 1], f"... {len(lines) - rows + 1} more lines"]
+        start = "\x1b[H" if self._entered else "\x1b[?1049h\x1b[?25l\x1b[H"
+        self._entered = True
+        # Without a line feed after the last line, which would scroll a full screen.
+        self._stream.write(start + "\x1b[K\r\n".join(lines) + "\x1b[K\x1b[J")
+        self._stream.flush()
+
+    def leave(self) -> None:
+        """Give the terminal back as it was."""
+        if self._entered:
+            self._stream.write("\x1b[?25h\x1b[?1049l")
+            self._stream.flush()
+            self._entered = False

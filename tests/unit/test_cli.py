@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from pathlib import Path
@@ -311,7 +314,7 @@ def test_status_of_a_degraded_node(capsys, tmp_path):
         assert "3 files, 5.0 MiB, 2 names" in out
         assert "4 ops, 2.0 KiB" in out
         assert "incremental for 1 min 1 s: link was down" in out
-        assert "data, 3 of 9 files, 1.0 MiB of 1.0 GiB, 10.0 MiB/s, 1 min 42 s left" in out
+        assert "3 of 9 files, 1.0 MiB of 1.0 GiB, 10.0 MiB/s, 1 min 42 s left" in out
         assert "last error: /x: quota (20" in out
         code, out, _ = replfs(capsys, "status", *target, "--json")
         assert json.loads(out)["peers"][0]["progress"]["files"] == 3
@@ -554,6 +557,41 @@ def test_events_and_policy_show_nothing_of_other_filesystems(capsys, tmp_path):
 
 
 # How it looks ----------------------------------------------------------------------------------
+
+
+def test_watching_never_blanks_the_screen_and_gives_it_back(tmp_path):
+    """In a pseudo-terminal of 12 lines of 60 characters, until Ctrl-C."""
+    many = RESYNC | {"peers": [RESYNC["peers"][0] | {"name": f"peer{n}"} for n in range(9)]}
+    with fake_node(tmp_path, [many, IN_SYNC]) as target:
+        ours, theirs = os.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 12, 60, 0, 0))
+        watching = subprocess.Popen(
+            [*spawn.python(), "status", *target, "--watch"],
+            stdin=theirs, stdout=theirs, stderr=theirs,
+            env=spawn.environment() | {"TERM": "xterm"},
+        )  # fmt: skip
+        os.close(theirs)
+        seen = b""
+        try:
+            while b"in-sync" not in seen.rpartition(b"\x1b[H")[2] or not seen.endswith(b"\x1b[J"):
+                seen += os.read(ours, 65536)
+            watching.send_signal(signal.SIGINT)
+            assert watching.wait(60) == ExitCode.INTERRUPTED
+            seen += os.read(ours, 65536)
+        finally:
+            watching.kill()
+            watching.wait()
+            os.close(ours)
+    assert b"\x1b[2J" not in seen
+    assert seen.startswith(b"\x1b[?1049h\x1b[?25l")
+    assert seen.endswith(b"\x1b[?25h\x1b[?1049l")
+    frames = seen.split(b"\x1b[H")[1:]
+    assert len(frames) == 2
+    for frame in frames:
+        lines = frame.split(b"\x1b[K")[:-1]
+        assert len(lines) <= 12
+        assert max(len(line.strip()) for line in lines) <= 60
+    assert b"more lines" in frames[0]
 
 
 def test_quantities():

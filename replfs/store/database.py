@@ -124,12 +124,20 @@ class Database:
             and os.fstatvfs(self._directory).f_bsize >= _PAGE_SIZE
         )
         try:
-            self._db = self._connect(keeps=False)
+            self._connect_all()
         except sqlite3.DatabaseError as error:
-            # Opening writes too, the index of the log.
-            if error.sqlite_errorcode not in _FULL or not self._shrink_reserve(0):
+            if error.sqlite_errorcode not in _FULL:
                 raise
-            self._db = self._connect(keeps=False)
+            # The index of the log is a file, where connections share it. On a full disk there may
+            # be no room for it, whatever is given up: one connection has it in memory.
+            self._shares = False
+            self._connect_all()
+
+    def _connect_all(self) -> None:
+        for connection in self._connections:
+            connection.close()
+        self._connections = []
+        self._db = self._connect(keeps=False)
         self._keeper = self._connect(keeps=True) if self._shares else self._db
 
     def _connect(self, *, keeps: bool) -> sqlite3.Connection:

@@ -218,6 +218,8 @@ class Tree:
         foreign = found.st_dev != self.device
         ino = found.st_ino | _FOREIGN if foreign else found.st_ino
         inode = self.table.by_ino.get(ino)
+        if inode is not None and inode.type != _stat.S_IFMT(found.st_mode):
+            self._vanished(inode)
         if inode is None or inode.gone:
             if _stat.S_ISDIR(found.st_mode) and not foreign:
                 # A bind mount from the same file system has its device number.
@@ -237,6 +239,17 @@ class Tree:
             inode.add_name(parent, name)
         inode.size = found.st_size
         return inode
+
+    def _vanished(self, inode: Inode) -> None:
+        """It was removed behind the node's back, and its number has another object now."""
+        inode.gone = True
+        inode.pins = 0
+        parents = [parent for parent, _ in inode.names()]
+        for parent, name in list(inode.names()):
+            inode.drop_name(parent, name)
+        self.drop_unused(inode)
+        for parent in parents:
+            self.drop_unused(parent)
 
     def _known_elsewhere(
         self, inode: Inode, parent: Inode, name: bytes, found: os.stat_result

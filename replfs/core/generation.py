@@ -178,7 +178,7 @@ TABLE: Final[tuple[Row, ...]] = (
         "the peer is behind, and lost memory",
         lambda m, t: _knows(m, t) and t.memory_lost,
         Action.COMPARE,
-        "the peer lost power: everything is compared",
+        "the peer lost power: what it may have lost is compared",
     ),
     (
         "the peer is behind",

@@ -33,10 +33,11 @@ from replfs.node.config import Settings
 from replfs.node.control import ControlServer
 from replfs.node.ending import DRAIN_S, Ending, EndOfPrimary, EndOfSecondary
 from replfs.node.events import Events
+from replfs.node.fetch import Fetch, link_maker
 from replfs.node.frontend import FrontEnd
 from replfs.node.hook import Hook
 from replfs.node.metrics import render
-from replfs.node.primary import Primary
+from replfs.node.primary import Primary, configured
 from replfs.node.promotion import Promotion
 from replfs.node.roles import Roles
 from replfs.node.rundir import default_rundir, make_rundir
@@ -168,6 +169,7 @@ class Node:
                 on_unmounted=self._unmounted,
             )
             cleanup.callback(lambda: self.roles.close(clean=self._ending.is_clean))
+            await self._fetch(context, curve)
             self.roles.build()
             self.board = StatusBoard(self)
             scrape = None
@@ -189,6 +191,20 @@ class Node:
             await self._serve(control)
         if self._failure is not None:
             raise self._failure
+
+    async def _fetch(self, context: zmq.Context[zmq.Socket[bytes]], curve: Curve | None) -> None:
+        """A primary that lost power has its peers' memory before it does anything else."""
+        if self.state.identity().role != "primary" or not self.state.memory_lost:
+            return
+        fetch = Fetch(
+            self.settings,
+            self.state,
+            self.tree,
+            configured(self.settings, self.state, curve),
+            link_maker(context, self.settings, curve),
+            event=self.events.add,
+        )
+        self.roles.fetched = await fetch.run()
 
     def _facts(self) -> dict[str, str]:
         """What a hook is told of the node."""

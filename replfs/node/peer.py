@@ -703,7 +703,7 @@ class Peer:
         """Send on the bulk stream and wait for the answer. Raises PeerLost."""
         if not self.link.has_room(BULK):
             await self.link.wait_room(BULK)
-        question = _Question()
+        question = Question()
         self.link.send(op, payload, question, BULK)
         answer = await question.answer()
         if type(op) in _CARRIES:
@@ -776,7 +776,7 @@ def _not_counted(_began: int, _ended: int) -> None:
     """Nobody wants to know."""
 
 
-class _Question:
+class Question:
     """A sink that one task waits for."""
 
     __slots__ = ("_answer", "_done", "_task")

@@ -58,6 +58,24 @@ _ADDED: Final = {"added": "yes"}
 """A peer's saved settings, where it is known although it is not configured."""
 
 
+def configured(settings: Settings, state: StoreState, curve: Curve | None) -> list[PeerSetting]:
+    """The peers of this run: those of the command line, and those added while mounted."""
+    saved = {peer.name: peer for peer in state.peers()}
+    found = []
+    for wanted in settings.peers:
+        known = saved.pop(wanted.name, None)
+        if known is not None and known.settings.get(_REPLACES) == wanted.endpoint:
+            log.info("peer %s was replaced: it is at %s", wanted.name, known.endpoint)
+            wanted = PeerSetting(wanted.name, known.endpoint)
+        elif known is not None and known.settings:
+            state.save_peer(wanted.name, settings={})
+        found.append(wanted)
+    added = [PeerSetting(one.name, one.endpoint) for one in saved.values() if one.settings]
+    for one in added:
+        require_curve(one.endpoint, settings.insecure, curve)
+    return found + added
+
+
 class Primary:
     """Everything a node has while it is a primary."""
 
@@ -73,9 +91,14 @@ class Primary:
         event: Callable[..., None],
         status: Callable[[], dict[str, Any]],
         on_outdated: Callable[[Peer], None] = lambda _peer: None,
+        fetched: frozenset[str] = frozenset(),
     ) -> None:
-        """*on_outdated*: told that a peer says this node's place was taken."""
+        """*on_outdated*: told that a peer says this node's place was taken.
+
+        *fetched*: the peers of which this store, which lost power, has everything again.
+        """
         self.outdated = on_outdated
+        self._fetched = fetched
         self.settings = settings
         self.state = state
         self.tree = tree
@@ -110,14 +133,13 @@ class Primary:
         self._membership = trio.Lock()
         self._nursery: trio.Nursery | None = None
         self._serving: dict[str, tuple[trio.CancelScope, trio.Event]] = {}
-        for wanted in self._configured():
+        for wanted in configured(settings, state, curve):
             self._add_peer(wanted.name, wanted.endpoint)
         self._note_left_out()
         self._note_patterns()
         self.rescan = Rescan(
             self.pipeline,
-            # After a loss of memory everything is compared anyway.
-            state.identity().stopped_ns if settings.rescan and not state.memory_lost else 0,
+            state.identity().stopped_ns if self._is_rescanned() else 0,
             batch=state.batch,
             event=event,
         )
@@ -126,23 +148,6 @@ class Primary:
             settings.resync_rate_bytes,
             [path for path in (settings.mountpoint, settings.store) if path],
         )
-
-    def _configured(self) -> list[PeerSetting]:
-        """The peers of this run: those of the command line, and those added while mounted."""
-        saved = {peer.name: peer for peer in self.state.peers()}
-        found = []
-        for wanted in self.settings.peers:
-            known = saved.pop(wanted.name, None)
-            if known is not None and known.settings.get(_REPLACES) == wanted.endpoint:
-                log.info("peer %s was replaced: it is at %s", wanted.name, known.endpoint)
-                wanted = PeerSetting(wanted.name, known.endpoint)
-            elif known is not None and known.settings:
-                self.state.save_peer(wanted.name, settings={})
-            found.append(wanted)
-        added = [PeerSetting(one.name, one.endpoint) for one in saved.values() if one.settings]
-        for one in added:
-            require_curve(one.endpoint, self.settings.insecure, self._curve)
-        return found + added
 
     def _note_patterns(self) -> None:
         """With other patterns other names are replicated: which ones, a comparison finds."""
@@ -274,6 +279,16 @@ class Primary:
 
     # After a start -----------------------------------------------------------------------------
 
+    def _is_rescanned(self) -> bool:
+        """Whether to look for what was changed here and is not recorded.
+
+        After a fetch that is what was in flight when the power was lost, and what no peer has heard
+        of. Where everything is compared anyway there is no need.
+        """
+        if self.state.memory_lost:
+            return bool(self._fetched)
+        return self.settings.rescan
+
     def recover(self, activity: list[tuple[bytes, int, int, bytes]]) -> None:
         """Mark what an earlier run left undecided.
 
@@ -284,15 +299,27 @@ class Primary:
         with self.state.batch():
             for peer in self.pipeline.peers:
                 if self.state.memory_lost:
-                    peer.log.mark_unknown(ROOT_ID, directory=True, deep=True)
+                    self._recover_memory(peer)
                     continue
                 for object_id, kind, region, handle in activity:
                     self._recover_one(peer, object_id, kind, region, handle)
         if self.state.memory_lost:
-            log.warning("this machine lost power: everything is compared with the peers")
+            if not self._fetched:
+                log.warning("this machine lost power: everything is compared with the peers")
         elif activity:
             log.info("the last run was killed: %d regions are compared", len(activity))
         self.state.compared()
+
+    def _recover_memory(self, peer: Peer) -> None:
+        """This store lost power. With what it fetched from one peer it has what all of them have.
+
+        So another one lacks what is in its log, and may have more, of which it is asked.
+        """
+        if not self._fetched or peer.state is State.UNINITIALIZED:
+            peer.log.mark_unknown(ROOT_ID, directory=True, deep=True)
+        elif peer.name not in self._fetched:
+            peer.is_asked = False
+            self.state.save_peer(peer.name, is_asked=False)
 
     @staticmethod
     def _recover_one(peer: Peer, object_id: bytes, kind: int, region: int, handle: bytes) -> None:
@@ -400,11 +427,17 @@ class Primary:
                 self._serving[peer.name] = scope, ended
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(peer.link.run)
-                    nursery.start_soon(self.resyncs[peer.name].run)
+                    nursery.start_soon(self._resync, peer)
                     nursery.start_soon(self._carry_generations, peer)
                     nursery.start_soon(congestion.run)
         finally:
             ended.set()
+
+    async def _resync(self, peer: Peer) -> None:
+        if self._fetched:
+            # Until then something may differ that nobody knows of.
+            await self.rescan.is_over.wait()
+        await self.resyncs[peer.name].run()
 
     async def _carry_generations(self, peer: Peer) -> None:
         """Tell a peer in sync of generations that began because of another peer."""

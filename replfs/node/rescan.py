@@ -71,6 +71,7 @@ class Rescan:
         self._batch = batch
         self._event = event
         self.is_running = False
+        self.is_over = trio.Event()
         self.files = 0
         self.marked = 0
 
@@ -86,6 +87,12 @@ class Rescan:
 
     async def run(self) -> None:
         """Walk once; marks go to the logs."""
+        try:
+            await self._run()
+        finally:
+            self.is_over.set()
+
+    async def _run(self) -> None:
         if not self._stopped_ns or not self._peers():
             return
         if self._stopped_ns > time.time_ns() + MARGIN_NS:

@@ -82,6 +82,8 @@ class Roles:
         self._scope = trio.CancelScope()
         self._over = trio.Event()
         self._suspected: set[str] = set()
+        self.fetched: frozenset[str] = frozenset()
+        """The peers from which a store that lost power has fetched what it lost."""
         self.reception = Reception(
             settings, state, tree, context, curve, on_outdated=self._superseded
         )
@@ -191,6 +193,7 @@ class Roles:
             event=self.event,
             status=self._status,
             on_outdated=self._told_outdated,
+            fetched=self.fetched,
         )
         primary.recover([(one.object, one.kind, one.region, one.handle) for one in in_flight])
         self._activity.clear()

@@ -1,8 +1,9 @@
-"""Disks of their own: a file system in a file, on a loop device. Needs root."""
+"""Disks of their own: file systems in files, on loop devices; some can lose power. Needs root."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import subprocess
 from collections.abc import Iterator
@@ -49,6 +50,87 @@ def disk(
     finally:
         _run("losetup", "--detach", device)
         image.unlink()
+
+
+_XFS_GOING_DOWN = 0x8004587D
+"""XFS_IOC_GOINGDOWN of xfs(5)'s ioctl_xfs_goingdown(2)."""
+_NO_LOG_FLUSH = 2
+_FICLONE = 0x40049409
+"""ioctl_ficlone(2)."""
+_SIZE = 320 << 20
+"""Bytes: mkfs.xfs makes no smaller ones."""
+
+
+class CrashDisk:
+    """A filesystem in a file that can lose what it has not written, as by a loss of power.
+
+    Whatever used it must be dead, or stopped and killed before it runs again, when `cut` returns.
+    """
+
+    def __init__(self, base: Path, place: Path, kind: str) -> None:
+        """An empty one of `kind` (xfs, ext4), mounted on `place`; its image is below `base`.
+
+        The image lies on an xfs of its own, so that it can be copied in a moment.
+        """
+        self.place = place
+        self.kind = kind
+        self._outer_image = base / f"{place.name}.outer"
+        self._outer = base / f"{place.name}.images"
+        self._outer.mkdir()
+        with self._outer_image.open("wb") as file:
+            file.truncate(3 * _SIZE)
+        _run("mkfs.xfs", "-q", str(self._outer_image))
+        _run("mount", "-o", "loop", str(self._outer_image), str(self._outer))
+        self._image = self._outer / "image"
+        self._copy = self._outer / "copy"
+        with self._image.open("wb") as file:
+            file.truncate(_SIZE)
+        _run(f"mkfs.{kind}", "-q", str(self._image))
+        self.attach()
+        with contextlib.suppress(FileNotFoundError):
+            (place / "lost+found").rmdir()
+
+    def attach(self) -> None:
+        """Mount it."""
+        _run("mount", "-t", self.kind, "-o", "loop", str(self._image), str(self.place))
+
+    def cut(self) -> None:
+        """From now on nothing is written, and what was not written before is lost."""
+        if self.kind == "xfs":
+            fd = os.open(self.place, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.ioctl(fd, _XFS_GOING_DOWN, _NO_LOG_FLUSH.to_bytes(4, "little"))
+            finally:
+                os.close(fd)
+        else:
+            # Not by cp(1): a child closes descriptors of the mount that is frozen, and hangs.
+            with self._image.open("rb") as image, self._copy.open("wb") as copy:
+                fcntl.ioctl(copy.fileno(), _FICLONE, image.fileno())
+
+    def come_back(self) -> None:
+        """Mount what is left."""
+        unmount_all(self.place)
+        if self.kind != "xfs":
+            os.rename(self._copy, self._image)
+        self.attach()
+
+    def close(self) -> None:
+        """Detach and remove it."""
+        unmount_all(self.place)
+        unmount_all(self._outer)
+        with contextlib.suppress(OSError):
+            self._outer.rmdir()
+            self._outer_image.unlink()
+
+
+@contextlib.contextmanager
+def crash_disk(base: Path, place: Path, kind: str) -> Iterator[CrashDisk]:
+    """A `CrashDisk` for a while."""
+    disk = CrashDisk(base, place, kind)
+    try:
+        yield disk
+    finally:
+        disk.close()
 
 
 def free_bytes(place: Path) -> int:

@@ -1,0 +1,305 @@
+"""Loss of power for real: what the disk had not written is gone, on either side, and on both.
+
+A record outside replfs says what applications were told. Whatever was acknowledged in sync is on
+the side that kept its memory at once, and on both when they are in sync again; what was fsynced is
+there also when both sides lost power.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from helpers.disks import CrashDisk, crash_disk
+from helpers.nodes import Node, Pair, make_base, remove_base, wait_for
+
+pytestmark = pytest.mark.mounted
+
+NEVER = ("--checkpoint-interval", "1h", "--peer-timeout", "2s")
+OFTEN = ("--checkpoint-interval", "200ms", "--peer-timeout", "2s")
+
+
+class Writer(threading.Thread):
+    """Changes one directory all the time, and keeps what it was told."""
+
+    def __init__(self, directory: Path, seed: int) -> None:
+        super().__init__(daemon=True)
+        self.directory = directory
+        self.rng = random.Random(seed)
+        self.files: dict[str, bytes] = {}
+        """What must be there, by name."""
+        self.synced: dict[str, bytes] = {}
+        """What was fsynced, with its directory, and not touched since."""
+        self.doubtful: set[str] = set()
+        """Names of the operation that was never answered."""
+        self.operations = 0
+        self.rests = threading.Event()
+
+    def run(self) -> None:
+        with contextlib.suppress(OSError):
+            os.mkdir(self.directory)
+            while not self.rests.is_set():
+                self.step()
+                self.operations += 1
+
+    def step(self) -> None:
+        names = sorted(self.files.keys() - self.synced.keys())
+        kind = self.rng.choice(("make", "write", "write", "append", "rename", "unlink", "sync"))
+        if kind == "make" or not names:
+            self.make(f"f{self.rng.randrange(40)}")
+        elif kind == "write":
+            self.write(self.rng.choice(names))
+        elif kind == "append":
+            self.append(self.rng.choice(names))
+        elif kind == "rename":
+            self.rename(self.rng.choice(names), f"f{self.rng.randrange(40)}")
+        elif kind == "unlink":
+            self.unlink(self.rng.choice(names))
+        elif len(self.synced) < 30:
+            self.sync(f"s{len(self.synced)}")
+
+    @contextmanager
+    def about(self, *names: str) -> Iterator[None]:
+        self.doubtful = set(names)
+        yield
+        self.doubtful = set()
+
+    def data(self) -> bytes:
+        return self.rng.randbytes(self.rng.choice((10, 5000, 90_000)))
+
+    def make(self, name: str) -> None:
+        data = self.data()
+        with self.about(name):
+            (self.directory / name).write_bytes(data)
+        self.files[name] = data
+
+    def write(self, name: str) -> None:
+        """Over what is there, in place."""
+        old = self.files[name]
+        offset = self.rng.randrange(len(old) + 1)
+        data = self.data()[:4096]
+        with self.about(name), (self.directory / name).open("r+b", buffering=0) as file:
+            os.pwrite(file.fileno(), data, offset)
+        self.files[name] = old[:offset] + data + old[offset + len(data) :]
+
+    def append(self, name: str) -> None:
+        data = self.data()[:4096]
+        with self.about(name), (self.directory / name).open("ab", buffering=0) as file:
+            file.write(data)
+        self.files[name] += data
+
+    def rename(self, name: str, new: str) -> None:
+        with self.about(name, new):
+            os.rename(self.directory / name, self.directory / new)
+        self.files[new] = self.files.pop(name)
+
+    def unlink(self, name: str) -> None:
+        with self.about(name):
+            os.unlink(self.directory / name)
+        del self.files[name]
+
+    def sync(self, name: str) -> None:
+        data = self.data()
+        with self.about(name):
+            with (self.directory / name).open("wb", buffering=0) as file:
+                file.write(data)
+                os.fsync(file.fileno())
+            self.files[name] = data
+            fd = os.open(self.directory, os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        self.synced[name] = data
+
+    def check(self, store: Path, files: dict[str, bytes], *, exactly: bool) -> None:
+        """All of `files` is in `store`, and with `exactly` nothing else."""
+        directory = store / self.directory.name
+        there = {path.name: path.read_bytes() for path in directory.iterdir()}
+        wrong = [
+            (name, len(data), len(there[name]) if name in there else None)
+            for name, data in files.items()
+            if name not in self.doubtful and there.get(name) != data
+        ]
+        assert not wrong, f"{store}: {wrong} (name, size, size there)"
+        if exactly:
+            extra = there.keys() - files.keys() - self.doubtful
+            assert not extra, f"{store}: {extra} are back"
+
+
+class Rig:
+    """A pair whose stores can lose power, and writers at work on its mount."""
+
+    def __init__(self, pair: Pair, disks: dict[str, CrashDisk], seed: int) -> None:
+        self.pair = pair
+        self.disks = disks
+        self.rng = random.Random(seed)
+        self.writers: list[Writer] = []
+
+    def work(self, seconds: float, count: int = 3) -> None:
+        """Let writers begin, and work for a while."""
+        for _ in range(count):
+            name = f"w{len(self.writers)}"
+            self.writers.append(Writer(self.pair.mountpoint / name, self.rng.randrange(1000)))
+            self.writers[-1].start()
+        before = sum(writer.operations for writer in self.writers)
+        time.sleep(seconds * (0.5 + self.rng.random()))
+        wait_for(
+            lambda: sum(writer.operations for writer in self.writers) > before + 100,
+            30,
+            "writers to write",
+        )
+
+    def end_work(self) -> None:
+        for writer in self.writers:
+            writer.rests.set()
+        for writer in self.writers:
+            writer.join(30)
+            assert not writer.is_alive()
+
+    def lose_power(self, *nodes: Node) -> None:
+        """Nodes and disks stop at one moment; what is left is mounted again."""
+        for node in nodes:
+            node.freeze()
+        disks = [self.disks[node.store.name] for node in nodes]
+        for disk in disks:
+            disk.cut()
+        for node in nodes:
+            node.kill9()
+        for disk in disks:
+            disk.come_back()
+
+    def check(self, *stores: Path, synced: bool = False) -> None:
+        for store in stores:
+            for writer in self.writers:
+                writer.check(store, writer.synced if synced else writer.files, exactly=not synced)
+
+    def wait_stable(self) -> None:
+        def is_stable() -> bool:
+            assert self.pair.peer()["unstable_objects"] == 0
+            assert self.pair.agent.status()["unstable_objects"] == 0
+            return True
+
+        wait_for(is_stable, 30, "nothing to be unstable", 0.05)
+
+
+@contextmanager
+def rig(sides: tuple[str, ...], kind: str, options: tuple[str, ...], seed: int) -> Iterator[Rig]:
+    """A pair in sync, everything stable, with the stores of `sides` on disks of their own."""
+    base = make_base()
+    try:
+        with ExitStack() as stack:
+            disks = {}
+            for side in sides:
+                place = base / side
+                place.mkdir()
+                disks[side] = stack.enter_context(crash_disk(base, place, kind))
+            pair = stack.enter_context(Pair(base=base, mount_arguments=options))
+            found = Rig(pair, disks, seed)
+            found.wait_stable()
+            yield found
+            pair.check_alive()
+    finally:
+        remove_base(base)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "seed"),
+    [("xfs", NEVER, 1), ("ext4", NEVER, 2), ("xfs", OFTEN, 3), ("ext4", OFTEN, 4)],
+)
+def test_a_primary_that_lost_power_has_what_its_peer_kept(kind, options, seed):
+    with rig(("primary",), kind, options, seed) as found:
+        pair = found.pair
+        found.work(0.7)
+        found.lose_power(pair.mount)
+        found.end_work()
+        # The survivor has everything that was acknowledged.
+        found.check(pair.secondary_store)
+        pair.mount.start()
+        # And so has the primary, before it serves.
+        found.check(pair.mountpoint)
+        assert b"fetched from" in pair.mount.log_since_start()
+        assert b"everything is compared" not in pair.mount.log_since_start()
+        pair.wait_in_sync()
+        found.check(pair.primary_store, pair.secondary_store)
+        pair.assert_equal()
+
+
+@pytest.mark.parametrize(("kind", "options", "seed"), [("xfs", NEVER, 5), ("ext4", OFTEN, 6)])
+def test_a_secondary_that_lost_power_is_compared_where_it_may_have_lost_something(
+    kind, options, seed
+):
+    with rig(("secondary",), kind, options, seed) as found:
+        pair = found.pair
+        found.work(0.7)
+        found.lose_power(pair.agent)
+        pair.agent.start()
+        pair.wait_in_sync()
+        found.end_work()
+        assert b"it may have lost are compared" in pair.mount.log_since_start()
+        assert b"everything is compared" not in pair.mount.log_since_start()
+        pair.wait_in_sync()
+        found.check(pair.primary_store, pair.secondary_store)
+        pair.assert_equal()
+
+
+@pytest.mark.parametrize(("kind", "seed"), [("xfs", 7), ("ext4", 8)])
+def test_what_was_fsynced_survives_when_both_lose_power(kind, seed):
+    with rig(("primary", "secondary"), kind, NEVER, seed) as found:
+        pair = found.pair
+        found.work(0.7)
+        found.lose_power(pair.mount, pair.agent)
+        found.end_work()
+        assert sum(len(writer.synced) for writer in found.writers) > 10
+        found.check(pair.primary_store, pair.secondary_store, synced=True)
+        pair.agent.start()
+        pair.mount.start()
+        pair.wait_in_sync()
+        found.check(pair.primary_store, pair.secondary_store, synced=True)
+        pair.assert_equal()
+
+
+def test_a_primary_that_lost_power_waits_for_its_peer_and_starts_without_it_only_if_told_to():
+    with rig(("primary",), "xfs", (*NEVER, "--start-wait", "1s"), 9) as found:
+        pair = found.pair
+        found.work(0.3)
+        found.lose_power(pair.mount)
+        found.end_work()
+        pair.agent.stop()
+        pair.mount.start(wait=False)
+        assert pair.mount.wait_ended() == 4
+        assert b"Start that node, or give up" in pair.mount.log_since_start()
+        assert not os.listdir(pair.mountpoint)
+        # With the peer there again nothing is lost.
+        pair.agent.start()
+        pair.mount.start()
+        found.check(pair.mountpoint)
+        pair.wait_in_sync()
+        found.check(pair.primary_store, pair.secondary_store)
+        pair.assert_equal()
+
+
+def test_a_primary_that_starts_alone_gives_up_what_it_lost():
+    with rig(("primary",), "xfs", (*NEVER, "--start-wait", "500ms", "--start-alone"), 10) as found:
+        pair = found.pair
+        found.work(0.3)
+        found.lose_power(pair.mount)
+        found.end_work()
+        generation = pair.agent.status()["generation"]
+        pair.agent.stop()
+        pair.mount.start()
+        assert b"starting alone" in pair.mount.log_since_start()
+        assert pair.mount.status()["generation"] != generation
+        (pair.mountpoint / "alone").write_bytes(b"x")
+        pair.agent.start()
+        pair.wait_in_sync()
+        # What is here counts, and what was fsynced is here.
+        found.check(pair.primary_store, pair.secondary_store, synced=True)
+        pair.assert_equal()

@@ -75,7 +75,7 @@ def _unusable(settings: config.Settings) -> list[str]:
         elif settings.key_file is not None and settings.peer_keys is not None:
             curve = Curve(load_keypair(settings.key_file), AllowList(settings.peer_keys))
             for peer in settings.peers:
-                curve.allowed.key_of(peer.name)
+                curve.allowed.keys_of(peer.name)
     except ReplfsError as error:
         found.append(str(error))
     else:

@@ -267,7 +267,9 @@ class Node:
         if settings.key_file is not None:
             if settings.peer_keys is None:
                 raise UsageError("key-file needs peer-keys: the file that names allowed peers")
-            curve = Curve(load_keypair(settings.key_file), AllowList(settings.peer_keys))
+            curve = Curve(
+                load_keypair(settings.key_file), AllowList(settings.peer_keys), settings.key_file
+            )
         endpoints = [peer.endpoint for peer in settings.peers]
         if settings.listen:
             endpoints.append(settings.listen)

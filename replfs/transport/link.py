@@ -265,6 +265,8 @@ class Link:
                         refused_delay = min(refused_delay * 2, REFUSED_BACKOFF_MAX_S)
                         continue
                     except _Gone as error:
+                        if self._security is not None:
+                            self._security.failed(self.name)
                         self._last_error = str(error)
                         self._enter("connecting")
                     else:

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import stat
+from collections import Counter
 from typing import Final
 
 import msgspec
@@ -79,8 +80,9 @@ def load_keypair(path: str) -> KeyPair:
     Raises:
         UsageError: it is missing, damaged, or others than its owner can read it.
     """
-    entries = _read_entries(path, secret=True)
-    if set(entries) != {"public", "secret"}:
+    lines = _read_entries(path, secret=True)
+    entries = dict(lines)
+    if set(entries) != {"public", "secret"} or len(lines) != 2:
         raise UsageError(f"{path} is not a replfs key file: make one with 'replfs keygen'")
     keys = KeyPair(entries["public"], entries["secret"])
     if zmq.curve_public(keys.secret.encode()).decode() != keys.public:
@@ -95,7 +97,7 @@ def load_or_create_keypair(path: str) -> KeyPair:
     return load_keypair(path)
 
 
-def _read_entries(path: str, *, secret: bool) -> dict[str, str]:
+def _read_entries(path: str, *, secret: bool) -> list[tuple[str, str]]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
@@ -109,16 +111,14 @@ def _read_entries(path: str, *, secret: bool) -> dict[str, str]:
         text = file.read(FILE_MAX + 1)
     if len(text) > FILE_MAX:
         raise UsageError(f"{path} is too long to be a key file")
-    entries: dict[str, str] = {}
+    entries = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
         match = _LINE.match(line)
         if match is None or not _Z85.match(match[2]):
             raise UsageError(f"{path}, line {number}: expected NAME = KEY, a key of 40 characters")
-        if match[1] in entries:
-            raise UsageError(f"{path}, line {number}: {match[1]} is there twice")
-        entries[match[1]] = match[2]
+        entries.append((match[1], match[2]))
     return entries
 
 
@@ -132,22 +132,25 @@ def _require_private(path: str, info: os.stat_result, others: int) -> None:
 
 
 class AllowList:
-    """The public keys of the nodes this one talks to; read again when the file changes."""
+    """The public keys of the nodes this one talks to; read again when the file changes.
+
+    A node may have several keys while it gets a new one: any of them is its own.
+    """
 
     def __init__(self, path: str) -> None:
         """Raises `UsageError` if the file cannot be used now."""
         self._path = path
         self._seen: tuple[int, int, int] | None = None
-        self._keys: dict[str, str] = {}
+        self._keys: list[tuple[str, str]] = []
         self._refresh()
 
-    def key_of(self, name: str) -> str:
-        """The public key of the node called *name*. Raises `UsageError` if there is none."""
+    def keys_of(self, name: str) -> list[str]:
+        """The public keys of the node called *name*. Raises `UsageError` if there is none."""
         self._refresh()
-        key = self._keys.get(name)
-        if key is None:
+        keys = [key for known, key in self._keys if known == name]
+        if not keys:
             raise UsageError(f"{self._path} has no key for {name}: add a line '{name} = KEY'")
-        return key
+        return keys
 
     def name_of(self, key: str) -> str | None:
         """The node that *key* belongs to, None if it may not connect. Never raises."""
@@ -156,7 +159,7 @@ class AllowList:
         except UsageError as error:
             logger.error("nobody new can connect: %s", error)
             return None
-        return next((name for name, known in self._keys.items() if known == key), None)
+        return next((name for name, known in self._keys if known == key), None)
 
     def _refresh(self) -> None:
         try:
@@ -170,17 +173,45 @@ class AllowList:
 
 
 class Curve:
-    """What a link or a listener needs to be secure. None in its place means plain text."""
+    """What a link or a listener needs to be secure. None in its place means plain text.
 
-    def __init__(self, keys: KeyPair, allowed: AllowList) -> None:
+    With *key_file*, another key in it is used by the connections that are made from then on. A
+    listener keeps the one it began with.
+    """
+
+    def __init__(self, keys: KeyPair, allowed: AllowList, key_file: str | None = None) -> None:
         self.keys = keys
         self.allowed = allowed
+        self._key_file = key_file
+        self._failures: Counter[str] = Counter()
 
     def prepare_dialling(self, socket: zmq.Socket[bytes], peer: str) -> None:
-        """Before connect. Raises `UsageError` if the key of *peer* is not known."""
-        socket.setsockopt(zmq.CURVE_SERVERKEY, self.allowed.key_of(peer).encode())
+        """Before connect. Raises `UsageError` if the key of *peer* is not known.
+
+        Of several keys it is expected to have the same one as last time, until `failed`.
+        """
+        self._refresh()
+        theirs = self.allowed.keys_of(peer)
+        expected = theirs[self._failures[peer] % len(theirs)]
+        socket.setsockopt(zmq.CURVE_SERVERKEY, expected.encode())
         socket.setsockopt(zmq.CURVE_PUBLICKEY, self.keys.public.encode())
         socket.setsockopt(zmq.CURVE_SECRETKEY, self.keys.secret.encode())
+
+    def failed(self, peer: str) -> None:
+        """There was no answer, perhaps because the peer has another of its keys."""
+        self._failures[peer] += 1
+
+    def _refresh(self) -> None:
+        if self._key_file is None:
+            return
+        try:
+            keys = load_keypair(self._key_file)
+        except UsageError as error:
+            logger.error("going on with the key of before: %s", error)
+            return
+        if keys != self.keys:
+            logger.info("%s has another key: it is used from now on", self._key_file)
+            self.keys = keys
 
     def prepare_listening(self, socket: zmq.Socket[bytes]) -> None:
         """Before bind. Nobody can connect unless a `Zap` of the same context is running."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trio
@@ -116,20 +118,58 @@ def test_the_allow_list_is_read_again_when_it_changes(tmp_path):
     a, b = generate_keypair(), generate_keypair()
     path = tmp_path / "peers"
     allowed = allow(path, alpha=a.public)
-    assert allowed.key_of("alpha") == a.public
+    assert allowed.keys_of("alpha") == [a.public]
     assert allowed.name_of(a.public) == "alpha"
     assert allowed.name_of(b.public) is None
     with pytest.raises(UsageError, match="no key for beta"):
-        allowed.key_of("beta")
+        allowed.keys_of("beta")
     allow(path, alpha=a.public, beta=b.public)
-    assert allowed.key_of("beta") == b.public
+    assert allowed.keys_of("beta") == [b.public]
     assert allowed.name_of(b.public) == "beta"
     path.write_text("nonsense\n")
     assert allowed.name_of(a.public) is None  # refuses, rather than going on with an old list
     with pytest.raises(UsageError, match="line 1"):
-        allowed.key_of("alpha")
+        allowed.keys_of("alpha")
     path.unlink()
     assert allowed.name_of(a.public) is None
+
+
+def test_a_node_that_gets_a_new_key_has_two(tmp_path):
+    old, new = generate_keypair(), generate_keypair()
+    path = tmp_path / "peers"
+    path.write_text(f"alpha = {old.public}\nalpha = {new.public}\n")
+    allowed = AllowList(str(path))
+    assert allowed.keys_of("alpha") == [old.public, new.public]
+    assert allowed.name_of(old.public) == allowed.name_of(new.public) == "alpha"
+
+
+def test_another_key_in_the_file_is_used_from_then_on(tmp_path, caplog):
+    old, new = generate_keypair(), generate_keypair()
+    key_file = tmp_path / "key"
+    save_keypair(str(key_file), old)
+    peers = tmp_path / "peers"
+    allow(peers, beta=old.public)
+    peers.write_text(f"{peers.read_text()}beta = {new.public}\n")
+    curve = Curve(load_keypair(str(key_file)), AllowList(str(peers)), str(key_file))
+
+    def dial(*, after_failure: bool = False) -> tuple[str, str]:
+        """Our key and the peer's that a new connection uses."""
+        options: dict[int, bytes] = {}
+        socket: Any = SimpleNamespace(setsockopt=options.__setitem__)
+        if after_failure:
+            curve.failed("beta")
+        curve.prepare_dialling(socket, "beta")
+        return options[zmq.CURVE_PUBLICKEY].decode(), options[zmq.CURVE_SERVERKEY].decode()
+
+    assert dial() == dial() == (old.public, old.public)
+    assert dial(after_failure=True) == dial() == (old.public, new.public)
+    assert dial(after_failure=True) == (old.public, old.public)
+    key_file.write_text("damaged")
+    assert dial()[0] == old.public
+    assert "going on with the key of before" in caplog.text
+    key_file.unlink()
+    save_keypair(str(key_file), new)
+    assert dial()[0] == new.public
 
 
 def test_an_allow_list_that_others_can_write_is_refused(tmp_path):

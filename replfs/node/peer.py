@@ -30,6 +30,7 @@ from replfs.store.activity import KIND_NAMES
 from replfs.store.inode import Inode
 from replfs.store.record import ROOT_ID
 from replfs.store.tree import Tree
+from replfs.store.unrepresentable import Unrepresentable
 from replfs.transport.link import Link, Sink
 
 log = logging.getLogger(__name__)
@@ -132,7 +133,7 @@ class Peer:
         """It was told of a common checkpoint since its state became what it is."""
         self.unrecorded = False
         """A mark could not be kept: everything is compared before the peer is in sync again."""
-        self.unrepresentable: dict[bytes, str] = {}
+        self.unrepresentable = Unrepresentable()
         self.located: tuple[set[bytes], set[bytes]] = (set(), set())
         self.unawaited = 0
         """Operations sent that nobody waits for (policy `async`), ever."""
@@ -297,6 +298,7 @@ class Peer:
         self.peer_node = welcome.node
         self.peer_generation = welcome.generation
         self.set_apart(apart=False)
+        self.unrepresentable.try_again(self.log)
         self.live = not self.paused and not self.congested
         self.wake_resync()
 
@@ -572,6 +574,7 @@ class Peer:
             if marks is not None and marks.names is not None:
                 splitter.mark_name(self.log, self.home.tree.ensure_id(parent), name, self._locator)
             self.log.forget(inode.id)
+        self.unrepresentable.discard(inode.id)
         self.unstable.forget(inode.id)
         for known in self.located:
             known.discard(inode.id)

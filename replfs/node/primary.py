@@ -191,6 +191,7 @@ class Primary:
         peer.peer_generation = saved.generation
         peer.base = saved.base
         peer.is_asked = saved.is_asked
+        peer.unrepresentable.restore(saved.unrepresentable, dirty)
         peer.diverged = saved.generation != self.state.identity().generation
         if saved.last_in_sync_ns:
             peer.last_in_sync = saved.last_in_sync_ns / 1e9
@@ -383,6 +384,7 @@ class Primary:
             reason=peer.reason,
             last_in_sync_ns=int((peer.last_in_sync or 0) * 1e9),
             paused_by=peer.reason if peer.paused else "",
+            unrepresentable=peer.unrepresentable.saved(),
         )
         self._event("peer", peer=peer.name, state=peer.state.value, reason=peer.reason)
 

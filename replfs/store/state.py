@@ -43,6 +43,7 @@ from replfs.core.ops import OBJECT_ID_SIZE
 from replfs.errors import StoreBusy, StoreError
 from replfs.store.binding import Binding, boot_id, mount_id
 from replfs.store.database import FILE, Database, Statement
+from replfs.store.unrepresentable import Item
 
 RESERVED: Final = ".replfs"
 """The directory in STORE that is replfs's own."""
@@ -146,6 +147,8 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     """What the peer may have on its own is in the log; until then it is asked at every session."""
     last_in_sync_ns: int = 0
     """Nanoseconds since the epoch, to be shown. It decides nothing."""
+    unrepresentable: list[Item] = []
+    """What its store cannot hold."""
     settings: dict[str, str] = {}
 
 

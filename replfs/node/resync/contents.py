@@ -245,6 +245,7 @@ class Contents:
             inode.id, (attributes.size + REGION_SIZE - 1) >> REGION_SHIFT, None, version=version
         )
         self._log.clear_attrs(inode.id, version=version)
+        self._peer.unrepresentable.discard(inode.id)
         self._work.progress.files += 1
         self._work.succeeded(key)
         if not inode.is_directory:

@@ -135,7 +135,7 @@ class Work:
     def unrepresentable(self, inode: Inode, number: int) -> None:
         """The peer's store cannot hold it: listed, and no longer in the way of the others."""
         path = inode.path().decode(errors="backslashreplace")
-        self.peer.unrepresentable[inode.id] = f"/{path}: {describe(number)}"
+        self.peer.unrepresentable.add(self.tree, inode, f"/{path}: {describe(number)}")
         log.warning("peer %s cannot hold /%s: %s", self.peer.name, path, describe(number))
         self.log.forget(inode.id)
 

@@ -645,7 +645,7 @@ class Simulation:
         await self.until("in sync", self._is_in_sync)
         self.check_equal("healed")
         for peer in self.primary.primary.pipeline.peers:
-            self.verdict("unrepresentable", list(peer.unrepresentable.values()))
+            self.verdict("unrepresentable", list(peer.unrepresentable.reasons()))
 
     async def _work_in_sync(self) -> None:
         self.note("-- in sync")

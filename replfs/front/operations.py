@@ -7,11 +7,11 @@ handler for (fallocate, SEEK_DATA, copy_file_range, ioctl, O_TMPFILE) the kernel
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import stat as _stat
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, cast
 
@@ -25,8 +25,8 @@ FOREVER_S: Final = 86400.0
 """Entry and attribute timeout of a primary: the kernel may keep what it knows, for nobody else
 changes it."""
 
-_CHANGING_NS: Final = 2_000_000_000
-"""A directory changed so recently may be changed again at once."""
+_ANYBODY: Final = 0
+"""In place of a thread's id: several, or it is not known which."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -148,10 +148,14 @@ class Operations(pyfuse3.Operations):
         """The kernel keeps no contents at all."""
         self.enable_acl = acl
         self.enable_writeback_cache = writeback
+        self._told: dict[int, int] = {}
+        """Directories whose attributes the kernel may have, by the thread that asked for them."""
 
     # Attributes --------------------------------------------------------------------------------
 
-    def _attributes(self, inode: Object, found: os.stat_result) -> EntryAttributes:
+    def _attributes(
+        self, inode: Object, found: os.stat_result, thread: int = _ANYBODY
+    ) -> EntryAttributes:
         entry = EntryAttributes()
         entry.st_ino = cast(Any, inode.nodeid)
         entry.st_mode = cast(Any, found.st_mode)
@@ -167,15 +171,31 @@ class Operations(pyfuse3.Operations):
         entry.st_ctime_ns = found.st_ctime_ns
         entry.entry_timeout = self.timeout_s
         entry.attr_timeout = self.timeout_s
-        if _stat.S_ISDIR(found.st_mode) and time.time_ns() - found.st_ctime_ns < _CHANGING_NS:
-            # Of a directory that is being changed the kernel may take in an older answer after
-            # the change's: rsync(1), which looks while it renames, then leaves a wrong mtime.
-            entry.attr_timeout = 0
+        if _stat.S_ISDIR(found.st_mode):
+            nodeid = inode.nodeid
+            self._told[nodeid] = thread if self._told.get(nodeid, thread) == thread else _ANYBODY
         return entry
+
+    def _changed(self, directory: int, thread: int) -> None:
+        """Names in *directory* were changed by *thread*, which has no reply yet.
+
+        A thread that asked for the attributes before may take in its answer after this one's, and
+        keep them as they were: rsync(1), which looks while it renames, then leaves a wrong mtime.
+        Only what the changing thread asked for itself has certainly been taken in by now.
+
+        Relies on: the kernel drops the answer to what was asked before attributes were
+        invalidated, and does not invalidate them in this way after a change of names itself.
+        Invalidating attributes alone waits for nothing.
+        """
+        told = self._told.get(directory)
+        if told is None or (told == thread and thread != _ANYBODY):
+            return
+        del self._told[directory]
+        with contextlib.suppress(OSError):  # the kernel does not know it any more
+            pyfuse3.invalidate_inode(cast(Any, directory), attr_only=True)
 
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         """A name; a missing one is cached by the kernel too (st_ino 0)."""
-        del ctx
         try:
             inode, found = self.mounted.lookup(parent_inode, name)
         except FileNotFoundError:
@@ -185,10 +205,12 @@ class Operations(pyfuse3.Operations):
             return entry
         except OSError as error:
             raise FUSEError(error.errno or errno.EIO) from None
-        return self._attributes(inode, found)
+        return self._attributes(inode, found, ctx.pid)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """References the kernel gives back; has no reply."""
+        for inode, _ in inode_list:
+            self._told.pop(inode, None)
         try:
             self.mounted.forget(inode_list)
         except Exception:
@@ -196,9 +218,8 @@ class Operations(pyfuse3.Operations):
 
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         """Attributes."""
-        del ctx
         try:
-            return self._attributes(*self.mounted.getattr(inode))
+            return self._attributes(*self.mounted.getattr(inode), ctx.pid)
         except OSError as error:
             raise FUSEError(error.errno or errno.EIO) from None
 
@@ -212,7 +233,6 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> EntryAttributes:
         """Size, mode, owner, times: each only if asked for."""
-        del ctx
         found = await self.mounted.setattr(
             inode,
             fh,
@@ -223,7 +243,7 @@ class Operations(pyfuse3.Operations):
             atime=attr.st_atime_ns if fields.update_atime else None,
             mtime=attr.st_mtime_ns if fields.update_mtime else None,
         )
-        return self._attributes(*found)
+        return self._attributes(*found, ctx.pid)
 
     @answered
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
@@ -247,7 +267,8 @@ class Operations(pyfuse3.Operations):
             rdev=rdev,
             kind="mknod",
         )
-        return self._attributes(*made)
+        self._changed(parent_inode, ctx.pid)
+        return self._attributes(*made, ctx.pid)
 
     @answered
     async def mkdir(
@@ -257,7 +278,8 @@ class Operations(pyfuse3.Operations):
         made = await self.mounted.make(
             parent_inode, name, mode, owner=(ctx.uid, ctx.gid), umask=ctx.umask, kind="mkdir"
         )
-        return self._attributes(*made)
+        self._changed(parent_inode, ctx.pid)
+        return self._attributes(*made, ctx.pid)
 
     @answered
     async def symlink(
@@ -272,19 +294,20 @@ class Operations(pyfuse3.Operations):
             target=target,
             kind="symlink",
         )
-        return self._attributes(*made)
+        self._changed(parent_inode, ctx.pid)
+        return self._attributes(*made, ctx.pid)
 
     @answered
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         """Remove a name."""
-        del ctx
         await self.mounted.unlink(parent_inode, name)
+        self._changed(parent_inode, ctx.pid)
 
     @answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         """Remove an empty directory."""
-        del ctx
         await self.mounted.rmdir(parent_inode, name)
+        self._changed(parent_inode, ctx.pid)
 
     @answered
     async def rename(
@@ -305,14 +328,17 @@ class Operations(pyfuse3.Operations):
             flags,
             owner=(ctx.uid, ctx.gid),
         )
+        self._changed(parent_inode_old, ctx.pid)
+        self._changed(parent_inode_new, ctx.pid)
 
     @answered
     async def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
         """One more name."""
-        del ctx
-        return self._attributes(*await self.mounted.link(inode, new_parent_inode, new_name))
+        linked = await self.mounted.link(inode, new_parent_inode, new_name)
+        self._changed(new_parent_inode, ctx.pid)
+        return self._attributes(*linked, ctx.pid)
 
     # Files -------------------------------------------------------------------------------------
 
@@ -324,7 +350,8 @@ class Operations(pyfuse3.Operations):
         handle, inode, found = await self.mounted.create(
             parent_inode, name, mode, flags, owner=(ctx.uid, ctx.gid), umask=ctx.umask
         )
-        return self._opened(handle), self._attributes(inode, found)
+        self._changed(parent_inode, ctx.pid)
+        return self._opened(handle), self._attributes(inode, found, ctx.pid)
 
     @answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> pyfuse3.FileInfo:

@@ -1,8 +1,9 @@
 """A gross regression: replfs beside what it is made of, in the same minute on the same machine.
 
 The yardstick of a read is FUSE in C; that of a change, a change through FUSE in C and then a round
-trip to another process over TCP. A slow or busy machine slows the yardstick as it slows replfs:
-what is stored is the ratio, and it fails only where the best of several repetitions is a third.
+trip to another process over TCP. A slow machine slows the yardstick as it slows replfs: what is
+stored is the ratio, and it fails only where the best of several repetitions is a third. On a busy
+machine more processes that wait for each other wait longer, so all of it runs before others.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +32,7 @@ _WORKLOADS: Final = ("small-files", "random-writes", "sequential", "reads")
 _SIZES: Final = Sizes(slice_s=0.15, small_files=300, tree_files=1, stream_mib=16)
 _FEWEST: Final = 2
 _MOST: Final = 6
+_FIRST: Final = -20
 _TRIP: Final = "round_trip"
 _MESSAGE_BYTES: Final = 1024
 
@@ -67,7 +70,7 @@ def _measure(stored: dict[str, float] | None) -> dict[str, float]:
     results = Results({}, {})
     targets: dict[str, Target] = {"passthrough": Passthrough(), "replfs": Replfs("replfs")}
     turns = Run(targets, _SIZES, results).turns(_WORKLOADS, [], _MOST)
-    with contextlib.closing(turns), _echo() as peer:
+    with _before_all_others(), contextlib.closing(turns), _echo() as peer:
         for turn in turns:
             results.add(_TRIP, "passthrough", _round_trips(peer))
             if stored and turn >= _FEWEST and not regressions(stored, ratios(results)):
@@ -86,6 +89,21 @@ def ratios(results: Results) -> dict[str, float]:
     for row in _OTHERS:
         found[row] = best(row, "replfs") / best(row, "passthrough")
     return found
+
+
+@contextlib.contextmanager
+def _before_all_others() -> Iterator[None]:
+    """With the highest priority, if that may be: what else runs then matters little."""
+    group = Path("/proc/self/autogroup")  # of the session, which hides the priorities in it
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            before = os.getpriority(os.PRIO_PROCESS, 0)
+            os.setpriority(os.PRIO_PROCESS, 0, _FIRST)
+            stack.callback(os.setpriority, os.PRIO_PROCESS, 0, before)
+            group_before = group.read_text().split()[-1]
+            group.write_text(str(_FIRST))
+            stack.callback(group.write_text, group_before)
+        yield
 
 
 @contextlib.contextmanager

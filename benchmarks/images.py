@@ -10,10 +10,12 @@ import contextlib
 import os
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from benchmarks.errors import BenchmarkError
 from benchmarks.processes import own_name, run
 
 MEMORY: Final = Path("/dev/shm")
@@ -54,6 +56,19 @@ def fresh(base: Path, inodes: int = INODES) -> Iterator[Path]:
     finally:
         unmount(place)
         image.unlink()
+
+
+def wait_for_mount(place: Path, seconds: float = 10) -> None:
+    """Until something is mounted there.
+
+    Raises:
+        BenchmarkError: it does not come.
+    """
+    until = time.monotonic() + seconds
+    while not place.is_mount():
+        if time.monotonic() > until:
+            raise BenchmarkError(f"nothing is mounted on {place} after {seconds:.0f} s")
+        time.sleep(0.01)
 
 
 def unmount(place: Path) -> None:

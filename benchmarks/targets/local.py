@@ -46,8 +46,10 @@ class Passthrough:
             source.mkdir()
             mount.mkdir()
             options = f"source={source},allow_other,fsname=passthrough_ll"
+            limited = ("prlimit", f"--nofile={most}", program)
             try:
-                namespace.run("prlimit", f"--nofile={most}", program, "-o", options, mount)
+                namespace.start(*limited, "-f", "-o", options, mount, log=base / "log")
+                images.wait_for_mount(mount)
                 yield Running(mount, stores, namespace)
             finally:
                 images.unmount(mount)

@@ -16,9 +16,9 @@ class Sizes:
 
     slice_s: float = 0.3
     small_files: int = 1000
-    tree_files: int = 1000
+    tree_files: int = 600
     stream_mib: int = 64
-    large_tree_files: int = 10000
+    large_tree_files: int = 6000
     """In the tree that shows whether cost grows."""
     large_directory_files: int = 5000
     """In the one directory that shows it."""

@@ -23,6 +23,7 @@ POLICY: Final = "user.replfs.policy"
 ACK: Final = "user.replfs.ack"
 EFFECTIVE: Final = "user.replfs.policy.effective"
 SOURCE: Final = "user.replfs.policy.source"
+ACK_EFFECTIVE: Final = "user.replfs.ack.effective"
 STATE: Final = "user.replfs.state"
 POLICIES: Final = ("sync", "strict", "async", "none", "inherit")
 LEVELS: Final = ("op", "close", "inherit")
@@ -53,14 +54,15 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _get(args: argparse.Namespace) -> int:
-    rows = [("POLICY", "SOURCE", "STATE", "PATH")]
+    rows = [("POLICY", "SOURCE", "ACK", "STATE", "PATH")]
     failed = False
     for path in args.paths:
         try:
             effective = _read(path, EFFECTIVE)
             if effective is None:
                 raise UsageError(f"{path} is not on a replfs mount")
-            rows.append((effective, _read(path, SOURCE) or "?", _read(path, STATE) or "?", path))
+            others = (_read(path, name) or "?" for name in (SOURCE, ACK_EFFECTIVE, STATE))
+            rows.append((effective, *others, path))
         except OSError as error:
             print(f"replfs: {path}: {error.strerror}", file=sys.stderr)
             failed = True
@@ -70,10 +72,13 @@ def _get(args: argparse.Namespace) -> int:
 
 
 def _set(args: argparse.Namespace) -> int:
+    settings = [(POLICY, args.policy)]
+    if args.ack is not None:
+        # Between the two nothing may stand that is refused: strict and close.
+        settings.insert(0 if args.ack != "close" else 1, (ACK, args.ack))
     for path in args.paths:
-        _write(path, POLICY, args.policy)
-        if args.ack is not None:
-            _write(path, ACK, args.ack)
+        for name, value in settings:
+            _write(path, name, value)
     return ExitCode.OK
 
 
@@ -129,7 +134,15 @@ def _write(path: str, name: str, value: str) -> None:
     # On any other filesystem this would succeed and mean nothing.
     if _read(path, EFFECTIVE) is None:
         raise UsageError(f"{path} is not on a replfs mount")
-    os.setxattr(path, name, value.encode())
+    try:
+        os.setxattr(path, name, value.encode())
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise UsageError(
+            f"{path}: strict goes neither with ack=close nor with a mount with writeback; "
+            "choose one of the two"
+        ) from None
 
 
 COMMANDS: Final = {"policy": Command(_declare, _run)}

@@ -62,6 +62,7 @@ class Files(View):
             footprint.data(inode, start, offset + size), "write", inode
         )
         slots: list[Slot] = []
+        let_go = False
         flight = Flight(self.pipeline, "write", size)
         try:
             replicated = policy != Policy.NONE and bool(self.pipeline.peers)
@@ -81,13 +82,14 @@ class Files(View):
                 failed = error.errno or errno.EIO
             if offset + written > inode.size:
                 inode.size = offset + written
-            if flight.waiting:
-                if policy == Policy.ASYNC and not failed:
-                    flight.detach(slots)
-                    slots = []
-                    return written
-                await self.pipeline.confirmed(flight)
-            flight.settle(strict=policy == Policy.STRICT, failed=failed, written=written)
+            if flight.waiting and written == size:
+                let_go = self.pipeline.let_go(flight, slots, inode, policy)
+            if let_go:
+                slots = []
+            else:
+                if flight.waiting:
+                    await self.pipeline.confirmed(flight)
+                flight.settle(strict=policy == Policy.STRICT, failed=failed, written=written)
         finally:
             for slot in slots:
                 self.pipeline.activity.end(slot)
@@ -95,6 +97,8 @@ class Files(View):
             self.pipeline.measure("write", began)
         if failed:
             raise failure(failed)
+        if let_go:
+            await self.pipeline.catch_up()
         if handle.synchronous:
             await self._flush(inode, data_only=handle.synchronous != os.O_SYNC)
         return written
@@ -134,6 +138,7 @@ class Files(View):
             footprint.data(inode, low, END), "truncate", inode
         )
         slots: list[Slot] = []
+        let_go = False
         flight = Flight(self.pipeline, "truncate")
         failed = 0
         try:
@@ -151,13 +156,14 @@ class Files(View):
                 inode.size = size
             except OSError as error:
                 failed = error.errno or errno.EIO
-            if flight.waiting:
-                if policy == Policy.ASYNC and not failed:
-                    flight.detach(slots)
-                    slots = []
-                    return
-                await self.pipeline.confirmed(flight)
-            flight.settle(strict=policy == Policy.STRICT, failed=failed)
+            if flight.waiting and not failed:
+                let_go = self.pipeline.let_go(flight, slots, inode, policy)
+            if let_go:
+                slots = []
+            else:
+                if flight.waiting:
+                    await self.pipeline.confirmed(flight)
+                flight.settle(strict=policy == Policy.STRICT, failed=failed)
         finally:
             for slot in slots:
                 self.pipeline.activity.end(slot)
@@ -165,6 +171,8 @@ class Files(View):
             self.pipeline.measure("truncate", began)
         if failed:
             raise failure(failed)
+        if let_go:
+            await self.pipeline.catch_up()
 
     # Files -------------------------------------------------------------------------------------
 
@@ -179,6 +187,12 @@ class Files(View):
                 self._close(handle.number)
                 raise
         return handle
+
+    async def flush(self, number: int) -> None:
+        """At close: what was not awaited by itself is."""
+        unconfirmed = self.handle(number).inode.unconfirmed
+        if unconfirmed:
+            await self.pipeline.together(unconfirmed)
 
     async def fsync(self, number: int, *, data_only: bool) -> None:
         """Stable on both sides: what was in flight first, then both disks at once."""
@@ -226,6 +240,7 @@ class Files(View):
             os.close(fd)
             if flight.waiting:
                 await self.pipeline.confirmed(flight)
+        await self.pipeline.together(inode.unconfirmed)
         try:
             flight.settle(strict=policy == Policy.STRICT)
         finally:

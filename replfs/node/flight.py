@@ -56,6 +56,7 @@ class Owner(Protocol):
     """What counts flights: the volume."""
 
     flights: int
+    detached: int
     activity: ActivityLog
 
     def confirmations_needed(self) -> int:
@@ -74,12 +75,19 @@ class Target(Protocol):
         """The peer does not have what *op* did, with this errno (0: part of it)."""
 
 
+class Group(Protocol):
+    """Operations that are awaited together."""
+
+    def landed(self) -> None:
+        """One of them has been answered or lost, and settled."""
+
+
 class Flight:
     """An operation that was sent; the sink of its answers."""
 
     __slots__ = (
-        "bad", "kind", "last", "length", "op", "owner", "sent_to", "slots", "start", "task",
-        "waiting",
+        "bad", "group", "kind", "last", "length", "op", "owner", "sent_to", "slots", "start",
+        "task", "waiting",
     )  # fmt: skip
 
     def __init__(self, owner: Owner, kind: str, length: int = 0) -> None:
@@ -94,7 +102,8 @@ class Flight:
         self.last: Link | None = None
         """Which link answered last, or was lost last."""
         self.slots: list[Slot] | None = None
-        """Activity log entries to end with the last answer, where nobody awaits it."""
+        """Activity log entries to end with the last answer, where its caller does not await it."""
+        self.group: Group | None = None
         self.sent_to: list[Target] = []
         self.bad: list[tuple[Target, int, int]] | None = None
         """(peer, errno, bytes written) of answers that were not plain success; EIO if lost."""
@@ -149,9 +158,11 @@ class Flight:
             trio.lowlevel.reschedule(self.task)
             self.task = None
 
-    def detach(self, slots: list[Slot]) -> None:
-        """Nobody awaits it (policy `async`): the last answer settles it."""
+    def detach(self, slots: list[Slot], group: Group | None = None) -> None:
+        """Its caller does not await it: the last answer settles it, and then *group* is told."""
         self.slots = slots
+        self.group = group
+        self.owner.detached += 1
         for peer in self.sent_to:
             peer.unawaited += 1
         if not self.waiting:
@@ -160,11 +171,14 @@ class Flight:
     def _land(self) -> None:
         slots = self.slots or []
         self.slots = None
+        self.owner.detached -= 1
         for peer in self.sent_to:
             peer.landed += 1
         self.settle(strict=False)
         for slot in slots:
             self.owner.activity.end(slot)
+        if self.group is not None:
+            self.group.landed()
 
     def settle(self, *, strict: bool, failed: int = 0, written: int | None = None) -> None:
         """Compare what became of it here (*failed*, an errno) and on the peers.

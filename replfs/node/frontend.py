@@ -119,7 +119,9 @@ class FrontEnd:
 
     def _may_spin(self) -> bool:
         primary = self._primary
-        return primary is not None and not primary.pipeline.flights
+        if primary is None:
+            return False
+        return primary.pipeline.flights == primary.pipeline.detached
 
     def _is_ready(self) -> bool:
         return bool(self._poll(0))

@@ -5,7 +5,8 @@ noted in the activity log; it is applied locally and sent to every peer on which
 recorded dirty for the others (`core.splitter`); data is sent before the local write, so that both
 sides work at the same time, metadata after it; the acknowledgements are awaited; the claims are
 given back. Between local success and sending there is no await: the order on the wire is the local
-order.
+order. So where an operation need not be awaited (policy `async`), or is later (`node.window`), its
+claims are given back at once all the same.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from replfs.errors import NotInSync
 from replfs.node.flight import Flight, Latencies
 from replfs.node.peer import Peer
 from replfs.node.policies import Policies
+from replfs.node.window import Window, not_cancelled
 from replfs.store import locators
 from replfs.store.activity import ActivityLog, Slot
 from replfs.store.inode import Inode
@@ -38,6 +40,11 @@ _SUSPENDED_S: Final = 0.05
 _FREES_SPACE: Final = frozenset({"unlink", "rmdir", "truncate", "fsync"})
 _SPIN_NS: Final = 300_000
 """How long a lone operation watches for its acknowledgement before it sleeps."""
+
+_AWAITED: Final = frozenset({"rename", "link"})
+"""What waits for itself, and for what is awaited later, also under `ack=close`."""
+_LOOK_AT: Final = 16
+"""So many unconfirmed operations are worth a look whether answers have come."""
 
 _BACKGROUND: Final = frozenset({"resync", "verify"})
 _HURRY_S: Final = 0.01
@@ -76,7 +83,10 @@ class Pipeline:
         self.background = 0
         """Claims held or wanted by what is not an application."""
         self.flights = 0
-        """Operations that await a peer's answer."""
+        """Operations that a peer has not answered."""
+        self.detached = 0
+        """Those of them that no caller awaits by itself."""
+        self.window = Window()
         self.latencies: dict[str, Latencies] = {}
         self._patience = Spin(_SPIN_NS)
         self.fuse_ready: Callable[[], bool] = lambda: False
@@ -91,7 +101,7 @@ class Pipeline:
         ticket = self.scheduler.admit(claims, kind)
         if ticket.waits:
             ticket.owner = trio.lowlevel.current_task()
-            await trio.lowlevel.wait_task_rescheduled(_not_cancelled)
+            await trio.lowlevel.wait_task_rescheduled(not_cancelled)
         return ticket
 
     @asynccontextmanager
@@ -229,18 +239,21 @@ class Pipeline:
 
     async def confirmed(self, flight: Flight) -> None:
         """Wait until every peer the operation went to has answered or is lost."""
-        if self.flights == 1 and flight.waiting and self._patience.begin():
+        if self.flights - self.detached == 1 and flight.waiting and self._patience.begin():
             self._spin(flight)
         if flight.waiting:
             began = time.monotonic_ns()
             flight.task = trio.lowlevel.current_task()
-            await trio.lowlevel.wait_task_rescheduled(_not_cancelled)
-            ended = time.monotonic_ns()
-            self._patience.slept(ended - began)
-            if ended - began > self.slow_ns:
-                for peer in flight.sent_to:
-                    if peer.link is flight.last:
-                        peer.waited(began, ended)
+            await trio.lowlevel.wait_task_rescheduled(not_cancelled)
+            self._slept(flight, began)
+
+    def _slept(self, flight: Flight, began: int) -> None:
+        ended = time.monotonic_ns()
+        self._patience.slept(ended - began)
+        if ended - began > self.slow_ns:
+            for peer in flight.sent_to:
+                if peer.link is flight.last:
+                    peer.waited(began, ended)
 
     def _spin(self, flight: Flight) -> None:
         ready = self.fuse_ready
@@ -254,6 +267,47 @@ class Pipeline:
                 return
             if ready():
                 return
+
+    # Acknowledgement later ---------------------------------------------------------------------
+
+    def let_go(self, flight: Flight, slots: list[Slot], inode: Inode, policy: int) -> bool:
+        """Whether a caller returns without awaiting what it did to *inode* and sent.
+
+        The answers then end *slots*, and what they say is recorded.
+        """
+        if policy == Policy.ASYNC:
+            flight.detach(slots)
+            return True
+        if self.policies.is_deferred(inode, policy) and flight.kind not in _AWAITED:
+            inode.unconfirmed = self.window.join(flight)
+            flight.detach(slots, self.window)
+            return True
+        return False
+
+    async def catch_up(self) -> None:
+        """Before one that was let go returns: those of `ack=close` are confirmed in time."""
+        window = self.window
+        if len(window) < _LOOK_AT and not window.is_late():
+            return
+        for peer in self.peers:
+            if peer.live:
+                peer.link.pump()
+        while window.is_late():
+            await self.together(window.confirmed + 1)
+
+    async def together(self, number: int) -> None:
+        """Wait until what is awaited later is confirmed, or recorded, up to this number."""
+        window = self.window
+        if window.confirmed >= number:
+            return
+        flight = window.flight(number)
+        lone = self.flights == self.detached and not window.is_awaited
+        if lone and self._patience.begin():
+            self._spin(flight)
+        if window.confirmed < number:
+            began = time.monotonic_ns()
+            await window.wait(number)
+            self._slept(flight, began)
 
     async def change(
         self,
@@ -273,6 +327,7 @@ class Pipeline:
         began = time.monotonic_ns()
         ticket, policy = await self.turn(claims, kind, subject, policy)
         slots: list[Slot] = []
+        let_go = False
         flight = Flight(self, kind)
         try:
             if self.peers:
@@ -294,17 +349,20 @@ class Pipeline:
             if op is not None:
                 self.send(op, None, flight, 0)
                 if flight.waiting:
-                    if policy == Policy.ASYNC:
-                        flight.detach(slots)
+                    let_go = self.let_go(flight, slots, subject, policy)
+                    if let_go:
                         slots = []
-                        return
-                    await self.confirmed(flight)
-                flight.settle(strict=policy == Policy.STRICT)
+                    else:
+                        await self.confirmed(flight)
+                if not let_go:
+                    flight.settle(strict=policy == Policy.STRICT)
         finally:
             for slot in slots:
                 self.activity.end(slot)
             self.release_claim(ticket)
             self.measure(kind, began)
+        if let_go:
+            await self.catch_up()
 
     def measure(self, kind: str, began: int) -> None:
         """Count an operation of this class, and how long it took since *began* (monotonic ns)."""
@@ -323,8 +381,3 @@ class Pipeline:
         """Wait until nothing of an application is in flight."""
         while self.scheduler.in_flight > self.background or self.flights:
             await trio.sleep(0.01)
-
-
-def _not_cancelled(_: object) -> trio.lowlevel.Abort:
-    """Every such wait ends by itself: within the peer timeout, or one region's transfer."""
-    return trio.lowlevel.Abort.FAILED

@@ -20,6 +20,8 @@ from replfs.store.tree import Tree
 
 _EFFECTIVE: Final = b"user.replfs.policy.effective"
 _SOURCE: Final = b"user.replfs.policy.source"
+_ACK_EFFECTIVE: Final = b"user.replfs.ack.effective"
+_ACK_SOURCE: Final = b"user.replfs.ack.source"
 
 
 class RenamePlan(NamedTuple):
@@ -50,14 +52,18 @@ class Policies:
         on_used: Callable[[], None],
         generation: Callable[[], bytes],
         patterns: NamePatterns = NO_PATTERNS,
+        writeback: bool = False,
     ) -> None:
         """*used*: some object has, or once had, a policy of its own; *on_used* remembers that.
 
-        *patterns*: names that are `none` where their objects have no policy of their own.
+        *patterns*: names that are `none` where their objects have no policy of their own;
+        *writeback*: the kernel keeps written data back, so that nothing can be `strict`.
         """
         self._tree = tree
         self.default = default
         self.default_ack = default_ack
+        self._is_deferred_by_default = default_ack == Ack.CLOSE and _is_awaited_later(default)
+        self._writeback = writeback
         self._patterns = patterns
         self._remembered = used
         self._used = used or bool(patterns)
@@ -79,11 +85,12 @@ class Policies:
             return cached[1]
         chain = []
         found: int = self.default
+        ack: int = self.default_ack
         one: Inode | None = inode
         while one is not None:
             cached = one.resolved
             if cached is not None and cached[0] == self._epoch:
-                found = cached[1]
+                _, found, ack = cached
                 break
             chain.append(one)
             one = one.parent
@@ -95,10 +102,23 @@ class Policies:
                 found = self._by_other_names(one)
                 if found == Policy.NONE and self._has_unseen_names(one):
                     return one.policy or self._visible
+                if one.parent is not None and one.parent.resolved is not None:
+                    ack = one.parent.resolved[2]
             if one.policy and (found != Policy.NONE or one.parent is None):
                 found = one.policy
-            one.resolved = self._epoch, found
+            if one.ack:
+                ack = one.ack
+            one.resolved = self._epoch, found, ack
         return found
+
+    def is_deferred(self, inode: Inode, policy: int) -> bool:
+        """Whether the object's changes, under its effective *policy*, are awaited together."""
+        if not self._used:
+            return self._is_deferred_by_default
+        cached = inode.resolved
+        if cached is None or cached[0] != self._epoch or cached[2] != Ack.CLOSE:
+            return False  # what `effective` could not decide is not deferred
+        return _is_awaited_later(policy)
 
     @property
     def _visible(self) -> int:
@@ -277,7 +297,21 @@ class Policies:
             return rules.policy_name(declared).encode()
         if name == _SOURCE:
             return os.fsencode(self.source(inode))
+        if name == _ACK_EFFECTIVE:
+            return rules.ack_name(self._effective_ack(inode)[0]).encode()
+        if name == _ACK_SOURCE:
+            return os.fsencode(self._effective_ack(inode)[1])
         return None
+
+    def _effective_ack(self, inode: Inode) -> tuple[Ack, str]:
+        chain = []
+        one: Inode | None = inode
+        while one is not None:
+            self._tree.read_record(one)
+            chain.append(("/" + os.fsdecode(one.path()), Ack(one.ack)))
+            one = one.parent
+        policy = Policy(self.effective(inode))
+        return rules.effective_ack(chain, self.default_ack, policy)
 
     def parse(
         self, inode: Inode, name: bytes, value: bytes | None, uid: int, found: os.stat_result
@@ -285,7 +319,8 @@ class Policies:
         """Policy and acknowledgement level after setting (or, with None, removing) an xattr.
 
         Errors: EOPNOTSUPP for read-only and unknown names, EPERM for others than the owner and
-        root, EINVAL for a bad value, ENODATA where there is nothing to remove.
+        root, EINVAL for a bad value and for one that cannot be had together with what is there,
+        ENODATA where there is nothing to remove.
         """
         if name not in {POLICY_XATTR, ACK_XATTR}:
             raise failure(errno.EOPNOTSUPP)
@@ -300,8 +335,22 @@ class Policies:
         try:
             if name == POLICY_XATTR:
                 policy = rules.parse(value)
+                contradicts = not _is_deferrable(policy) and (ack == Ack.CLOSE or self._writeback)
             else:
                 ack = rules.parse_ack(value)
+                contradicts = ack == Ack.CLOSE and not _is_deferrable(self.effective(inode))
         except ValueError:
             raise failure(errno.EINVAL) from None
+        if contradicts:
+            raise failure(errno.EINVAL)
         return policy, ack
+
+
+def _is_deferrable(policy: int) -> bool:
+    """Whether a change may return before it is confirmed; of INHERIT nothing is known."""
+    return not policy or POLICIES[Policy(policy)].may_defer
+
+
+def _is_awaited_later(policy: int) -> bool:
+    """Whether a change that is let go early is awaited all the same."""
+    return POLICIES[Policy(policy)].waits and _is_deferrable(policy)

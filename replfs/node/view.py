@@ -189,7 +189,7 @@ class View:
             os.close(own)
 
     async def flush(self, number: int) -> None:
-        """Nothing is owed at close: every operation was confirmed when it returned."""
+        """Nothing is owed at close: nothing was changed here."""
 
     async def release(self, number: int) -> None:
         """A file's handle is closed."""

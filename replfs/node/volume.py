@@ -98,6 +98,7 @@ class Volume(Files):
                 raise
             return handle, existing, self.tree.stat(existing)
         handle = self.table.open(inode, fd)
+        inode.unconfirmed = self.inode(parent_id).unconfirmed
         handle.writable = True
         handle.synchronous = os.O_SYNC if flags & os.O_SYNC == os.O_SYNC else flags & os.O_DSYNC
         return handle, inode, found
@@ -250,6 +251,7 @@ class Volume(Files):
             ((parent, KIND_NAMES, 0),),
             apply,
         )
+        await self.pipeline.together(self.pipeline.window.sent)
         if found is None:
             raise failure(errno.EIO)
         inode.lookups += 1
@@ -393,6 +395,7 @@ class Volume(Files):
                 await self._announce(parent, name, whiteout, owner)
             for slot in slots:
                 self.pipeline.activity.end(slot)
+        await self.pipeline.together(self.pipeline.window.sent)
         tree.drop_unused(inode)
         if replaced is not None:
             tree.drop_unused(replaced)

@@ -45,6 +45,7 @@ class Inode:
         "resolved",
         "size",
         "type",
+        "unconfirmed",
     )
 
     def __init__(self, ino: int, file_type: int) -> None:
@@ -58,8 +59,11 @@ class Inode:
         self.flags = 0
         self.policy = 0
         self.ack = 0
-        self.resolved: tuple[int, int] | None = None
-        """Cached (policy epoch, effective policy); kept by the volume."""
+        self.resolved: tuple[int, int, int] | None = None
+        """Cached (policy epoch, effective policy, acknowledgement level); kept by the volume."""
+        self.unconfirmed = 0
+        """Number of the last of its changes that is awaited together with others; kept by the
+        volume."""
         self.parent: Inode | None = None
         self.name = b""
         self.more: dict[tuple[Inode, bytes], None] | None = None

@@ -100,7 +100,7 @@ def test_from_the_first_mount_to_the_last_umount(desk):
     assert (desk.top / "b/file").read_text() == "hello"
     assert "primary, in-sync" in desk.run("status", "m/file")
     assert desk.run("policy", "get", "m/file").splitlines()[1].split() == [
-        "sync", "default", "in-sync", "m/file",
+        "sync", "default", "op", "in-sync", "m/file",
     ]  # fmt: skip
     with (desk.top / "m/file").open():
         assert "in use" in desk.run("umount", "m", code=ExitCode.USAGE)

@@ -8,7 +8,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import trio
 from simulation.harness.check import Slots
@@ -36,6 +36,7 @@ class Store:
         self.disk = Disk(self.raw, self.raw + b"-graveyard")
         self.settings = Settings(command=command, store=str(path), name=path.name, **settings)  # type: ignore[arg-type]
         self.life: Life | None = None
+        self.was_started = False
         self._fd = -1
         self.state: State
         self.tree: Tree
@@ -54,6 +55,7 @@ class Store:
         life.disk = self.disk
         self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.state = State(self._fd)
+        self.was_started = True
         self._take_role()
         self.tree = Tree(self._fd)
 
@@ -132,9 +134,16 @@ class ReplicaNode(Store):
 class PrimaryNode(Store):
     """A primary."""
 
-    def __init__(self, path: Path, endpoints: list[str], rundir: Path, policy: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        endpoints: list[str],
+        rundir: Path,
+        policy: str,
+        ack: Literal["op", "close"],
+    ) -> None:
         peers = tuple(PeerSetting(f"r{n}", endpoint) for n, endpoint in enumerate(endpoints))
-        super().__init__(path, "mount", peers=peers, policy=policy)
+        super().__init__(path, "mount", peers=peers, policy=policy, ack=ack)
         self.primary: Primary
         self.activity: ActivityLog
         self.slots_at_death: Slots = set()

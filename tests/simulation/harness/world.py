@@ -68,13 +68,19 @@ class Simulation:
             (base / name).mkdir()
         self._fill(rng, base, count)
         policy = "async" if rng.random() < 0.1 else "sync"
-        self.primary = PrimaryNode(base / "primary", endpoints, base / "run", policy)
+        # Drawn apart, so that the other numbers stay what they are.
+        is_late = policy == "sync" and random.Random(f"{seed} ack").random() < 0.2
+        self.primary = PrimaryNode(
+            base / "primary", endpoints, base / "run", policy, "close" if is_late else "op"
+        )
         self.replicas = [
             ReplicaNode(base / f"r{number}", endpoint) for number, endpoint in enumerate(endpoints)
         ]
         self.ledger = Ledger(self.primary.raw)
         self.is_whole = policy == "sync" and not self.habits.policies
-        """Everything is replicated, and before it is acknowledged."""
+        """Everything is replicated, and before it is acknowledged or flushed."""
+        self.confirms = self.is_whole and not is_late
+        """Before it is acknowledged, that is."""
         self.work = rng.choice((30, 100, 200, 300))
         self.budget = 0
         """Operations that the applications may still begin."""
@@ -371,7 +377,7 @@ class Simulation:
         for replica in self.replicas:
             if not replica.is_alive:
                 await self._buried(replica)
-                if replica in powerless:
+                if replica in powerless and replica.was_started:
                     self._lose_power(replica)
                 await self.start_replica(replica)
         if self.primary.is_alive:
@@ -414,7 +420,7 @@ class Simulation:
                 store = check.Snapshot(self.primary.raw, primary=False)
             else:
                 replica = next(one for one in self.replicas if one.path.name == name)
-                if not self.is_whole or replica.is_other:
+                if not self.confirms or replica.is_other:
                     continue
                 store = check.Snapshot(replica.raw, primary=False)
             self.verdict(f"{name} lacks what was acknowledged", self.ledger.missing(store))

@@ -15,7 +15,7 @@ import pytest
 
 from replfs.cli import spawn
 from replfs.cli.exit_codes import ExitCode
-from replfs.node.rundir import replfs_mounts
+from replfs.node.rundir import file_stem, replfs_mounts
 
 pytestmark = pytest.mark.mounted
 
@@ -180,3 +180,43 @@ def test_mount_8_mounts_and_remounts(desk):
     (desk.top / "m/file").write_text("again")
     assert (desk.top / "b/file").read_text() == "again"
     desk.run("umount", "m")
+
+
+MOUNT_8 = """
+set -e
+mount -t tmpfs tmpfs "$1/over"
+mkdir "$1/over/upper" "$1/over/work"
+over="lowerdir=/usr/sbin,upperdir=$1/over/upper,workdir=$1/over/work"
+mount -t overlay overlay -o "$over" /usr/sbin
+ln -s "$2" /usr/sbin/mount.replfs
+cd "$1"
+mount -t replfs -o "$3,noatime" a m
+echo typed > m/typed
+findmnt -n -o FSTYPE,OPTIONS m
+umount m
+while [ -e run/"$4" ]; do sleep 0.05; done
+options=$3,_netdev,noauto,x-systemd.automount,x-systemd.requires=b.service
+echo "$1/a $1/m replfs $options 0 0" > fstab
+mount -T fstab "$1/m"
+echo fstab > m/fstab
+umount m
+"""
+
+
+def test_mount_8_finds_its_helper_and_fstab_is_understood(desk):
+    """By mount(8) itself, in a mount namespace where the helper is in /sbin."""
+    helper = Path(sys.executable).with_name("mount.replfs")
+    if not helper.exists() or os.readlink("/sbin") != "usr/sbin":
+        pytest.skip("not installed, or /sbin is a directory of its own")
+    endpoint = desk.start_agent()
+    (desk.top / "over").mkdir()
+    socket_name = f"{file_stem(str(desk.top / 'a'))}.sock"
+    out = desk._run(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", MOUNT_8, "sh",
+         str(desk.top), str(helper), f"peer=b={endpoint},name=a", socket_name],
+        ExitCode.OK,
+    )  # fmt: skip
+    assert "fuse.replfs" in out
+    assert "noatime" in out
+    assert (desk.top / "b/typed").read_text() == "typed\n"
+    assert (desk.top / "b/fstab").read_text() == "fstab\n"

@@ -85,6 +85,7 @@ class Restore:
         self._own = own
         self._log = DirtyLog()
         self._places: dict[bytes, tuple[bytes, bytes]] = {}
+        self._is_all_unknown = suspicion is None
         if suspicion is None:
             self._log.mark_unknown(ROOT_ID, directory=True, deep=True)
         else:
@@ -357,13 +358,13 @@ class Restore:
             answer = await self._do(ops.Place(there.object, directory, name, there.attributes, []))
             if not isinstance(answer, ops.Placed):
                 return
-            if not answer.complete:
+            if not answer.complete or self._is_all_unknown:
                 self._mark_contents(there.object, there.attributes.mode)
         self._log.clear_name(directory, name)
 
     def _mark_contents(self, object_id: bytes, mode: int) -> None:
         if _stat.S_ISDIR(mode):
-            self._log.mark_names_all(object_id)
+            self._log.mark_names_all(object_id, deep=self._is_all_unknown)
         elif _stat.S_ISREG(mode):
             self._log.mark_tail(object_id, 0)
         else:

@@ -100,13 +100,14 @@ class Pages:
                 continue
             names = list(own.names or ())
             runs = list(marks.runs(object_id))
+            # In pieces, each of which says all there is to say but for runs and names.
             yield inode, ops.Suspect(object_id, own.flags, own.tail, [], [])
             for at in range(0, len(runs), ops.RUNS_PER_MESSAGE):
                 part = runs[at : at + ops.RUNS_PER_MESSAGE]
-                yield inode, ops.Suspect(object_id, 0, NO_TAIL, part, [])
+                yield inode, ops.Suspect(object_id, own.flags, own.tail, part, [])
             for at in range(0, len(names), ops.NAMES_PER_MESSAGE):
                 part_names = names[at : at + ops.NAMES_PER_MESSAGE]
-                yield inode, ops.Suspect(object_id, 0, NO_TAIL, [], part_names)
+                yield inode, ops.Suspect(object_id, own.flags, own.tail, [], part_names)
 
 
 class Suspicion:

@@ -4,60 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 
 import pytest
 import trio
+from helpers.replicas import DIRECTORY, Store, object_id
 
 from replfs.core import ops
 from replfs.core.dirty import DirtyLog
 from replfs.core.regions import REGION_SIZE
 from replfs.errors import PeerLost, ProtocolError
 from replfs.node import suspects
-from replfs.node.replica import Replica
 from replfs.store import locators
 from replfs.store.record import ROOT_ID
-from replfs.store.tree import Tree
-
-FILE = stat.S_IFREG | 0o644
-DIRECTORY = stat.S_IFDIR | 0o755
-
-
-def object_id(number):
-    return number.to_bytes(16, "big")
-
-
-class Store:
-    """One store with a replica that applies operations to it."""
-
-    def __init__(self, path):
-        path.mkdir()
-        self.path = path
-        self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        self.tree = Tree(self.fd)
-        self.replica = Replica(self.tree, lambda _: None)
-
-    def apply(self, op, payload=None, stream=0):
-        answer = self.replica.apply(stream, op, payload, lambda _: None)
-        assert answer is None or not getattr(answer, "errno", 0), answer
-        return answer
-
-    def make(self, number, name, parent=ROOT_ID, mode=FILE):
-        self.apply(ops.Make(object_id(number), parent, name, mode, 0, 0, 0, b"", 7, 7))
-
-    def write(self, number, offset, data):
-        self.apply(ops.Write(object_id(number), offset, 7), data)
-
-    def checkpoint(self, *, everywhere=True):
-        self.replica.unstable.begin()
-        self.apply(ops.Stable(everywhere))
-
-    async def ask(self, op):
-        return self.replica.apply(1, op, None, lambda _: None)
-
-    def close(self):
-        self.tree.close_all()
-        os.close(self.fd)
 
 
 @pytest.fixture
@@ -98,6 +56,7 @@ async def test_all_that_was_changed_is_told_with_its_place(stores):
     assert list(found.marks.runs(object_id(3))) == [(3, 4)]
     assert found.marks.marks(object_id(5)).tail == 0
     assert set(found.marks.names_pending()) == {(object_id(2), b"new"), (ROOT_ID, b"removed")}
+    assert set(found.marks.objects_with_attrs()) == set(found.marks.objects())
     assert found.places[object_id(3)] == (object_id(2), b"old")
     assert found.places[object_id(2)] == (ROOT_ID, b"d")
 

@@ -1,0 +1,268 @@
+"""A store that lost part of what was done, and a peer that has all: both are equal in the end.
+
+Any part may be lost: operations are applied on the peer in order, and on the other side each with a
+probability, where it can be applied at all.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import stat
+
+import pytest
+import trio
+from helpers.compare import compare_trees
+from helpers.replicas import DIRECTORY, FILE, Store, object_id
+
+from replfs.core import ops
+from replfs.core.dirty import DirtyLog
+from replfs.core.regions import REGION_SIZE
+from replfs.node import suspects
+from replfs.node.restore import Restore
+from replfs.store.record import ROOT_ID
+
+NAMES = [b"a", b"b", b"c", b"d"]
+SYMLINK = stat.S_IFLNK | 0o777
+
+
+class Everything:
+    """All names are replicated."""
+
+    def is_replicated_name(self, *_: object) -> bool:
+        return True
+
+
+class Source:
+    """The peer, asked directly."""
+
+    def __init__(self, store: Store) -> None:
+        self.replica = store.replica
+
+    async def ask(self, op: ops.AnyOp) -> ops.AnyAnswer:
+        done = trio.Event()
+        later: list[ops.AnyAnswer] = []
+
+        def reply(answer: ops.AnyAnswer) -> None:
+            later.append(answer)
+            done.set()
+
+        answer = self.replica.apply(1, op, None, reply)
+        if answer is None:
+            await done.wait()
+            answer = later[0]
+        return answer
+
+    def tell(self, op: ops.AnyOp) -> None:
+        self.replica.apply(1, op, None, lambda _: None)
+
+
+class Changes:
+    """Random operations, as a primary would send them: a model knows what stands where."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.next = 2
+        self.clock = 10**18
+        self.children: dict[bytes, dict[bytes, bytes]] = {ROOT_ID: {}}
+        """Names in each directory that has one."""
+        self.modes: dict[bytes, int] = {ROOT_ID: DIRECTORY}
+
+    def now(self) -> int:
+        self.clock += 1_000_000
+        return self.clock
+
+    def directories(self) -> list[bytes]:
+        """Those that are in the tree."""
+        found = [ROOT_ID]
+        for one in found:
+            found += [child for child in self.children[one].values() if child in self.children]
+        return found
+
+    def entries(self) -> list[tuple[bytes, bytes, bytes]]:
+        return [
+            (above, name, child)
+            for above in self.directories()
+            for name, child in self.children[above].items()
+        ]
+
+    def below(self, top: bytes) -> set[bytes]:
+        found = [top]
+        for one in found:
+            found += self.children.get(one, {}).values()
+        return set(found)
+
+    def step(self) -> tuple[ops.AnyOp, bytes | None] | None:
+        rng = self.rng
+        above = rng.choice(self.directories())
+        name = rng.choice(NAMES)
+        entries = self.entries()
+        files = sorted({one for _, _, one in entries if stat.S_ISREG(self.modes[one])})
+        kind = rng.choice(
+            ("make", "make", "write", "write", "truncate", "link", "unlink", "rename", "rename",
+             "mode", "xattr")
+        )  # fmt: skip
+        if kind == "make" and name not in self.children[above]:
+            return self.make(above, name)
+        if kind == "write" and files:
+            size = rng.choice((10, REGION_SIZE, 3 * REGION_SIZE))
+            offset = rng.choice((0, 5, REGION_SIZE, 4 * REGION_SIZE))
+            return ops.Write(rng.choice(files), offset, self.now()), rng.randbytes(size)
+        if kind == "truncate" and files:
+            size = rng.choice((0, 7, 2 * REGION_SIZE))
+            return ops.Truncate(rng.choice(files), size, self.now()), None
+        if kind == "link" and files and name not in self.children[above]:
+            one = rng.choice(files)
+            self.children[above][name] = one
+            return ops.Link(one, above, name, self.now()), None
+        if kind == "unlink" and entries:
+            above, name, one = rng.choice(entries)
+            if self.children.get(one):
+                return None
+            del self.children[above][name]
+            return ops.Unlink(one, above, name, one in self.children, self.now()), None
+        if kind == "rename" and entries:
+            return self.rename(*rng.choice(entries), above, name)
+        if kind == "mode" and entries:
+            one = rng.choice(entries)[2]
+            if self.modes[one] != SYMLINK:
+                return ops.SetAttr(one, mode=rng.choice((0o700, 0o640))), None
+        if kind == "xattr" and files:
+            return ops.SetXattr(rng.choice(files), b"user.k", rng.randbytes(5)), None
+        return None
+
+    def make(self, above: bytes, name: bytes) -> tuple[ops.AnyOp, None]:
+        one = object_id(self.next)
+        self.next += 1
+        mode = self.rng.choice((FILE, FILE, DIRECTORY, SYMLINK))
+        self.modes[one] = mode
+        self.children[above][name] = one
+        if mode == DIRECTORY:
+            self.children[one] = {}
+        target = b"target" if mode == SYMLINK else b""
+        now = self.now()
+        return ops.Make(one, above, name, mode, 0, 0, 0, target, now, now), None
+
+    def rename(
+        self, above: bytes, name: bytes, one: bytes, to: bytes, new: bytes
+    ) -> tuple[ops.AnyOp, None] | None:
+        there = self.children[to].get(new, b"")
+        exchange = bool(there) and self.rng.random() < 0.3
+        if there == one or to in self.below(one) or (exchange and above in self.below(there)):
+            return None
+        if there and not exchange:
+            same_kind = (one in self.children) == (there in self.children)
+            if not same_kind or self.children.get(there):
+                return None
+        del self.children[above][name]
+        self.children[to][new] = one
+        if exchange:
+            self.children[above][name] = there
+        now = self.now()
+        return ops.Rename(one, above, name, to, new, there, exchange, now, now), None
+
+
+async def restore(lost: Store, kept: Store, *, known: bool, own: DirtyLog | None = None) -> Restore:
+    """Give *lost* what *kept* has."""
+    source = Source(kept)
+    found = None
+    lost.replica.forget_all()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lost.replica.run)
+        await nursery.start(kept.replica.run)
+        if known:
+            found = await suspects.ask(source.ask, everywhere=False)
+            assert found is not None
+        kept.replica.forget_all()
+        work = Restore(lost.tree, lost.replica, Everything(), source, found, own or DirtyLog())
+        with trio.fail_after(60):
+            await work.run()
+        nursery.cancel_scope.cancel()
+    return work
+
+
+@pytest.fixture
+def two(tmp_path):
+    """A store that loses, and one that keeps."""
+    stores = Store(tmp_path / "lost"), Store(tmp_path / "kept")
+    for store in stores:
+        os.utime(store.path, (1, 1))
+    yield stores
+    for store in stores:
+        store.close()
+
+
+def assert_equal(lost: Store, kept: Store) -> None:
+    assert not compare_trees(lost.path, kept.path, holes=0)
+    assert not os.listdir(lost.path / ".replfs" / "limbo")
+
+
+@pytest.mark.parametrize("seed", range(60))
+async def test_whatever_was_lost_comes_back(two, seed):
+    lost, kept = two
+    rng = random.Random(seed)
+    changes = Changes(rng)
+    share = rng.choice((0.0, 0.3, 0.7, 0.95))
+    for number in range(rng.choice((20, 80, 200))):
+        if number == 15:
+            kept.checkpoint()
+        step = changes.step()
+        if step is None:
+            continue
+        kept.apply(*step)
+        if number < 15:
+            lost.apply(*step)
+        elif rng.random() < share:
+            lost.try_to(*step)
+    known = rng.random() < 0.7
+    await restore(lost, kept, known=known)
+    assert_equal(lost, kept)
+
+
+async def test_what_was_changed_here_after_the_peer_had_gone_stays(two):
+    lost, kept = two
+    for store in two:
+        store.make(2, b"both")
+        store.write(2, 0, b"x" * 3 * REGION_SIZE)
+        store.checkpoint()
+    kept.write(2, 0, b"k" * 2 * REGION_SIZE)
+    kept.make(3, b"kept")
+    lost.write(2, REGION_SIZE, b"l" * REGION_SIZE)
+    lost.make(4, b"alone")
+    own = DirtyLog()
+    own.mark_data(object_id(2), REGION_SIZE, 2 * REGION_SIZE)
+    own.mark_name(ROOT_ID, b"alone")
+    await restore(lost, kept, known=True, own=own)
+    assert (lost.path / "both").read_bytes() == (
+        b"k" * REGION_SIZE + b"l" * REGION_SIZE + b"x" * REGION_SIZE
+    )
+    assert (lost.path / "alone").exists()
+    assert (lost.path / "kept").exists()
+
+
+async def test_only_what_differs_is_fetched_and_holes_stay_holes(two):
+    lost, kept = two
+    for store in two:
+        store.make(2, b"large")
+        store.write(2, 0, b"x" * (1 << 20))
+        store.checkpoint()
+    kept.write(2, 0, b"x" * (1 << 20))
+    kept.write(2, 3 * REGION_SIZE, b"y")
+    kept.write(2, 40 << 20, b"z")
+    work = await restore(lost, kept, known=True)
+    assert_equal(lost, kept)
+    assert work.bytes <= 2 * REGION_SIZE
+    assert (lost.path / "large").stat().st_blocks * 512 < 2 << 20
+
+
+async def test_nothing_is_touched_where_nothing_was_lost(two):
+    lost, kept = two
+    for store in two:
+        store.make(2, b"d", mode=DIRECTORY)
+        store.make(3, b"f", object_id(2))
+        store.write(3, 0, b"x" * 1000)
+    before = (lost.path / "d" / "f").stat()
+    work = await restore(lost, kept, known=False)
+    after = (lost.path / "d" / "f").stat()
+    assert (work.changed, work.bytes) == (0, 0)
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)

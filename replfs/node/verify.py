@@ -132,6 +132,8 @@ class Verification:
             raise UsageError(f"{path} cannot be verified: {error.strerror}") from None
         if found.foreign:
             raise UsageError(f"{os.fsdecode(found.path())} is on another file system")
+        # It may be known to nobody else, and so be looked at for the first time here.
+        self._tree.read_record(found)
         return found
 
     # The walk ----------------------------------------------------------------------------------

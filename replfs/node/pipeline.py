@@ -25,6 +25,7 @@ from replfs.core import ops
 from replfs.core.policy import Policy
 from replfs.core.scheduler import Claim, Scheduler, Ticket
 from replfs.errors import NotInSync
+from replfs.node.courtesy import Applications
 from replfs.node.flight import Flight, Latencies
 from replfs.node.peer import Peer
 from replfs.node.policies import Policies
@@ -87,6 +88,7 @@ class Pipeline:
         self.detached = 0
         """Those of them that no caller awaits by itself."""
         self.window = Window()
+        self.applications = Applications(lambda: self.flights)
         self.latencies: dict[str, Latencies] = {}
         self._patience = Spin(_SPIN_NS)
         self.fuse_ready: Callable[[], bool] = lambda: False
@@ -369,7 +371,8 @@ class Pipeline:
         found = self.latencies.get(kind)
         if found is None:
             found = self.latencies[kind] = Latencies()
-        found.add(time.monotonic_ns() - began)
+        now = self.applications.last_ns = time.monotonic_ns()
+        found.add(now - began)
 
     def all_have_room(self) -> bool:
         """Whether an operation can go to every peer now, without any care to be taken."""

@@ -24,6 +24,7 @@ from replfs.core.dirty import DirtyLog
 from replfs.core.policy import NO_PATTERNS, NamePatterns
 from replfs.core.unstable import Unstable
 from replfs.node.attributes import inspect
+from replfs.node.courtesy import Slice
 from replfs.node.limbo import Limbo
 from replfs.node.suspects import Pages
 from replfs.store import locators, syscalls
@@ -581,12 +582,13 @@ class Replica:
     def _list(self, op: ops.List, reply: Reply) -> ops.AnyAnswer | None:
         directory = self._known(op.parent)
         if op.after and self._listing[0] == op.parent:
-            return self._page(directory, op)
+            return self._later(partial(self._page, directory, op, self._listing[1]), reply)
         fd = self.tree.directory_fd(directory)
         if os.fstat(fd).st_size > _LARGE_DIRECTORY:
             return self._later(partial(self._list_large, directory, op, os.dup(fd)), reply)
-        self._listing = (op.parent, sorted(self.tree.names(directory)))
-        return self._page(directory, op)
+        names = sorted(self.tree.names(directory))
+        self._listing = (op.parent, names)
+        return self._later(partial(self._page, directory, op, names), reply)
 
     async def _list_large(self, directory: Inode, op: ops.List, fd: int) -> ops.AnyAnswer:
         is_wanted = self._still()
@@ -595,17 +597,26 @@ class Replica:
             names = await trio.to_thread.run_sync(_sorted_names, fd, limiter=self._read_limit)
             if not is_wanted():
                 return ops.Done(errno.EINTR)
-            self._listing = (op.parent, [name for name in names if name != RESERVED])
-            return self._page(directory, op)
+            names = [name for name in names if name != RESERVED]
+            self._listing = (op.parent, names)
+            return await self._page(directory, op, names)
         finally:
             os.close(fd)
             self.tree.release(directory)
 
-    def _page(self, directory: Inode, op: ops.List) -> ops.AnyAnswer:
-        names = self._listing[1]
+    async def _page(self, directory: Inode, op: ops.List, names: list[bytes]) -> ops.AnyAnswer:
+        with self.tree.held(directory):
+            return await self._entries(directory, op, names)
+
+    async def _entries(self, directory: Inode, op: ops.List, names: list[bytes]) -> ops.AnyAnswer:
+        is_wanted = self._still()
         start = _after(names, op.after)
         entries = []
+        share = Slice()
         for name in names[start : start + ops.NAMES_PER_MESSAGE]:
+            await share.breathe()
+            if not is_wanted():
+                return ops.Done(errno.EINTR)
             inode = self._at(directory, name)
             if inode is None:
                 continue

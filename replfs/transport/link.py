@@ -137,7 +137,8 @@ class Link:
         self._next_ping_ns = 0
         self._state: LinkState = "closed"
         self._since_ns = time.monotonic_ns()
-        self._rtt_ns = 0
+        self.rtt_ns = 0
+        """The round trip measured last; 0: none yet."""
         self._sent_ops = self._sent_bytes = self._answers = 0
         self._sessions = self._resumes = self._attempts = 0
         self._last_error = ""
@@ -233,7 +234,7 @@ class Link:
             state=state,
             since_ns=self._since_ns,
             session=self.session,
-            rtt_ns=self._rtt_ns,
+            rtt_ns=self.rtt_ns,
             outstanding=sum(len(flow.calls) for flow in flows),
             outstanding_bytes=sum(flow.bytes for flow in flows),
             sent_ops=self._sent_ops,
@@ -612,7 +613,7 @@ class Link:
         flow.heard_ns = time.monotonic_ns()
         flow.settle(applied, flow.heard_ns)
         if number == self._pings and self._ping_sent_ns:
-            self._rtt_ns = flow.heard_ns - self._ping_sent_ns
+            self.rtt_ns = flow.heard_ns - self._ping_sent_ns
             self._ping_sent_ns = 0
         if flow.room and flow.has_room():
             flow.room.unpark_all()

@@ -6,7 +6,7 @@ import argparse
 import faulthandler
 import signal
 
-from soak import faults, kills
+from soak import faults, kills, latency
 from soak.story import Story
 
 
@@ -18,13 +18,18 @@ def main() -> int:
     parser.add_argument("--rest", type=float, default=0.0, metavar="SECONDS",
                         help="between two operations of a writer")  # fmt: skip
     scenarios = parser.add_subparsers(dest="scenario", required=True)
-    for name, text in (("kills", kills.__doc__), ("faults", faults.__doc__)):
-        scenario = scenarios.add_parser(name, help=(text or "").splitlines()[0])
+    for module in (kills, faults, latency):
+        name = module.__name__.rpartition(".")[2]
+        scenario = scenarios.add_parser(name, help=(module.__doc__ or "").splitlines()[0])
         scenario.add_argument("count", type=int)
     options = parser.parse_args()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    run = kills.run if options.scenario == "kills" else faults.run
-    run(options.count, options.seed, Story(), writers=options.writers, rest_s=options.rest)
+    story = Story()
+    if options.scenario == "latency":
+        latency.run(options.count, options.seed, story)
+    else:
+        run = kills.run if options.scenario == "kills" else faults.run
+        run(options.count, options.seed, story, writers=options.writers, rest_s=options.rest)
     return 0
 
 

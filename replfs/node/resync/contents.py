@@ -23,6 +23,8 @@ from replfs.store.holes import segments
 from replfs.store.inode import Inode
 
 _REGIONS_AT_ONCE: Final = ops.PAYLOAD_MAX // REGION_SIZE
+_FEW_REGIONS: Final = 2
+"""Sent with one message while applications are at work."""
 
 
 class Contents:
@@ -120,6 +122,7 @@ class Contents:
                     return
                 first = run[1]
                 self._peer.progressed()
+                await self._work.pipeline.applications.give_way()
         finally:
             self._unclaimed.discard(inode.id)
             os.close(fd)
@@ -158,12 +161,14 @@ class Contents:
                     self._clear_run(inode, run, version)
             first = run[1]
             self._peer.progressed()
+            await self._work.pipeline.applications.give_way()
         self._work.succeeded(key)
         await self.finish(inode.id)
 
     def _next_run(self, inode: Inode, fd: int, first: int) -> tuple[int, int] | None:
         end = (os.fstat(fd).st_size + REGION_SIZE - 1) >> REGION_SHIFT
-        return self._log.next_run(inode.id, first, end, _REGIONS_AT_ONCE)
+        busy = self._work.pipeline.applications.are_busy
+        return self._log.next_run(inode.id, first, end, _FEW_REGIONS if busy else _REGIONS_AT_ONCE)
 
     async def _send_run(
         self, key: object, inode: Inode, fd: int, run: tuple[int, int], allowance: Allowance

@@ -33,6 +33,7 @@ from replfs.core import ops
 from replfs.core.relationship import Event, State
 from replfs.errors import PeerLost, ProtocolError
 from replfs.node import suspects
+from replfs.node.courtesy import Turns
 from replfs.node.flight import describe
 from replfs.node.peer import Peer
 from replfs.node.pipeline import Pipeline
@@ -47,7 +48,6 @@ from replfs.store.snapshots import Live, Snapshots
 
 log = logging.getLogger(__name__)
 
-_TASKS: Final = 8
 _REST_S: Final = 0.02
 _URGENT_RETRY_S: Final = 0.02
 
@@ -195,7 +195,8 @@ class Resync:
 
     async def _each(self, items: Iterable[T], work: Callable[[T], Awaitable[None]]) -> None:
         """Work on all *items*, a few at a time; a lost peer ends it."""
-        limit = trio.Semaphore(_TASKS)
+        applications = self.work.pipeline.applications
+        turns = Turns(applications, self._peer.link.rtt_ns)
         lost: list[PeerLost] = []
 
         async def one(item: T) -> None:
@@ -208,13 +209,13 @@ class Resync:
                 # One item that cannot be read, recorded or sent does not stop the others.
                 self.work.failed(item, None, str(error))
             finally:
-                limit.release()
+                turns.release()
 
         async with trio.open_nursery() as nursery:
             for item in items:
-                await limit.acquire()
+                await turns.acquire()
+                await applications.give_way()
                 if lost or not self._peer.live:
-                    limit.release()
                     break
                 nursery.start_soon(one, item)
         if lost or not self._peer.live:

@@ -10,11 +10,10 @@ import stat as _stat
 from contextlib import ExitStack
 from typing import Final
 
-import trio
-
 from replfs.core import footprint, ops
 from replfs.core.relationship import State
 from replfs.node.attributes import read as read_attributes
+from replfs.node.courtesy import Slice
 from replfs.node.peer import BULK
 from replfs.node.rate import Rate
 from replfs.node.resync import whole
@@ -25,7 +24,8 @@ from replfs.store.record import ROOT_ID
 
 _NAMES_AHEAD: Final = 2000
 """Unknown directories are expanded only while fewer dirty names than this are waiting."""
-_YIELD_EVERY: Final = 64
+_FEW_NAMES: Final = 64
+"""Gathered with one message while applications are at work."""
 _HINTS_MAX: Final = 16
 
 
@@ -38,6 +38,7 @@ class Names:
         self._policies = work.policies
         self._peer = work.peer
         self._log = work.log
+        self._applications = work.pipeline.applications
         self._rate = rate
         self._absent: set[tuple[bytes, bytes]] = set()
         """Dirty names, (id of the directory, name), of which the peer had nothing when listed."""
@@ -55,6 +56,7 @@ class Names:
     async def expand(self) -> None:
         """List directories of which everything is unknown, while few dirty names are waiting."""
         for directory in self._log.directories_unknown():
+            await self._applications.give_way()
             if self._log.dirty_names - len(self._work.stuck) >= _NAMES_AHEAD:
                 return
             await self._expand_one(directory)
@@ -78,9 +80,9 @@ class Names:
         theirs = await self._list(inode)
         if theirs is None:
             return
-        for count, name in enumerate(self._tree.names(inode)):
-            if count % _YIELD_EVERY == 0:
-                await trio.lowlevel.checkpoint()
+        share = Slice()
+        for name in self._tree.names(inode):
+            await share.breathe()
             try:
                 child = self._work.child(inode, name)
             except OSError as error:
@@ -105,6 +107,7 @@ class Names:
                     self._log.mark_attrs(child.id, handle=handle)
             self._tree.drop_unused(child)
         for name in theirs:
+            await share.breathe()
             self._log.mark_name(directory_id, name)
         self._log.clear_names_all(directory_id, version=version)
         self._work.progress.compared += 1
@@ -137,7 +140,9 @@ class Names:
         without having been gathered.
         """
         waiting: dict[bytes, list[bytes]] = {}
+        share = Slice()
         for directory, name in self._log.ungathered():
+            await share.breathe()
             waiting.setdefault(directory, []).append(name)
         while waiting:
             left = {
@@ -162,11 +167,19 @@ class Names:
     async def _gather_in(self, inode: Inode, names: list[bytes]) -> bool:
         directory_id = inode.id
         gathered = False
-        for start in range(0, len(names), ops.NAMES_PER_MESSAGE):
-            part = names[start : start + ops.NAMES_PER_MESSAGE]
+        start = 0
+        share = Slice()
+        while start < len(names):
+            await self._applications.give_way()
+            count = ops.NAMES_PER_MESSAGE
+            if self._applications.are_busy:
+                count = min(count, _FEW_NAMES)
+            part = names[start : start + count]
+            start += count
             version = self._log.mark_version(directory_id)
             wanted = []
             for name in list(part):
+                await share.breathe()
                 try:
                     child = self._work.child(inode, name)
                 except OSError as error:

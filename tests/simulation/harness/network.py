@@ -244,6 +244,7 @@ class FakeLink:
         self.is_up = False
         self.session = 0
         self.outstanding = 0
+        self.rtt_ns = 0
         self.timeout_s = peer_timeout_s
         self.wire: Wire | None = None
         self.refused = ""

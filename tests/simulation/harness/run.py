@@ -15,9 +15,9 @@ from simulation.harness.result import Failure, Result
 from simulation.harness.world import Simulation
 
 from replfs.core import ops
+from replfs.node import courtesy as courtesy_module
 from replfs.node import primary as primary_module
 from replfs.node.resync import contents as contents_module
-from replfs.node.resync import machine as machine_module
 from replfs.node.resync import names as names_module
 from replfs.store import activity as activity_module
 from replfs.store import tree as tree_module
@@ -36,7 +36,7 @@ def _tighten(rng: random.Random, patch: pytest.MonkeyPatch) -> None:
     for module, name, values in (
         (names_module, "_NAMES_AHEAD", (1, 3)),
         (contents_module, "_REGIONS_AT_ONCE", (1, 3)),
-        (machine_module, "_TASKS", (1, 2)),
+        (courtesy_module, "TASKS", (1, 2)),
         (tree_module, "_DIRECTORIES_OPEN_MAX", (4, 6)),
         (tree_module, "_FILES_OPEN_MAX", (1, 2)),
     ):

@@ -415,20 +415,27 @@ class Writer:
             pending += [one for one in thing.entries.values() if one.kind == "directory"]
         return count
 
+    def _is_full(self) -> bool:
+        return self._how_many() >= self._files
+
     def _choose_create(self) -> Op | None:
-        if self._how_many() >= self._files:
+        if self._is_full():
             return self._choose_unlink()
         return "create", self._new(), self._random.choice([0o600, 0o644, 0o755])
 
     def _choose_mkdir(self) -> Op | None:
+        if self._is_full():
+            return self._choose_rmdir()
         path = self._new()
         return ("mkdir", path, 0o755) if path.count("/") <= DEPTH_MAX else None
 
-    def _choose_symlink(self) -> Op:
+    def _choose_symlink(self) -> Op | None:
+        if self._is_full():
+            return self._choose_unlink()
         return "symlink", self._new(), f"nowhere-{self._random.randrange(1000)}"
 
     def _choose_link(self) -> Op | None:
-        path = self._victim("file")
+        path = None if self._is_full() else self._victim("file")
         return ("link", path, self._new()) if path else None
 
     def _choose_rename(self) -> Op | None:

@@ -289,7 +289,7 @@ class Replica:
     def _make(self, op: ops.Make) -> ops.AnyAnswer:
         parent = self._directory(op.parent, op.name)
         self.tree.set_umask(0)
-        inode, _, _, fd = self.tree.make(
+        inode, found, _, fd = self.tree.make(
             parent,
             op.name,
             op.mode,
@@ -300,10 +300,10 @@ class Replica:
             object_id=op.object,
         )
         if fd >= 0:
-            os.close(fd)
+            self.tree.keep_data_fd(inode, fd)  # most new files are written at once
         # What the parent's default ACL, which may not be the primary's yet, made of them.
-        self.tree.set_acls(inode, op.acl, op.default_acl)
-        if inode.type != _stat.S_IFLNK:
+        changed = self.tree.set_acls(inode, op.acl, op.default_acl)
+        if inode.type != _stat.S_IFLNK and (changed or found.st_mode != op.mode):
             self.tree.set_mode(inode, op.mode)
         self.tree.set_times(inode, op.mtime, op.mtime)
         self._touch(parent, op.parent_mtime)

@@ -629,13 +629,17 @@ class Tree:
         if inode.type != _stat.S_IFREG:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         fd = self.open(inode, os.O_RDWR)
+        self.keep_data_fd(inode, fd)
+        return fd
+
+    def keep_data_fd(self, inode: Inode, fd: int) -> None:
+        """Cache *fd*, just opened for reading and writing, for `data_fd`; it is the tree's now."""
         files = self._files
         files[inode] = fd
         if len(files) > _FILES_OPEN_MAX:
             oldest = next(iter(files))
             os.close(files.pop(oldest))
             self.drop_unused(oldest)
-        return fd
 
     def truncate(self, inode: Inode, size: int) -> None:
         """Set a file's size."""
@@ -725,16 +729,20 @@ class Tree:
         access, default = (self.get_xattr(inode, name) if name in names else b"" for name in _ACLS)
         return access, default
 
-    def set_acls(self, inode: Inode, access: bytes, default: bytes) -> None:
-        """Make the ACLs exactly these; the mode is to be set afterwards."""
+    def set_acls(self, inode: Inode, access: bytes, default: bytes) -> bool:
+        """Make the ACLs exactly these; whether that changed anything, perhaps the mode too."""
         if inode.type == _stat.S_IFLNK:
-            return
+            return False
         names = self.list_xattrs(inode)
+        changed = False
         for name, value in zip(_ACLS, (access, default), strict=True):
             if value:
                 self.set_xattr(inode, name, value)
+                changed = True
             elif name in names:
                 self.remove_xattr(inode, name)
+                changed = True
+        return changed
 
     # Forgetting --------------------------------------------------------------------------------
 

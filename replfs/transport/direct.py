@@ -18,16 +18,16 @@ import os
 import secrets
 import select
 import socket
-import stat
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
 import trio
 
-from replfs.errors import ProtocolError, UsageError
+from replfs.errors import ProtocolError
 from replfs.transport import zmtp
+from replfs.transport.endpoint import Address, bound_to, connected_to, find_dead, name_of
 from replfs.transport.socket import Malformed, NotSent, Received
 
 QUEUE_MAX: Final = 64 << 20
@@ -36,60 +36,12 @@ CONNECTIONS_MAX: Final = 64
 """Connections to a listener. One more, and the oldest that no session needs is closed."""
 HANDSHAKE_S: Final = 10.0
 """How long a connection may take to say who it is."""
-KERNEL_BUFFER: Final = 4 << 20
-"""Bytes that the kernel may hold, in each direction of each connection."""
-_SO_SNDBUFFORCE: Final = 32
-_SO_RCVBUFFORCE: Final = 33
-_BACKLOG: Final = 64
 _EVENTS: Final = 16
 _IDENTITY_BYTES: Final = 8
 _READ: Final = select.EPOLLIN
 _WRITE: Final = select.EPOLLIN | select.EPOLLOUT
 
 BROKE: Final = "the connection broke"
-
-
-class Address(NamedTuple):
-    """An endpoint taken apart: for tcp host and port, for ipc a path."""
-
-    family: socket.AddressFamily
-    """AF_UNSPEC for a name that has to be looked up."""
-    host: str
-    port: int
-    text: str
-
-    @property
-    def target(self) -> tuple[str, int] | str:
-        """What bind(2) and connect(2) take."""
-        return self.host if self.family is socket.AF_UNIX else (self.host, self.port)
-
-
-def parse(endpoint: str, *, listening: bool) -> Address | None:
-    """*endpoint* taken apart; None if only libzmq knows what it means, or nobody."""
-    scheme, _, rest = endpoint.partition("://")
-    if scheme == "ipc":
-        usable = rest.startswith("/")
-        return Address(socket.AF_UNIX, rest, 0, endpoint) if usable else None
-    host, colon, port_text = rest.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if listening and port_text == "*":
-        port_text = "0"
-    if scheme != "tcp" or not colon or not port_text.isdecimal() or int(port_text) > 0xFFFF:
-        return None
-    port = int(port_text)
-    if listening and host == "*":
-        host = "0.0.0.0"  # noqa: S104 - asked for
-    for family in (socket.AF_INET, socket.AF_INET6):
-        with contextlib.suppress(OSError):
-            socket.inet_pton(family, host)
-            return Address(family, host, port, endpoint)
-    if listening or not port or not all(part.isalnum() for part in _labels(host)):
-        return None
-    return Address(socket.AF_UNSPEC, host, port, endpoint)
-
-
-def _labels(host: str) -> list[str]:
-    return [part.replace("-", "a").replace("_", "a") for part in host.rstrip(".").split(".")]
 
 
 class _Channel:
@@ -360,12 +312,12 @@ class DirectConnection:
         """A connected socket. Raises OSError."""
         address = self._address
         if address.family is not socket.AF_UNSPEC:
-            return await _connected(address.family, address.target)
+            return await connected_to(address.family, address.target)
         found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
         failure: OSError = OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
         for family, _, _, _, target in found:
             try:
-                return await _connected(family, target)
+                return await connected_to(family, target)
             except OSError as error:
                 failure = error
         raise failure
@@ -385,39 +337,6 @@ class DirectConnection:
         if self._channel is not None:
             trio.lowlevel.notify_closing(self.fd)
             self._channel.close()
-
-
-async def _connected(family: socket.AddressFamily, target: object) -> socket.socket:
-    made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        _tune(made)
-        code = made.connect_ex(target)  # type: ignore[arg-type]  # whatever this family takes
-        if code == errno.EINPROGRESS:
-            await trio.lowlevel.wait_writable(made)
-            code = made.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code:
-            raise OSError(code, os.strerror(code))
-    except BaseException:
-        made.close()
-        raise
-    return made
-
-
-def _tune(made: socket.socket) -> None:
-    """Before it is connected, or listens: no delay, and room for a message of any size.
-
-    With less room a large message goes in many steps, and both sides are woken for each.
-    """
-    for forced, option in (
-        (_SO_SNDBUFFORCE, socket.SO_SNDBUF),
-        (_SO_RCVBUFFORCE, socket.SO_RCVBUF),
-    ):
-        try:
-            made.setsockopt(socket.SOL_SOCKET, forced, KERNEL_BUFFER)
-        except PermissionError:
-            made.setsockopt(socket.SOL_SOCKET, option, KERNEL_BUFFER)
-    if made.family is not socket.AF_UNIX:
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 class _Guest:
@@ -466,9 +385,9 @@ class DirectListening:
         self._frame_max = frame_max
         self._silence_s = silence_s
         self._is_needed = is_needed
-        self._socket = _bound(endpoint)
+        self._socket = bound_to(endpoint)
         self._path = endpoint.host if endpoint.family is socket.AF_UNIX else ""
-        self.endpoint = _name_of(self._socket, endpoint)
+        self.endpoint = name_of(self._socket, endpoint)
         self._guests: dict[int, _Guest] = {}
         self._by_identity: dict[bytes, _Guest] = {}
         self._ready: deque[tuple[_Guest, zmtp.Message]] = deque()
@@ -566,7 +485,7 @@ class DirectListening:
                 self._accepts = False
             return
         connected.setblocking(False)
-        _find_dead(connected, self._silence_s)
+        find_dead(connected, self._silence_s)
         while len(self._guests) >= CONNECTIONS_MAX and self._make_room():
             pass
         channel = _Channel(connected, b"ROUTER", self._frame_max, QUEUE_MAX)
@@ -633,45 +552,3 @@ class DirectListening:
         if self._path:
             with contextlib.suppress(OSError):
                 os.unlink(self._path)
-
-
-def _bound(address: Address) -> socket.socket:
-    made = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        if address.family is socket.AF_UNIX:
-            _clear_path(address.host)
-        else:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _tune(made)
-        made.bind(address.target)
-        made.listen(_BACKLOG)
-    except OSError as error:
-        made.close()
-        raise UsageError(f"cannot listen on {address.text}: {error.strerror}") from error
-    return made
-
-
-def _clear_path(path: str) -> None:
-    """A socket that a process left behind is in the way, anything else stays."""
-    with contextlib.suppress(OSError):
-        if stat.S_ISSOCK(os.lstat(path).st_mode):
-            os.unlink(path)
-
-
-def _name_of(bound: socket.socket, address: Address) -> str:
-    if address.family is socket.AF_UNIX:
-        return address.text
-    host, port = bound.getsockname()[:2]
-    return f"tcp://[{host}]:{port}" if address.family is socket.AF_INET6 else f"tcp://{host}:{port}"
-
-
-def _find_dead(connected: socket.socket, silence_s: float) -> None:
-    """Let the kernel find out, as ZeroMQ's heartbeats would, that the other host is gone."""
-    if connected.family is socket.AF_UNIX:
-        return
-    third = max(1, int(silence_s / 3))
-    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, third)
-    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, third)
-    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2)
-    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(silence_s * 1000))

@@ -16,7 +16,7 @@ from typing import Final
 import zmq
 
 from replfs.errors import UsageError
-from replfs.transport import direct
+from replfs.transport import endpoint as endpoints
 from replfs.transport.direct import DirectConnection, DirectListening
 from replfs.transport.libzmq import ZmqConnection, ZmqListening
 from replfs.transport.security import Curve
@@ -58,7 +58,7 @@ def connect(
     Raises:
         UsageError: *endpoint* cannot be understood, or there is no key for *peer*.
     """
-    address = direct.parse(endpoint, listening=False)
+    address = endpoints.parse(endpoint, listening=False)
     if wire is not Wire.LIBZMQ and curve is None and address is not None:
         return DirectConnection(address, received, malformed, frame_max=frame_max)
     secure = None if curve is None else partial(curve.prepare_dialling, peer=peer)
@@ -95,7 +95,7 @@ def listen(
     Raises:
         UsageError: it cannot listen there.
     """
-    address = direct.parse(endpoint, listening=True)
+    address = endpoints.parse(endpoint, listening=True)
     if wire is not Wire.LIBZMQ and curve is None and address is not None:
         return DirectListening(
             address,

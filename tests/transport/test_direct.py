@@ -23,6 +23,7 @@ from helpers.tcp_proxy import TcpProxy
 from replfs.core import messages, ops
 from replfs.errors import UsageError
 from replfs.transport import direct, zmtp
+from replfs.transport.endpoint import parse
 from replfs.transport.listener import Listener
 from replfs.transport.socket import NotSent
 from replfs.transport.wire import Wire, wire_of_environment
@@ -332,7 +333,7 @@ async def test_a_port_in_use_is_one_clear_sentence(pair):
     ],
 )
 def test_endpoints(endpoint, listening, target):
-    address = direct.parse(endpoint, listening=listening)
+    address = parse(endpoint, listening=listening)
     assert (address and address.target) == target
 
 

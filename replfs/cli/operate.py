@@ -368,15 +368,38 @@ def _declare_events(parser: argparse.ArgumentParser) -> None:
 def _run_events(args: argparse.Namespace) -> int:
     # The node answers at once what is newer than `after`, and waits a while if nothing is.
     after = -1
+    events = _events_after(args, after)
+    if args.follow:
+        # What is so now, and then what becomes otherwise: nothing in between is left out.
+        after = max([0, *(int(event["number"]) for event in events)])
+        events = [_now(args, after)]
     while True:
-        answer = control.request(args.target, "events", {"after": after}, 30.0, args.rundir)
-        for event in answer.get("events") or []:
+        for event in events:
             after = max(after, int(event["number"]))
             print(json.dumps(event) if args.json else _event_line(event))
         if not args.follow:
             return ExitCode.OK
-        after = max(after, 0)
         sys.stdout.flush()
+        events = _events_after(args, after)
+
+
+def _events_after(args: argparse.Namespace, after: int) -> list[Json]:
+    answer = control.request(args.target, "events", {"after": after}, 30.0, args.rundir)
+    return list(answer.get("events") or [])
+
+
+def _now(args: argparse.Namespace, number: int) -> Json:
+    """The present state, as an event."""
+    status = control.request(args.target, "status", {}, 5.0, args.rundir)
+    peers = {str(peer.get("name")): peer.get("state") for peer in status.get("peers") or []}
+    return {
+        "number": number,
+        "time": time.time(),
+        "event": "now",
+        "role": status.get("role"),
+        "state": status.get("state"),
+        "peers": peers,
+    }
 
 
 def _event_line(event: Json) -> str:

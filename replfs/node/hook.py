@@ -62,6 +62,8 @@ def word_of(event: Mapping[str, Any]) -> str:
             return "lost" if event.get("link") == "down" else ""
         case "role":
             return str(event.get("role"))
+        case "role":
+            return str(event.get("role"))
         case "frozen" | "thawed" as word:
             return str(word)
         case _:
@@ -97,7 +99,10 @@ class Hook:
             return
         if event["event"] == "role":
             self._facts = self._facts | {"REPLFS_ROLE": word}
+        if event["event"] == "role":
+            self._facts["REPLFS_ROLE"] = word
         facts = {
+            "REPLFS_ROLE": self._facts.get("REPLFS_ROLE", ""),
             "REPLFS_EVENT": word,
             "REPLFS_PREVIOUS": self._told.get(about, ""),
             "REPLFS_PEER": about,

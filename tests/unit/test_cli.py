@@ -421,7 +421,8 @@ def test_events(capsys, tmp_path):
     def events(args: dict[str, Any]) -> dict[str, Any]:
         seen.append(args["after"])
         event = {"number": 1, "time": 1700000000, "event": "link", "peer": "b", "state": "up"}
-        return {"events": [event] if args["after"] < 1 else []}
+        later = event | {"number": 2, "state": "down"}
+        return {"events": [event] if args["after"] < 1 else [later] if args["after"] == 1 else []}
 
     with fake_node(tmp_path, [IN_SYNC], events=events) as target:
         code, out, _ = replfs(capsys, "events", *target)
@@ -437,7 +438,10 @@ def test_events(capsys, tmp_path):
         )  # fmt: skip
         try:
             assert follower.stdout is not None
-            assert follower.stdout.readline().endswith(b"  link  peer=b  state=up\n")
+            # What is so now comes first, and then only what is new.
+            now = b"  now  role=primary  state=in-sync  peers={'b': 'in-sync'}\n"
+            assert follower.stdout.readline().endswith(now)
+            assert follower.stdout.readline().endswith(b"  link  peer=b  state=down\n")
             follower.send_signal(signal.SIGINT)
             assert follower.wait(60) == ExitCode.INTERRUPTED
         finally:

@@ -50,6 +50,7 @@ def test_every_word_is_documented():
         ({"event": "data", "state": "inconsistent"}, "inconsistent"),
         ({"event": "primary", "link": "down", "name": "a"}, "lost"),
         ({"event": "primary", "link": "up", "name": "a"}, ""),
+        ({"event": "role", "role": "primary"}, "primary"),
         ({"event": "rescan"}, ""),
     ],
 )
@@ -69,6 +70,18 @@ def test_it_gets_facts_once_and_in_order(tmp_path, hooks):
     wait_for(lambda: out.read_text().count("\n") == 4, what="four calls")
     assert out.read_text().splitlines() == [
         "resync  b  x", "in-sync resync b  x", "lost in-sync b gone x", "in-sync  c  x",
+    ]  # fmt: skip
+
+
+def test_after_a_promotion_the_role_is_another_one(tmp_path, hooks):
+    out = tmp_path / "out"
+    script = f'echo "$1 $REPLFS_ROLE" >> {out}'
+    hooks.append(Hook(program(tmp_path, script), {"REPLFS_ROLE": "secondary"}))
+    for event in ({"event": "frozen"}, {"event": "role", "role": "primary"}, peer("in_sync")):
+        hooks[0].tell(event)
+    wait_for(lambda: out.read_text().count("\n") == 3, what="three calls")
+    assert out.read_text().splitlines() == [
+        "frozen secondary", "primary primary", "in-sync primary",
     ]  # fmt: skip
 
 

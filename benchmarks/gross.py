@@ -27,7 +27,7 @@ from benchmarks.workloads import Sizes
 STORED: Final = Path(__file__).with_name("gross.json")
 FACTOR: Final = 3.0
 _CHANGES: Final = ("create", "rename", "chmod", "unlink", "write_4k", "write_4k_x4", "append_1k")
-_OTHERS: Final = ("write_1m", "write_128k", "stat_cold", "read_small")
+_OTHERS: Final = ("write_1m", "write_128k", "read_small")
 _WORKLOADS: Final = ("small-files", "random-writes", "sequential", "reads")
 _SIZES: Final = Sizes(slice_s=0.15, small_files=300, tree_files=1, stream_mib=16)
 _FEWEST: Final = 2

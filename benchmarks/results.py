@@ -50,8 +50,8 @@ class Results:
 
     @property
     def rows(self) -> list[str]:
-        """Those measured, in the order of the table."""
-        return [row for row in ROWS if row in self.samples]
+        """Those measured on one of the targets, in the order of the table."""
+        return [row for row in ROWS if self.titles.keys() & self.samples.get(row, {}).keys()]
 
     def save(self, path: Path) -> None:
         """So that a reader never sees half of it."""

@@ -78,13 +78,14 @@ def test_a_verdict_uses_medians():
 
 
 def test_changes_between_two_commits_need_a_tenth_and_ranges_apart():
-    both = {
+    both: dict[str, dict[str, list[float]]] = {
         "create": {"before": [100, 101, 102], "after": [80, 81, 82]},
         "rename": {"before": [100, 101, 102], "after": [95, 96, 97]},
         "unlink": {"before": [100, 150, 200], "after": [90, 91, 101]},
         "write_4k_p99": {"before": [100, 101, 102], "after": [50, 51, 52]},
     }
-    slower, faster = compare.changes(found(**both), "before", "after")
+    measured = Results(ABOUT, {"before": "one", "after": "another"}, both)
+    slower, faster = compare.changes(measured, "before", "after")
     assert slower == ["create + write 1 KiB + close: 101 files/s before, 81 files/s after, 0.80x"]
     assert len(faster) == 1
     assert "4 KiB write, p99" in faster[0]

@@ -109,7 +109,7 @@ def render_status(status: Json) -> str:
         ("held", ", ".join(f"{n} {why}" for why, n in (status.get("held") or {}).items() if n)),
         ("unrepresentable", status.get("unrepresentable")),
         ("removal pending", status.get("removal_pending")),
-        ("kept aside", status.get("kept")),
+        ("kept beside", ", ".join(status.get("kept") or [])),
         ("warning", "; ".join(status.get("warnings") or [])),
     ]
     lines += [f"  {name.ljust(15)} {value}" for name, value in facts if value]

@@ -568,6 +568,17 @@ def _check_phase(op: ops.Phase) -> None:
         _object(generation)
 
 
+def _check_generation(op: ops.Generation) -> None:
+    _object(op.generation)
+    _count(op.history, HISTORY_MAX)
+    for generation in op.history:
+        _object(generation)
+
+
+def _check_handover(op: ops.Handover) -> None:
+    _object(op.generation)
+
+
 def _check_sync(op: ops.Sync) -> None:
     _object(op.object)
 
@@ -618,6 +629,8 @@ _CHECKS: Final[dict[type[ops.Op], Callable[[Any], None]]] = {
     ops.Phase: _check_phase,
     ops.Inspect: _check_inspect,
     ops.Stable: _check_nothing,
+    ops.Generation: _check_generation,
+    ops.Handover: _check_handover,
     ops.Suspects: _check_suspects,
     ops.Fetch: _check_fetch,
 }

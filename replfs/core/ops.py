@@ -193,6 +193,16 @@ class Stable(Op, frozen=True, tag=32):
     everywhere: bool
 
 
+class Generation(Op, frozen=True, tag=33):
+    """What follows in the stream belongs to another generation: some other peer does not get it.
+
+    Sent to peers that are in sync; durable against a crash of the process when answered.
+    """
+
+    generation: bytes
+    history: list[bytes]
+
+
 # Bulk: resync ----------------------------------------------------------------------------------
 
 
@@ -326,18 +336,30 @@ class Fetch(Op, frozen=True, tag=51):
     xattr: bytes
 
 
+class Handover(Op, frozen=True, tag=52):
+    """The primary asks this replica to take its place, if it is at `generation`.
+
+    Without `commit` it is only asked whether it could. With it, the primary has become a secondary
+    already, and nothing is in flight: an answer of success says that the replica is the primary,
+    durably, any other that it is not.
+    """
+
+    generation: bytes
+    commit: bool
+
+
 LiveOp = (
     Locate | Forget | Write | Truncate | Make | Link | Unlink | Rename | SetAttr | SetXattr
-    | RemoveXattr | SetPolicy | Sync | Checkpoint | Stable
+    | RemoveXattr | SetPolicy | Sync | Checkpoint | Stable | Generation
 )  # fmt: skip
 BulkOp = (
     Locate | Forget | Gather | Place | Clear | Digest | Data | Finish | List | EmptyLimbo | Phase
-    | Inspect | Suspects | Fetch
+    | Inspect | Suspects | Fetch | Handover
 )  # fmt: skip
 AnyOp = (
     Locate | Forget | Write | Truncate | Make | Link | Unlink | Rename | SetAttr | SetXattr
-    | RemoveXattr | SetPolicy | Sync | Checkpoint | Stable | Gather | Place | Clear | Digest
-    | Data | Finish | List | EmptyLimbo | Phase | Inspect | Suspects | Fetch
+    | RemoveXattr | SetPolicy | Sync | Checkpoint | Stable | Generation | Gather | Place | Clear
+    | Digest | Data | Finish | List | EmptyLimbo | Phase | Inspect | Suspects | Fetch | Handover
 )  # fmt: skip
 
 

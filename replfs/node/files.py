@@ -90,6 +90,8 @@ class Files(View):
                 if flight.waiting:
                     await self.pipeline.confirmed(flight)
                 flight.settle(strict=policy == Policy.STRICT, failed=failed, written=written)
+                if self.pipeline.announcing:
+                    await self.pipeline.announced()
         finally:
             for slot in slots:
                 self.pipeline.activity.end(slot)
@@ -164,6 +166,8 @@ class Files(View):
                 if flight.waiting:
                     await self.pipeline.confirmed(flight)
                 flight.settle(strict=policy == Policy.STRICT, failed=failed)
+                if self.pipeline.announcing:
+                    await self.pipeline.announced()
         finally:
             for slot in slots:
                 self.pipeline.activity.end(slot)

@@ -20,6 +20,7 @@ from typing import Final
 import trio
 
 from replfs.core.policy import NO_PATTERNS, NamePatterns, Policy
+from replfs.node.beside import Beside
 from replfs.store.inode import Inode, close_quietly
 from replfs.store.tree import KEPT, LIMBO, Tree
 
@@ -36,6 +37,8 @@ class Limbo:
         """*kept_names*: what has policy `none` by its name alone."""
         self._tree = tree
         self._kept_names = kept_names
+        self.beside: Beside | None = None
+        """What this store had on its own is not removed, but kept."""
         self._directory = tree.reserved_directory(LIMBO)
         self._kept = tree.reserved_directory(KEPT)
         self._count = itertools.count(1)
@@ -57,6 +60,8 @@ class Limbo:
         if self._is_kept(inode, name):
             self._move(parent, name, inode, self._kept, name)
             return
+        if self.beside is not None:
+            self.beside.taken(parent, name, inode)
         free = self._move(
             parent, name, inode, self._directory, inode.id.hex().encode() or b"nameless"
         )
@@ -184,6 +189,9 @@ class Limbo:
     async def _remove_file(self, directory: Inode, name: bytes, inode: Inode) -> None:
         tree = self._tree
         found = tree.stat(inode)
+        beside = self.beside
+        if beside is not None and beside.wants(directory, name, inode):
+            beside.keep_removed(directory, name, inode, beside.path_of(inode))
         fd = -1
         if found.st_size > _LARGE_FILE and found.st_nlink == 1:
             fd = tree.open(inode, os.O_RDONLY)

@@ -44,6 +44,7 @@ from replfs.node.rundir import default_rundir, make_rundir
 from replfs.node.scrape import Scrape
 from replfs.node.secondary import Secondary
 from replfs.node.status import StatusBoard
+from replfs.node.switchover import Switchover
 from replfs.store import syscalls
 from replfs.store.permitted import WITHOUT_ROOT, check_owner
 from replfs.store.record import PRIVILEGED
@@ -392,6 +393,7 @@ class Node:
             "freeze": self._command_freeze,
             "thaw": self._command_thaw,
             "promote": Promotion(self.roles).command,
+            "switchover": Switchover(self.roles).command,
             "events": self.events.answer,
         }
 

@@ -145,7 +145,6 @@ class Peer:
         self._hurry = trio.Event()
         self._progress = trio.Event()
         self._hurry = trio.Event()
-        self._generation_news = trio.Event()
         self._state_cache: tuple[float, dict[int, str]] = (0.0, {})
 
     # State -------------------------------------------------------------------------------------
@@ -253,14 +252,20 @@ class Peer:
             return "inconsistent"
         return "outdated" if not self.live else "inconsistent"
 
-    def wake_generation(self) -> None:
-        """There is a generation that a peer in sync does not know of."""
-        self._generation_news.set()
+    @property
+    def is_whole(self) -> bool:
+        """It gets everything that is sent now."""
+        return self.live and self.log.is_empty and self.link.has_room()
 
-    async def wait_generation(self) -> None:
-        """Wait until `wake_generation`."""
-        await self._generation_news.wait()
-        self._generation_news = trio.Event()
+    def announce(self, generation: bytes, history: list[bytes], sink: Sink) -> bool:
+        """What follows belongs to another generation; *sink* is told. False: it is not there."""
+        # It may have it from here on, whether that is confirmed or not.
+        self.peer_generation = generation
+        try:
+            self.link.send(ops.Generation(generation, history), None, sink, LIVE)
+        except PeerLost:
+            return False
+        return True
 
     # The link's owner --------------------------------------------------------------------------
 
@@ -352,7 +357,7 @@ class Peer:
             self.advance(Event.OP_LOST, f"the peer could not flush its store: {reason}")
             self.wake_resync()
             return
-        self._begin_divergence()
+        self.begin_divergence()
         self.log.absorb(lost)
         self.doubt(f"the peer could not flush its store: {reason}")
 
@@ -497,7 +502,7 @@ class Peer:
         """
         if self.state is State.UNINITIALIZED and not self.live:
             return
-        self._begin_divergence()
+        self.begin_divergence()
         splitter.mark(self.log, op, self._locator, length=length, start=start)
         self.wake_resync()
 
@@ -510,7 +515,7 @@ class Peer:
         """What a metadata operation touched may differ, for it failed here halfway."""
         if self.state is State.UNINITIALIZED and not self.live:
             return
-        self._begin_divergence()
+        self.begin_divergence()
         for inode, kind, _ in touched:
             handle = self._locator(inode.id)
             if kind == KIND_NAMES:
@@ -519,8 +524,9 @@ class Peer:
                 self.log.mark_attrs(inode.id, handle=handle)
         self.wake_resync()
 
-    def _begin_divergence(self) -> None:
-        if not self.diverged:
+    def begin_divergence(self) -> None:
+        """Before the first change that the peer does not get: a generation without it begins."""
+        if not self.diverged and (self.live or self.state is not State.UNINITIALIZED):
             self.home.diverging(self)
             self.diverged = True
 
@@ -546,7 +552,7 @@ class Peer:
 
     def _mark_unflushed(self, object_id: bytes) -> None:
         """The peer may not have on its disk what it has in memory: all of it is sent again."""
-        self._begin_divergence()
+        self.begin_divergence()
         handle = self._locator(object_id)
         inode = self.home.tree.table.by_id.get(object_id)
         if inode is not None and inode.is_directory:
@@ -624,7 +630,7 @@ class Peer:
     ) -> None:
         """A rename between replicated and not: a name is to be removed there, or to appear."""
         tree = self.home.tree
-        self._begin_divergence()
+        self.begin_divergence()
         splitter.mark_name(self.log, tree.ensure_id(parent), name, self._locator, removal=vanishes)
         splitter.mark_name(self.log, tree.ensure_id(new_parent), new_name, self._locator)
         for inode in appears:
@@ -634,7 +640,7 @@ class Peer:
     def mark_policy_change(self, inode: Inode, *, removal: bool) -> None:
         """The object's names are to vanish from the peer, or to appear there."""
         tree = self.home.tree
-        self._begin_divergence()
+        self.begin_divergence()
         for parent, name in inode.names():
             splitter.mark_name(
                 self.log, tree.ensure_id(parent), name, self._locator, removal=removal

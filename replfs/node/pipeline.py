@@ -83,6 +83,9 @@ class Pipeline:
         """A wait for a peer that is longer is told to it."""
         self.background = 0
         """Claims held or wanted by what is not an application."""
+        self.announcing = 0
+        """Peers that have not confirmed yet that they know of a generation."""
+        self._all_announced = trio.Event()
         self.flights = 0
         """Operations that a peer has not answered."""
         self.detached = 0
@@ -235,9 +238,30 @@ class Pipeline:
         """To every peer on which *op* is clean; into the log of the others."""
         length = len(payload) if payload is not None else 0
         flight.op = op
+        if len(self.peers) > 1:
+            # Those that get it learn first that it belongs to another generation.
+            for peer in self.peers:
+                if not peer.diverged and not peer.is_whole:
+                    peer.begin_divergence()
         for peer in self.peers:
             if not peer.send(op, payload, flight, start):
                 peer.mark(op, length=length, start=start)
+
+    async def announced(self) -> None:
+        """Wait until the peers that go on know of the generation that has begun.
+
+        What some peer does not have is acknowledged only then: whoever is promoted is told apart
+        by it. Bounded, as every answer.
+        """
+        while self.announcing:
+            await self._all_announced.wait()
+
+    def announcement_ended(self) -> None:
+        """A peer knows of a generation, or is lost."""
+        self.announcing -= 1
+        if not self.announcing:
+            self._all_announced.set()
+            self._all_announced = trio.Event()
 
     async def confirmed(self, flight: Flight) -> None:
         """Wait until every peer the operation went to has answered or is lost."""
@@ -300,16 +324,17 @@ class Pipeline:
     async def together(self, number: int) -> None:
         """Wait until what is awaited later is confirmed, or recorded, up to this number."""
         window = self.window
-        if window.confirmed >= number:
-            return
-        flight = window.flight(number)
-        lone = self.flights == self.detached and not window.is_awaited
-        if lone and self._patience.begin():
-            self._spin(flight)
         if window.confirmed < number:
-            began = time.monotonic_ns()
-            await window.wait(number)
-            self._slept(flight, began)
+            flight = window.flight(number)
+            lone = self.flights == self.detached and not window.is_awaited
+            if lone and self._patience.begin():
+                self._spin(flight)
+            if window.confirmed < number:
+                began = time.monotonic_ns()
+                await window.wait(number)
+                self._slept(flight, began)
+        if self.announcing:
+            await self.announced()
 
     async def change(
         self,
@@ -358,6 +383,8 @@ class Pipeline:
                         await self.confirmed(flight)
                 if not let_go:
                     flight.settle(strict=policy == Policy.STRICT)
+                    if self.announcing:
+                        await self.announced()
         finally:
             for slot in slots:
                 self.activity.end(slot)

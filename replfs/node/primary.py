@@ -18,10 +18,10 @@ from replfs.core import generation as generations
 from replfs.core.generation import Decision
 from replfs.core.marks import NotKept
 from replfs.core.messages import Hello, Welcome
-from replfs.core.ops import Phase
+from replfs.core.ops import AnyAnswer, Done
 from replfs.core.policy import Ack, NamePatterns, Policy
 from replfs.core.relationship import State, word
-from replfs.errors import PeerLost, UsageError
+from replfs.errors import UsageError
 from replfs.node.checkpoints import Checkpoints
 from replfs.node.commit import GroupCommit
 from replfs.node.config import PeerSetting, Settings, parse_peer
@@ -48,7 +48,6 @@ _FIRST_CONTACT_S: Final = 1.0
 """How long a start waits for its peers, so that the first change already goes to them."""
 _RESERVE_MIN: Final = 256 << 10
 """Bytes kept back for marks below which a change that some peer lacks is refused (ENOSPC)."""
-_SAVE_AGAIN_S: Final = 1.0
 CLOCKS_APART_S: Final = 2.0
 """A difference of clocks that is worth a warning."""
 _ACTIVITY_SHIFT: Final = 20
@@ -92,10 +91,12 @@ class Primary:
         status: Callable[[], dict[str, Any]],
         on_outdated: Callable[[Peer], None] = lambda _peer: None,
         fetched: frozenset[str] = frozenset(),
+        promoted: bool = False,
     ) -> None:
-        """*on_outdated*: told that a peer says this node's place was taken.
+        """*promoted*: this process was its secondary just now.
 
-        *fetched*: the peers of which this store, which lost power, has everything again.
+        *on_outdated*: told that a peer says this node's place was taken. *fetched*: the peers of
+        which this store, which lost power, has everything again.
         """
         self.outdated = on_outdated
         self._fetched = fetched
@@ -139,7 +140,8 @@ class Primary:
         self._note_patterns()
         self.rescan = Rescan(
             self.pipeline,
-            state.identity().stopped_ns if self._is_rescanned() else 0,
+            # Nor is there anything to be found where this process served the store until now.
+            state.identity().stopped_ns if self._is_rescanned() and not promoted else 0,
             batch=state.batch,
             event=event,
         )
@@ -365,9 +367,13 @@ class Primary:
             # not the change would leave two stores that differ and seem to be equal.
             self.state.flush(durable=True)
             log.info("a new generation begins: %s does not get what follows", peer.name)
+            identity = self.state.identity()
             for other in self.pipeline.peers:
                 if other is not peer and other.live and other.state is State.IN_SYNC:
-                    other.wake_generation()
+                    self.pipeline.announcing += 1
+                    sink = _Announcement(self.pipeline, other)
+                    if not other.announce(identity.generation, list(identity.history), sink):
+                        self.pipeline.announcement_ended()
 
     def changed(self, peer: Peer) -> None:
         """Remember and tell a peer's new state."""
@@ -430,7 +436,6 @@ class Primary:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(peer.link.run)
                     nursery.start_soon(self._resync, peer)
-                    nursery.start_soon(self._carry_generations, peer)
                     nursery.start_soon(congestion.run)
         finally:
             ended.set()
@@ -440,33 +445,6 @@ class Primary:
             # Until then something may differ that nobody knows of.
             await self.rescan.is_over.wait()
         await self.resyncs[peer.name].run()
-
-    async def _carry_generations(self, peer: Peer) -> None:
-        """Tell a peer in sync of generations that began because of another peer."""
-        while True:
-            await peer.wait_generation()
-            identity = self.state.identity()
-            if not peer.live or peer.state is not State.IN_SYNC:
-                continue
-            try:
-                await self.make_durable()
-                await peer.ask(
-                    Phase(
-                        inconsistent=False,
-                        generation=identity.generation,
-                        history=list(identity.history),
-                    )
-                )
-            except PeerLost:
-                continue
-            except OSError as error:
-                log.warning("the generation cannot be saved: %s", error.strerror)
-                await trio.sleep(_SAVE_AGAIN_S)
-                peer.wake_generation()
-                continue
-            peer.peer_generation = identity.generation
-            peer.diverged = False
-            self.changed(peer)
 
     async def first_contact(self, *, patiently: bool) -> None:
         """Wait a moment for the peers that answer at once; *patiently*: for the peer timeout.
@@ -492,6 +470,26 @@ class Primary:
             return "alone"
         order = [State.IN_SYNC, *(state for state in State if state is not State.IN_SYNC)]
         return word(max(states, key=order.index))
+
+
+class _Announcement:
+    """A generation on its way to one peer."""
+
+    def __init__(self, pipeline: Pipeline, peer: Peer) -> None:
+        self._pipeline = pipeline
+        self._peer = peer
+
+    def answered(self, link: Link, answer: AnyAnswer) -> None:
+        """The peer knows it, or could not save it: then the resync tells it again."""
+        del link
+        if not isinstance(answer, Done) or answer.errno:
+            self._peer.doubt("the peer could not save a generation")
+        self._pipeline.announcement_ended()
+
+    def lost(self, link: Link) -> None:
+        """It may know it or not: at the next session it says so."""
+        del link
+        self._pipeline.announcement_ended()
 
 
 def _peer_setting(arguments: dict[str, Any]) -> PeerSetting:

@@ -68,19 +68,11 @@ class Promotion:
                 return {"message": "\n".join([*_would(objections), *lines])}
             refuse(objections, force=bool(arguments.get("force")))
             await self._check_silence()
-            await roles.take_over(self._begin_reign)
+            await roles.take_over(roles.begin_reign)
             if mountpoint is not None:
                 roles.mount(mountpoint)
         lines = [one.loss for one in objections] + lines
         return {"message": "\n".join(["this node is the primary now", *lines])}
-
-    def _begin_reign(self) -> None:
-        roles = self._roles
-        unstable = None
-        if roles.secondary is not None and not roles.state.memory_lost:
-            unstable = roles.secondary.unstable()
-        reign.begin_logs(roles.state, peers_of(roles), unstable)
-        reign.promote(roles.state)
 
     def _mountpoint(self, wanted: object) -> str | None:
         """Where to mount besides, checked."""
@@ -122,7 +114,7 @@ class Promotion:
             found.append(Seen(peer.name, await probe(self._roles, peer.name, peer.endpoint)))
 
         async with trio.open_nursery() as nursery:
-            for peer in peers_of(self._roles):
+            for peer in self._roles.peers():
                 nursery.start_soon(ask, peer)
         return sorted(found)
 
@@ -149,18 +141,6 @@ class Promotion:
                     )
                 )
         return found
-
-
-def peers_of(roles: Roles) -> list[PeerSetting]:
-    """The peers a primary has here: those configured, and those added while it was one."""
-    wanted = list(roles.settings.peers)
-    names = {peer.name for peer in wanted}
-    wanted += [
-        PeerSetting(one.name, one.endpoint)
-        for one in roles.state.peers()
-        if one.settings and one.name not in names
-    ]
-    return wanted
 
 
 def of_state(state: State) -> list[Objection]:
@@ -226,7 +206,7 @@ def promote_stopped(state: State, *, force: bool, tentative: bool) -> str:
     refuse(objections, force=force)
     for peer in state.peers():
         state.forget_log(peer.name)
-    reign.promote(state)
+    reign.promote(state, clean=True)
     state.flush(durable=True)
     lines = ["it is the primary now: mount it with 'replfs mount'", *(o.loss for o in objections)]
     return "\n".join(lines)

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
 
 from replfs.core import generation as generations
 from replfs.core.dirty import DirtyLog
@@ -71,13 +73,16 @@ def begin_logs(state: State, peers: Iterable[PeerSetting], unstable: DirtyLog | 
         log.attach(NotKept())
 
 
-def promote(state: State) -> None:
+def promote(state: State, *, clean: bool = False) -> None:
     """The store is a primary, in a generation of its own, from here on.
+
+    *clean*: no node serves it, and nothing it had in flight is to be looked for.
 
     Raises:
         OSError: that cannot be saved; nothing is changed.
     """
     old = state.identity()
+    state.forget_peer(SUSPECTS)
     state.update(
         role="primary",
         role_changed=True,
@@ -87,10 +92,9 @@ def promote(state: State) -> None:
         inconsistent=False,
         uninitialized=False,
         memory_lost=False,
-        clean=True,
+        clean=clean,
     )
     state.memory_lost = state.unclean = False
-    state.forget_peer(SUSPECTS)
 
 
 # Giving it up ------------------------------------------------------------------------------------
@@ -106,7 +110,8 @@ def give_up(state: State, peers: Sequence[Peer], winner: Identity | None) -> Non
     """
     state.forget_peer(SUSPECTS)
     if winner is not None:
-        state.save_peer(SUSPECTS, node=winner.node)
+        label = f"{state.identity().name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+        state.save_peer(SUSPECTS, node=winner.node, settings={"label": label})
         source = _log_for(peers, winner)
         with state.batch():
             suspects = state.load_log(SUSPECTS)
@@ -122,10 +127,22 @@ def give_up(state: State, peers: Sequence[Peer], winner: Identity | None) -> Non
         state.forget_log(peer.name)
 
 
-def suspects_of(state: State) -> tuple[bytes, DirtyLog] | None:
-    """Whose successor asks, and what this store may have on its own; None: it never gave up."""
+class Suspects(NamedTuple):
+    """What a store may have on its own that gave up its role."""
+
+    winner: bytes
+    """The node that took its place, which the log was kept for."""
+    label: str
+    """What the directory is called in which it is kept beside."""
+    log: DirtyLog
+
+
+def suspects_of(state: State) -> Suspects | None:
+    """None: the store gave nothing up, or a resync has put it right since."""
     found = state.peer(SUSPECTS)
-    return None if found is None else (found.node, state.load_log(SUSPECTS))
+    if found is None:
+        return None
+    return Suspects(found.node, found.settings.get("label", ""), state.load_log(SUSPECTS))
 
 
 def forget_suspects(state: State) -> None:

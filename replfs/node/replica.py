@@ -24,6 +24,7 @@ from replfs.core.dirty import DirtyLog
 from replfs.core.policy import NO_PATTERNS, NamePatterns
 from replfs.core.unstable import Unstable
 from replfs.node.attributes import inspect
+from replfs.node.beside import Beside
 from replfs.node.courtesy import Slice
 from replfs.node.limbo import Limbo
 from replfs.node.suspects import Pages
@@ -70,6 +71,8 @@ class Replica:
         """
         self.tree = tree
         self.limbo = Limbo(tree, kept_names)
+        self.beside: Beside | None = None
+        """What this store may have on its own, and the primary not, is kept beside."""
         self._on_phase = on_phase
         self._prepare = prepare
         self._listing: tuple[bytes, list[bytes]] = (b"", [])
@@ -85,7 +88,7 @@ class Replica:
         """What was applied and may not be on both disks yet."""
         self.suspects = Pages(tree, self._unstable_marks)
         """What this replica may have and its primary lack."""
-        self._by_type: dict[type, Callable[[Any], ops.AnyAnswer]] = {
+        self.handlers: dict[type, Callable[[Any], ops.AnyAnswer]] = {
             ops.Truncate: self._truncate,
             ops.Make: self._make,
             ops.Link: self._link,
@@ -139,6 +142,12 @@ class Replica:
             if type(op) is ops.Forget:
                 self._forget(op, 1 << stream)
                 return OK
+            if (
+                self.beside is not None
+                and isinstance(op, ops.Data | ops.Finish)
+                and self._must_keep(self.beside, op)
+            ):
+                return self._later(partial(self._keep_first, op, bytes(payload or b"")), reply)
             if type(op) is ops.Data:
                 return self._data(op, payload or b"")
             if type(op) is ops.Sync or type(op) is ops.Checkpoint:
@@ -161,7 +170,7 @@ class Replica:
                     )
                 answer = self._place(op, payload or b"")
             else:
-                answer = self._by_type[type(op)](op)
+                answer = self.handlers[type(op)](op)
             if type(op) is ops.Make or type(op) is ops.Place:
                 self._pin(op.object, 1 << stream)
             return answer
@@ -324,6 +333,7 @@ class Replica:
         links = self.tree.stat(inode).st_nlink
         if op.directory or links <= 1:
             inode.pins = 0
+        self._keep_removed(parent, op.name, inode, links)
         self.tree.unlink(parent, op.name, inode, directory=op.directory, links=links)
         if inode.gone:
             self.unstable.forget(op.object)
@@ -338,6 +348,8 @@ class Replica:
         if (replaced.id if replaced is not None else b"") != op.replaced:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         links = self.tree.stat(replaced).st_nlink if replaced is not None else 0
+        if replaced is not None and not op.exchange:
+            self._keep_removed(new_parent, op.new_name, replaced, links)
         self.tree.rename(
             parent,
             op.name,
@@ -675,6 +687,34 @@ class Replica:
         )
         self.tree.drop_unused(inode)
         return answer
+
+    def _must_keep(self, beside: Beside, op: ops.Data | ops.Finish) -> bool:
+        """Whether *op* takes something away that this store may have alone."""
+        inode = self.tree.table.by_id.get(op.object)
+        if inode is None or not beside.holds_contents(inode):
+            return False
+        if isinstance(op, ops.Finish):
+            return self.tree.stat(inode).st_size > op.attributes.size
+        return not op.hole or beside.differs(inode, op.offset, op.offset + op.hole)
+
+    async def _keep_first(self, op: ops.Data | ops.Finish, payload: bytes) -> ops.AnyAnswer:
+        is_wanted = self._still()
+        inode = self._known(op.object)
+        self.tree.hold(inode)
+        try:
+            if self.beside is not None:
+                await self.beside.keep_contents(inode)
+        finally:
+            self.tree.release(inode)
+        if not is_wanted():
+            return ops.Done(errno.EINTR)
+        return self._data(op, payload) if isinstance(op, ops.Data) else self._finish(op)
+
+    def _keep_removed(self, parent: Inode, name: bytes, inode: Inode, links: int) -> None:
+        """An object is about to lose a name through the live stream."""
+        beside = self.beside
+        if beside is not None and links <= 1 and beside.holds_contents(inode):
+            beside.keep_removed(parent, name, inode, inode.path())
 
     def _data(self, op: ops.Data, payload: bytes | memoryview) -> ops.AnyAnswer:
         inode = self._known(op.object)

@@ -9,6 +9,7 @@ leaves a store whose role is the old or the new one, and never two primaries whe
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -18,26 +19,31 @@ from typing import Any, Final
 import trio
 import zmq
 
+from replfs.core import ops
 from replfs.core.messages import Identity
 from replfs.errors import Refused, ReplfsError, UsageError
 from replfs.front import mounting
 from replfs.node import reign
-from replfs.node.config import Settings
+from replfs.node.config import PeerSetting, Settings
 from replfs.node.frontend import FrontEnd
 from replfs.node.peer import Peer
 from replfs.node.primary import Primary
 from replfs.node.probe import probe
 from replfs.node.reception import Reception
+from replfs.node.replica import Reply
 from replfs.node.rundir import make_rundir
 from replfs.node.secondary import Secondary
 from replfs.store.activity import ActivityLog, is_lost, recover
 from replfs.store.state import State
 from replfs.store.tree import Tree
+from replfs.transport.listener import Session
 from replfs.transport.security import Curve
 
 log = logging.getLogger(__name__)
 
 _LOOK_S: Final = 0.01
+_FAREWELL_S: Final = 1.0
+"""How long the one that handed its role over has to end its session, before it is ended here."""
 _STEP_DOWN_S: Final = 30.0
 """How long what is in flight may take to be recorded, when the role is given up."""
 
@@ -172,12 +178,12 @@ class Roles:
         place = hashlib.sha256(binding.digest()).hexdigest()[:16]
         return f"{_memory_directory(self._rundir)}/activity-{place}"
 
-    def _build_primary(self, *, fresh: bool = False) -> Primary:
-        """*fresh*: this process just promoted the store, which has nothing in flight."""
+    def _build_primary(self, *, promoted: bool = False) -> Primary:
+        """*promoted*: this process just promoted the store, which has nothing in flight."""
         state = self.state
         node = state.identity().node
         path = self._activity_path()
-        unfinished = state.unclean and not fresh
+        unfinished = state.unclean and not promoted
         if unfinished and is_lost(path, node):
             log.warning("what the last run had in flight is not known: everything is compared")
             state.memory_lost = True
@@ -193,7 +199,8 @@ class Roles:
             event=self.event,
             status=self._status,
             on_outdated=self._told_outdated,
-            fetched=self.fetched,
+            fetched=frozenset() if promoted else self.fetched,
+            promoted=promoted,
         )
         primary.recover([(one.object, one.kind, one.region, one.handle) for one in in_flight])
         self._activity.clear()
@@ -201,7 +208,13 @@ class Roles:
         return primary
 
     def _build_secondary(self) -> None:
-        self.secondary = Secondary(self.settings, self.state, self.tree, event=self.event)
+        self.secondary = Secondary(
+            self.settings,
+            self.state,
+            self.tree,
+            event=self.event,
+            on_handover=self._asked_to_take_over,
+        )
         self.reception.follower = self.secondary
 
     # Giving the role up --------------------------------------------------------------------------
@@ -251,6 +264,14 @@ class Roles:
             await trio.to_thread.run_sync(self.state.harden)
             await self._become_secondary()
 
+    async def follow(self) -> None:
+        """The state says that this is a secondary, which has nothing on its own: be one."""
+        primary = self.primary
+        if primary is not None:
+            await self._end_role()
+            reign.give_up(self.state, primary.pipeline.peers, None)
+            await self._become_secondary()
+
     async def _become_secondary(self) -> None:
         """The state says that this is a secondary, and nothing of the primary runs any more."""
         primary, self.primary = self.primary, None
@@ -277,8 +298,14 @@ class Roles:
 
     # Taking it -----------------------------------------------------------------------------------
 
-    async def take_over(self, promote: Callable[[], None]) -> None:
-        """Become the primary: *promote* changes the state, durably. The lock is the caller's.
+    async def take_over(
+        self,
+        promote: Callable[[], None],
+        confirm: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """Become the primary: *promote* changes the state. The lock is the caller's.
+
+        *confirm* is called when that is durable, while whoever asked for it is still connected.
 
         Raises:
             OSError: the mount cannot be made read-write; the role is the new one all the same.
@@ -286,21 +313,96 @@ class Roles:
         secondary = self.secondary
         if secondary is None:
             return
+        secondary.is_over = True
+        try:
+            await secondary.replica.idle()
+            # Should this process die once the role is written, the next one is to know that
+            # nothing was in flight.
+            ActivityLog(self._activity_path(), self.state.identity().node).close()
+            promote()
+        except BaseException:
+            secondary.is_over = False
+            raise
+        with contextlib.suppress(OSError):
+            # A disk that fails is no reason to have no primary.
+            await trio.to_thread.run_sync(self.state.harden)
+        if confirm is not None:
+            await confirm()
         self.reception.close_session("this node becomes the primary")
-        await secondary.replica.idle()
         await self._end_role()
-        promote()
-        await trio.to_thread.run_sync(self.state.harden)
         self.secondary = None
         self.reception.follower = None
         secondary.retire()
-        self._build_primary(fresh=True)
+        self._build_primary(promoted=True)
         self._start_role()
         self.event("role", role="primary")
         log.info("this node is the primary now")
         if self.front is not None:
             await self.front.exchange(self.primary)
             await self.front.thaw()
+
+    # Being handed it ----------------------------------------------------------------------------
+
+    def _asked_to_take_over(self, session: Session, op: ops.Handover, reply: Reply) -> None:
+        if self._nursery is None:
+            reply(ops.Done(errno.EBUSY))
+            return
+        work = self._take_over_from if op.commit else self._could_take_over_from
+        self._nursery.start_soon(work, session, reply)
+
+    async def _could_take_over_from(self, session: Session, reply: Reply) -> None:
+        """Whether the primary could follow this node: it must lead back to it."""
+        leads_back = False
+
+        async def look(peer: PeerSetting) -> None:
+            nonlocal leads_back
+            answer = await probe(self, peer.name, peer.endpoint)
+            if answer is not None and answer.node == session.node:
+                leads_back = True
+
+        async with trio.open_nursery() as nursery:
+            for peer in self.peers():
+                nursery.start_soon(look, peer)
+        reply(ops.Done(0 if leads_back else errno.EHOSTUNREACH))
+
+    async def _take_over_from(self, session: Session, reply: Reply) -> None:
+        async with self.changing:
+            secondary = self.secondary
+            if secondary is None or not session.is_open or secondary.session is not session:
+                reply(ops.Done(errno.EBUSY))
+                return
+
+            async def confirm() -> None:
+                reply(ops.Done(0))
+                with trio.move_on_after(_FAREWELL_S):
+                    while session.is_open:
+                        await trio.sleep(_LOOK_S)
+
+            try:
+                await self.take_over(self.begin_reign, confirm)
+            except OSError as error:
+                log.error("the role could not be taken over: %s", error)
+                if self.state.identity().role != "primary":
+                    reply(ops.Done(error.errno or errno.EIO))
+                # Else nothing may be said: the other side would take the role back.
+
+    def begin_reign(self) -> None:
+        """Logs for the peers, and the role, from what this secondary knows. Raises OSError."""
+        unstable = None
+        if self.secondary is not None and not self.state.memory_lost:
+            unstable = self.secondary.unstable()
+        reign.begin_logs(self.state, self.peers(), unstable)
+        reign.promote(self.state)
+
+    def peers(self) -> list[PeerSetting]:
+        """The peers a primary has here: those configured, and those added while it was one."""
+        wanted = list(self.settings.peers)
+        names = {peer.name for peer in wanted}
+        return wanted + [
+            PeerSetting(one.name, one.endpoint)
+            for one in self.state.peers()
+            if one.settings and one.name not in names
+        ]
 
 
 def _memory_directory(rundir: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -16,15 +17,18 @@ from replfs.core.messages import Hello, Welcome
 from replfs.core.policy import NamePatterns
 from replfs.errors import Refused
 from replfs.node import reign
+from replfs.node.beside import Beside
 from replfs.node.config import Settings
 from replfs.node.freezer import Freezer
 from replfs.node.identity import side_of, side_of_message, welcome_of
 from replfs.node.keeper import Keeper
-from replfs.node.replica import Replica
+from replfs.node.replica import Replica, Reply
 from replfs.store.snapshots import snapshots_of
 from replfs.store.state import State
 from replfs.store.tree import Tree
 from replfs.transport.listener import Session
+
+HandOver = Callable[[Session, ops.Handover, Reply], None]
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +43,12 @@ class Secondary:
         tree: Tree,
         *,
         event: Callable[..., None],
+        on_handover: HandOver | None = None,
     ) -> None:
+        """*on_handover*: told that the primary wants this node to take its place."""
+        self._on_handover = on_handover
+        self.is_over = False
+        """This node is about to be a primary: nothing is applied any more."""
         self._state = state
         self._event = event
         self.primary_name = ""
@@ -53,9 +62,21 @@ class Secondary:
         )
         self._suspects = reign.suspects_of(state)
         """What this store may have on its own, since it gave up its role, and who is to know."""
+        self.replica.handlers[ops.Generation] = self._generation
         self.replica.suspects.source = self._suspected
+        self.kept: list[str] = []
+        """Paths below STORE of what was kept beside since the start."""
+        if self._suspects is not None:
+            self._keep(Beside(tree, self._suspects.log, self._suspects.label, self._note_kept))
         self.freezer = Freezer(state, self.replica, lambda: self.session, event)
         self._hello: Hello | None = None
+
+    def _keep(self, beside: Beside | None) -> None:
+        self.replica.beside = self.replica.limbo.beside = beside
+
+    def _note_kept(self, path: str) -> None:
+        self.kept.append(path)
+        self._event("kept", path=path)
 
     async def run(self) -> None:
         """Serve what takes long, until cancelled."""
@@ -120,14 +141,34 @@ class Secondary:
         payload: memoryview | bytes | None,
     ) -> ops.AnyAnswer | None:
         """Apply one operation."""
+        if self.is_over:
+            return ops.Done(errno.EROFS)
+        if stream and type(op) is ops.Handover:
+            return self._handover(session, op, partial(session.answer, stream, seq))
         return self.replica.apply(stream, op, payload, partial(session.answer, stream, seq))
 
     def _suspected(self, everywhere: bool) -> DirtyLog | None:  # noqa: FBT001 - a callback
         """What the primary asks for that may be here and not there; None: anything."""
         if self._suspects is not None:
-            node, log = self._suspects
-            return log if self.session is not None and self.session.node == node else None
+            session = self.session
+            is_asked_by_it = session is not None and session.node == self._suspects.winner
+            return self._suspects.log if is_asked_by_it else None
         return self.replica.unstable.snapshot(everywhere=everywhere)
+
+    def _handover(self, session: Session, op: ops.Handover, reply: Reply) -> ops.AnyAnswer | None:
+        identity = self._state.identity()
+        if self._on_handover is None or identity.generation != op.generation:
+            return ops.Done(errno.EINVAL)
+        if identity.inconsistent or self.freezer.until is not None:
+            return ops.Done(errno.EBUSY)
+        self._on_handover(session, op, reply)
+        return None
+
+    def _generation(self, op: ops.Generation) -> ops.AnyAnswer:
+        """What follows, some other replica does not get."""
+        if not self._state.identity().inconsistent:
+            self._state.update(generation=op.generation, history=tuple(op.history))
+        return ops.Done(0)
 
     def _phase(self, op: ops.Phase) -> None:
         """The primary says that a resync begins or has ended here; durable when it returns."""
@@ -143,6 +184,7 @@ class Secondary:
             self._state.compared()
             if self._suspects is not None:
                 self._suspects = None
+                self._keep(None)
                 reign.forget_suspects(self._state)
         self._state.flush(durable=True)
         if not op.inconsistent:

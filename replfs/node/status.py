@@ -17,6 +17,7 @@ from replfs.node.secondary import Secondary
 from replfs.store.state import State as StoreState
 from replfs.store.tree import Tree
 
+_KEPT_SHOWN: Final = 100
 _PAGE_SIZE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -183,6 +184,7 @@ class StatusBoard:
             "link": "up" if following else "down",
             "applied": secondary.replica.applied,
             "unstable_objects": secondary.replica.unstable.objects,
+            "kept": list(secondary.kept)[-_KEPT_SHOWN:],
             "frozen_until": secondary.freezer.until,
             "snapshots": secondary.keeper.provider,
             "state_before_resync": secondary.keeper.place(),

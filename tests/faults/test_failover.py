@@ -106,3 +106,164 @@ def test_a_promotion_that_is_refused_says_why_and_changes_nothing():
         assert (after["role"], after["generation"]) == ("secondary", before["generation"])
         (a.top / "f").write_bytes(b"y")
         group.assert_equal()
+
+
+# Switchover --------------------------------------------------------------------------------------
+
+
+def switchover(node: Node, *arguments: str) -> str:
+    return node.replfs("switchover", node.store, *arguments).stdout
+
+
+def is_writable(top: Path) -> bool:
+    try:
+        with (top / "writable?").open("ab", buffering=0) as file:
+            file.write(b"x")
+    except OSError:
+        return False
+    return True
+
+
+def test_there_and_back():
+    """Nothing is lost, nothing copied in full, and what is open for reading stays open."""
+    with Group(2) as group:
+        a, b = group.nodes
+        (a.top / "dir").mkdir()
+        (a.top / "dir" / "big").write_bytes(os.urandom(8 << 20))
+        (a.top / "old").write_bytes(b"old")
+        assert not (a.top / "later").exists()  # the kernel now knows that it is not there
+        with (a.top / "dir" / "big").open("rb") as reader:
+            head = reader.read(4096)
+            assert "b is the primary now, and this node follows it" in switchover(a)
+            reader.seek(0)
+            assert reader.read(4096) == head
+        assert [a.status()["role"], b.status()["role"]] == ["secondary", "primary"]
+        assert [is_writable(a.top), is_writable(b.top)] == [False, True]
+        (b.top / "later").write_bytes(b"by b")
+        (b.top / "old").write_bytes(b"new")
+        os.rename(b.top / "dir", b.top / "moved")
+        wait_for(lambda: (a.top / "later").read_bytes() == b"by b", what="the replica to follow")
+        wait_for(lambda: (a.top / "old").read_bytes() == b"new" and (a.top / "moved").is_dir())
+        assert not (a.top / "dir").exists()
+        group.wait_in_sync(b)
+        assert group.peer(b, "a")["sent_bytes"] < 1 << 20
+        group.assert_equal()
+
+        switchover(b)
+        assert [is_writable(a.top), is_writable(b.top)] == [True, False]
+        (a.top / "old").write_bytes(b"again")
+        with pytest.raises(OSError, match="Read-only"):
+            (b.top / "old").write_bytes(b"x")
+        group.wait_in_sync(a)
+        group.assert_equal()
+
+
+def test_a_switchover_that_is_refused_changes_nothing():
+    with Group(2) as group:
+        a, b = group.nodes
+        assert "ask its primary" in refusal(b, "switchover", b.store, code=2)
+        assert "there is no peer named x" in refusal(
+            a, "switchover", a.store, "--peer", "x", code=2
+        )
+        with (a.top / "f").open("wb", buffering=0) as file:
+            file.write(b"1")
+            said = refusal(a, "switchover", a.store, code=2)
+            assert "are open for writing (/f)" in said
+            file.write(b"2")
+        a.replfs("pause", a.store)
+        assert "b is not in sync" in refusal(a, "switchover", a.store, code=6)
+        a.replfs("resume", a.store)
+        group.wait_in_sync(a)
+        (a.top / "f").write_bytes(b"3")
+        assert [a.status()["role"], b.status()["role"]] == ["primary", "secondary"]
+        group.assert_equal()
+
+
+CRASHES = [
+    (0, "replfs.node.switchover:Switchover._prepare:after:1"),
+    (0, "replfs.node.frontend:FrontEnd.freeze:after:1"),
+    (0, "replfs.node.switchover:Switchover._hand_over:before:1"),
+    (0, "replfs.node.switchover:_ask:before:2"),
+    (0, "replfs.node.switchover:_ask:after:2"),
+    (0, "replfs.node.reign:give_up:after:1"),
+    (1, "replfs.node.roles:Roles._take_over_from:before:1"),
+    (1, "replfs.node.reign:begin_logs:after:1"),
+    (1, "replfs.node.reign:promote:after:1"),
+    (1, "replfs.node.roles:Roles._start_role:before:2"),
+    (1, "replfs.node.frontend:FrontEnd.thaw:before:1"),
+]
+"""(whose process dies, where)."""
+
+
+@pytest.mark.parametrize(
+    ("victim", "where"), CRASHES, ids=lambda value: str(value).split(":")[-3:][0]
+)
+def test_a_crash_in_a_switchover_never_gives_two_primaries(victim, where):
+    with Group(2, crash=(victim, where)) as group:
+        a, b = group.nodes
+        (a.top / "f").write_bytes(b"acknowledged")
+        dying = group.nodes[victim]
+        a.replfs("switchover", a.store, "--timeout", "20", check=False)
+        wait_for(lambda: not dying.is_running, what="the crash")
+        dying.kill9()
+        dying.environ = {}
+        dying.start()
+        primaries = [node for node in group.nodes if node.status()["role"] == "primary"]
+        assert len(primaries) <= 1
+        assert [is_writable(node.top) for node in group.nodes].count(True) == len(primaries)
+        if not primaries:
+            # Either may be promoted: they were equal when they stopped.
+            promote(group.nodes[1 - victim])
+            primaries = [group.nodes[1 - victim]]
+        group.wait_in_sync(primaries[0])
+        (primaries[0].top / "g").write_bytes(b"later")
+        assert (primaries[0].top / "f").read_bytes() == b"acknowledged"
+        group.assert_equal()
+
+
+# What the old primary had alone ------------------------------------------------------------------
+
+
+def kept_by(node: Node) -> dict[str, Path]:
+    """What was kept beside, by its path."""
+    found = {}
+    for top in (node.store / ".replfs" / "kept").iterdir():
+        found |= {str(path.relative_to(top)): path for path in top.rglob("*") if path.is_file()}
+    return found
+
+
+def test_an_async_queue_that_died_with_the_primary_is_listed_and_kept():
+    with Group(2, arguments=["--policy", "async"], timeout_s=6.0) as group:
+        a, b = group.nodes
+        (a.top / "log").write_bytes(b"first\n" * 1000)
+        (a.top / "untouched").write_bytes(os.urandom(100_000))
+        a.replfs("sync", a.store)
+        before = (b.store / "log").read_bytes()
+        b.freeze()
+        queued = {}
+        for number in range(30):
+            queued[f"new-{number}"] = os.urandom(1 << 20)
+            (a.top / f"new-{number}").write_bytes(queued[f"new-{number}"])
+        with (a.top / "log").open("ab") as file:
+            file.write(b"last\n")
+        a.kill9()
+        b.thaw()
+        promote(b)
+        # It got what was on its way; the rest died in the queue.
+        lacking = [
+            name
+            for name, data in queued.items()
+            if not (b.top / name).exists() or (b.top / name).read_bytes() != data
+        ]
+        assert lacking
+        assert (b.top / "log").read_bytes() == before
+        a.start()
+        group.wait_in_sync(b)
+        group.assert_equal()
+        kept = kept_by(a)
+        assert set(lacking) | {"log"} == set(kept)
+        for name in lacking:
+            assert kept[name].read_bytes() == queued[name]
+        assert kept["log"].read_bytes() == before + b"last\n"
+        listed = a.status()["kept"]
+        assert sorted(path.rpartition("/")[2] for path in listed) == sorted(kept)

@@ -10,6 +10,7 @@ with Group(2) as group:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,13 @@ from helpers.compare import wait_equal
 from helpers.nodes import Node
 
 TIMEOUT_S = 2.0
+CRASH = Path(__file__).parent / "crash"
+
+
+def crashing(where: str) -> dict[str, str]:
+    """The environment of a process that dies there."""
+    path = f"{CRASH}{os.pathsep}{nodes.REPOSITORY}"
+    return {"PYTHONPATH": path, "CRASH_AT": where}
 
 
 class Member(Node):
@@ -35,8 +43,15 @@ class Group:
     """`nodes[0]`, made by `replfs mount`, is the primary; the others are made by `replfs agent`."""
 
     def __init__(
-        self, count: int, *, arguments: Sequence[str | Path] = (), mounted: bool = True
+        self,
+        count: int,
+        *,
+        arguments: Sequence[str | Path] = (),
+        mounted: bool = True,
+        crash: tuple[int, str] | None = None,
+        timeout_s: float = TIMEOUT_S,
     ) -> None:
+        """*crash*: which node is to die where; see `helpers/crash`."""
         self.base = nodes.make_base()
         self.rundir = self.base / "run"
         self.rundir.mkdir()
@@ -58,7 +73,7 @@ class Group:
             for other, endpoint in zip(self.names, self.endpoints, strict=True):
                 if other != name:
                     command += ["--peer", f"{other}={endpoint}"]
-            command += ["--peer-timeout", f"{TIMEOUT_S:g}s", *arguments]
+            command += ["--peer-timeout", f"{timeout_s:g}s", *arguments]
             self.nodes.append(
                 Member(
                     command,
@@ -66,6 +81,7 @@ class Group:
                     mountpoint=mountpoint if mounted or number == 0 else None,
                     rundir=self.rundir,
                     log=self.base / f"{name}.log",
+                    environ=crashing(crash[1]) if crash and crash[0] == number else None,
                 )
             )
 

@@ -148,8 +148,8 @@ def test_every_live_operation_is_of_a_class():
         ops.Sync: "fsync",
         ops.Checkpoint: "fsyncdir",
     }
-    silent = {ops.Locate, ops.Forget, ops.Stable}  # of replfs's own
-    assert of_class.keys() | silent == set(ops.LiveOp.__args__)
+    own = {ops.Locate, ops.Forget, ops.Stable, ops.Generation}  # of replfs
+    assert of_class.keys() | own == set(ops.LiveOp.__args__)
     for kind in of_class.values():
         assert CLASSES[kind] is not OpClass.LOCAL
 

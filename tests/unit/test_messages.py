@@ -81,6 +81,7 @@ LIVE_OPS = [
     st.builds(ops.RemoveXattr, ids, xattr_names),
     st.builds(ops.SetPolicy, ids, small, small),
     st.builds(ops.Sync, ids, st.booleans()),
+    st.builds(ops.Generation, ids, histories),
     st.builds(ops.Checkpoint, ids_or_none),
     st.builds(ops.Stable, st.booleans()),
 ]
@@ -101,6 +102,7 @@ BULK_OPS = [
     st.builds(ops.EmptyLimbo),
     st.builds(ops.Phase, st.booleans(), ids_or_none, histories),
     st.builds(ops.Inspect, ids, st.just(b"") | names),
+    st.builds(ops.Handover, ids, st.booleans()),
     st.builds(ops.Suspects, st.integers(0, 2**32 - 1), st.booleans()),
     st.builds(
         ops.Fetch, ids, st.integers(0, 2**62), st.integers(0, 1 << 20), st.just(b"") | xattr_names
@@ -486,6 +488,9 @@ BAD_LIVE: list[ops.AnyOp] = [
     ops.SetPolicy(I, 0, 256),
     ops.Sync(b"", True),
     ops.Checkpoint(b"short"),
+    ops.Generation(b"", []),
+    ops.Generation(I, [b""]),
+    ops.Generation(I, [I] * 65),
     ops.Write(I, 0, 0),
 ]
 BAD_BULK: list[ops.AnyOp] = [
@@ -522,6 +527,7 @@ BAD_BULK: list[ops.AnyOp] = [
     ops.Phase(True, I, [b"x"]),
     ops.Phase(True, I, [I] * 65),
     ops.Inspect(b"", b"a"),
+    ops.Handover(b"", True),
     ops.Inspect(I, b"."),
     ops.Inspect(I, b"a/b"),
     ops.Suspects(-1, True),

@@ -141,12 +141,13 @@ class Resync:
             # A generation that a peer knows must not be forgotten here: this store would look
             # outdated after a loss of power.
             await peer.home.make_durable()
+            # The peer may have it from here on, whether that is confirmed or not.
+            peer.peer_generation = generation
+            peer.diverged = False
             await self._tell(ops.Phase(inconsistent=False, generation=generation, history=history))
-            if not (len(self._log) or peer.unrecorded):
+            if not (len(self._log) or peer.unrecorded or generation != self._generation()[0]):
                 break
         self._names.forget()
-        peer.peer_generation = generation
-        peer.diverged = generation != self._generation()[0]
         peer.advance(Event.LOG_EMPTY_CONFIRMED)
         peer.progressed()
 

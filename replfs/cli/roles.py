@@ -76,10 +76,12 @@ def _declare_split_brain(parser: argparse.ArgumentParser) -> None:
                         help="list: the files that differ; keep-mine, keep-theirs: that side "
                         "wins; keep-both: theirs is kept beside mine")  # fmt: skip
     parser.add_argument("--peer", metavar="NAME", help="which peer (needed if several)")
+    parser.add_argument("--tentative", action="store_true", help="only say what would be done")
 
 
 def _run_split_brain(args: argparse.Namespace) -> int:
-    return _do(args, "split-brain", {"action": args.action, "peer": args.peer}, 600.0)
+    fields = {"action": args.action, "peer": args.peer, "tentative": args.tentative}
+    return _do(args, "split-brain", fields, 600.0)
 
 
 def _do(args: argparse.Namespace, command: str, fields: Json, timeout_s: float) -> int:

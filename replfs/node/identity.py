@@ -7,12 +7,16 @@ from typing import Final
 import replfs
 from replfs.core.generation import Side
 from replfs.core.messages import Hello, Identity, Welcome
-from replfs.store.state import State
+from replfs.store.state import SUSPECTS, State
 
 PROBE: Final = "probe"
 """In a greeting's features: it only asks who this is."""
 INSPECTION: Final = "inspection"
 """In a greeting's features: the session it begins changes nothing."""
+YIELDING: Final = "yielding"
+"""In a greeting's features: an operator gave up what was changed in this store's generation."""
+SUSPECTED: Final = "suspects"
+"""In a reply's features: the store knows what it may have on its own since it gave up its role."""
 
 
 def hello_of(state: State, *features: str) -> Hello:
@@ -48,9 +52,15 @@ def welcome_of(state: State) -> Welcome:
         clean=mine.clean,
         uninitialized=mine.uninitialized,
         memory_lost=mine.memory_lost,
-        features=["inconsistent"] if state.identity().inconsistent else [],
+        features=features_of(state),
         release=mine.release,
     )
+
+
+def features_of(state: State) -> list[str]:
+    """What else there is to be said."""
+    found = ["inconsistent"] if state.identity().inconsistent else []
+    return found if state.peer(SUSPECTS) is None else [*found, SUSPECTED]
 
 
 def side_of(state: State) -> Side:

@@ -43,6 +43,7 @@ from replfs.node.roles import Roles
 from replfs.node.rundir import default_rundir, make_rundir
 from replfs.node.scrape import Scrape
 from replfs.node.secondary import Secondary
+from replfs.node.splitbrain import SplitBrain
 from replfs.node.status import StatusBoard
 from replfs.node.switchover import Switchover
 from replfs.store import syscalls
@@ -394,6 +395,7 @@ class Node:
             "thaw": self._command_thaw,
             "promote": Promotion(self.roles).command,
             "switchover": Switchover(self.roles).command,
+            "split-brain": SplitBrain(self.roles).command,
             "events": self.events.answer,
         }
 

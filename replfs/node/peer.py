@@ -25,6 +25,7 @@ from replfs.core.relationship import Event, State, next_state
 from replfs.core.unstable import Unstable
 from replfs.errors import PeerLost, ProtocolError, Refused
 from replfs.node.flight import Flight, describe
+from replfs.node.identity import SUSPECTED
 from replfs.store import locators
 from replfs.store.activity import KIND_NAMES
 from replfs.store.inode import Inode
@@ -63,6 +64,9 @@ class Home(Protocol):
 
     def can_record(self) -> bool:
         """Whether there is room kept back for dirty marks."""
+
+    def is_discarded(self, generation: bytes) -> bool:
+        """Whether an operator decided against what was changed in that generation."""
 
     def outdated(self, peer: Peer) -> None:
         """The peer says that this node's place as primary was taken."""
@@ -312,12 +316,23 @@ class Peer:
         self.is_asked = True
         self.home.changed(self)
 
+    @property
+    def is_apart(self) -> bool:
+        """Its store and this one were changed apart."""
+        return self.state is State.SPLIT_BRAIN
+
     def _speaks_of(self, welcome: Welcome) -> bool:
         """Whether the log says what that node lacks.
 
         It was kept for the node it knows, and for no other; begun by a promotion, for those that
         were complete and at the same generation then.
         """
+        if self.home.is_discarded(welcome.generation):
+            # What was changed there apart from here is told by that node, or nobody knows it.
+            self.is_asked = False
+            lineage = {welcome.generation, *welcome.history}
+            known = welcome.node == self.peer_node or (not self.peer_node and self.base in lineage)
+            return known and SUSPECTED in welcome.features
         if self.peer_node:
             return welcome.node == self.peer_node
         return (

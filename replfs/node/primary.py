@@ -17,11 +17,12 @@ import zmq
 from replfs.core import generation as generations
 from replfs.core.generation import Decision
 from replfs.core.marks import NotKept
-from replfs.core.messages import Hello, Welcome
+from replfs.core.messages import Hello, Identity, Welcome
 from replfs.core.ops import AnyAnswer, Done
 from replfs.core.policy import Ack, NamePatterns, Policy
 from replfs.core.relationship import State, word
 from replfs.errors import UsageError
+from replfs.node import reign
 from replfs.node.checkpoints import Checkpoints
 from replfs.node.commit import GroupCommit
 from replfs.node.config import PeerSetting, Settings, parse_peer
@@ -367,13 +368,28 @@ class Primary:
             # not the change would leave two stores that differ and seem to be equal.
             self.state.flush(durable=True)
             log.info("a new generation begins: %s does not get what follows", peer.name)
-            identity = self.state.identity()
-            for other in self.pipeline.peers:
-                if other is not peer and other.live and other.state is State.IN_SYNC:
-                    self.pipeline.announcing += 1
-                    sink = _Announcement(self.pipeline, other)
-                    if not other.announce(identity.generation, list(identity.history), sink):
-                        self.pipeline.announcement_ended()
+            self._announce(but=peer)
+
+    def _announce(self, but: Peer) -> None:
+        """Tell the peers in sync what generation it is from here on."""
+        identity = self.state.identity()
+        for other in self.pipeline.peers:
+            if other is not but and other.live and other.state is State.IN_SYNC:
+                self.pipeline.announcing += 1
+                sink = _Announcement(self.pipeline, other)
+                if not other.announce(identity.generation, list(identity.history), sink):
+                    self.pipeline.announcement_ended()
+
+    def supersede(self, peer: Peer, theirs: Identity) -> None:
+        """An operator decides a split brain for this store. Raises OSError."""
+        reign.supersede(self.state, theirs)
+        log.warning("what %s changed apart from this node is given up", peer.name)
+        self._event("decided", peer=peer.name, winner=self.settings.name)
+        self._announce(but=peer)
+
+    def is_discarded(self, generation: bytes) -> bool:
+        """Whether an operator decided against what was changed in that generation."""
+        return generation in self.state.identity().discarded
 
     def changed(self, peer: Peer) -> None:
         """Remember and tell a peer's new state."""

@@ -9,7 +9,7 @@ import zmq
 from replfs.core.messages import Hello, Welcome
 from replfs.errors import PeerLost, Refused
 from replfs.node.config import Settings
-from replfs.node.identity import PROBE, hello_of
+from replfs.node.identity import PROBE, YIELDING, hello_of
 from replfs.store.state import State
 from replfs.transport.link import Link
 from replfs.transport.security import Curve
@@ -39,6 +39,24 @@ class _Stranger:
 
     def went_down(self, link: Link, reason: str) -> None:
         """Never called."""
+
+
+async def yield_to(node: Prober, name: str, endpoint: str) -> None:
+    """Tell another primary that what this store changed apart from it is given up.
+
+    Raises:
+        Refused: always, where it was heard; with the code `outdated` if it was taken.
+        PeerLost: it was not.
+    """
+    link = Link(
+        node.context,
+        endpoint,
+        _Stranger(),
+        peer_timeout_s=min(_PROBE_S, node.settings.peer_timeout_s),
+        security=node.curve,
+        name=name,
+    )
+    await link.ask(hello_of(node.state, YIELDING))
 
 
 async def probe(node: Prober, name: str, endpoint: str) -> Welcome | None:

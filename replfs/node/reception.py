@@ -18,38 +18,44 @@ import zmq
 
 from replfs.core import generation as generations
 from replfs.core import ops
+from replfs.core.dirty import DirtyLog
 from replfs.core.generation import Action
 from replfs.core.messages import Hello, Welcome
 from replfs.errors import Refused
 from replfs.node.config import Settings
-from replfs.node.identity import INSPECTION, PROBE, side_of, side_of_message, welcome_of
+from replfs.node.identity import INSPECTION, PROBE, YIELDING, side_of, side_of_message, welcome_of
 from replfs.node.replica import Replica
 from replfs.store.state import State
 from replfs.store.tree import Tree
 from replfs.transport.listener import Applier, Listener, Session
 from replfs.transport.security import Curve
 
-HARMLESS: Final = (ops.Locate, ops.Forget, ops.List, ops.Inspect, ops.Digest)
+HARMLESS: Final = (
+    ops.Locate, ops.Forget, ops.List, ops.Inspect, ops.Digest, ops.Suspects, ops.Fetch,
+)  # fmt: skip
 """What is done in an inspection."""
 
 
 class Inspection:
     """A session of a primary in which somebody looks at its tree."""
 
-    def __init__(self, tree: Tree, session: Session) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        session: Session,
+        changed: Callable[[Hello], DirtyLog | None],
+        nursery: trio.Nursery,
+    ) -> None:
+        """*changed*: what this store has and the one that looks may lack; None: anything."""
         self._session = session
         self._replica = Replica(tree, lambda _op: None)
-        self._scope = trio.CancelScope()
-
-    async def run(self) -> None:
-        """Serve what takes long, until the session is over."""
-        with self._scope:
-            await self._replica.run()
+        self._replica.suspects.source = lambda _everywhere: changed(session.hello)
+        # A task of its own might not have begun when the first operation comes.
+        self._replica.run_in(nursery)
 
     def close(self) -> None:
         """The session is over."""
         self._replica.forget_all()
-        self._scope.cancel()
 
     def apply(self, stream: int, seq: int, op: ops.AnyOp) -> ops.AnyAnswer | None:
         """Do one operation, if it changes nothing."""
@@ -70,8 +76,16 @@ class Reception:
         curve: Curve | None,
         *,
         on_outdated: Callable[[Hello], None],
+        on_yield: Callable[[Hello], None],
+        changed: Callable[[Hello], DirtyLog | None],
     ) -> None:
-        """*on_outdated*: told of a primary that took this node's place."""
+        """*on_outdated*: told of a primary that took this node's place.
+
+        *on_yield*: told of one that gives up what it changed apart from this node. *changed*: what
+        this primary has that another store may lack; None: anything.
+        """
+        self._on_yield = on_yield
+        self._changed = changed
         self._state = state
         self._tree = tree
         self._on_outdated = on_outdated
@@ -111,6 +125,9 @@ class Reception:
         decision = generations.decide(side_of(self._state), side_of_message(hello))
         if decision.action is Action.STEP_DOWN:
             self._on_outdated(hello)
+        elif decision.action is Action.SPLIT_BRAIN and YIELDING in hello.features:
+            self._on_yield(hello)
+            decision = generations.decide(side_of(self._state), side_of_message(hello))
         raise Refused(decision.sentence, decision.action.value)
 
     def _welcome_inspection(self, hello: Hello) -> Welcome:
@@ -127,8 +144,9 @@ class Reception:
         if INSPECTION in session.hello.features:
             if self._nursery is None:
                 return
-            inspection = self._inspections[session] = Inspection(self._tree, session)
-            self._nursery.start_soon(inspection.run)
+            self._inspections[session] = Inspection(
+                self._tree, session, self._changed, self._nursery
+            )
         elif self.follower is not None:
             self.follower.opened(session)
         else:

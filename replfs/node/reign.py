@@ -97,6 +97,21 @@ def promote(state: State, *, clean: bool = False) -> None:
     state.memory_lost = state.unclean = False
 
 
+def supersede(state: State, loser: Identity) -> None:
+    """An operator decides for this store: *loser*'s generation becomes an earlier one of it.
+
+    Raises:
+        OSError: that cannot be saved; nothing is changed.
+    """
+    old = state.identity()
+    history = dict.fromkeys((old.generation, loser.generation, *old.history, *loser.history))
+    state.update(
+        generation=os.urandom(OBJECT_ID_SIZE),
+        history=tuple(history),
+        discarded=(loser.generation, *old.discarded),
+    )
+
+
 # Giving it up ------------------------------------------------------------------------------------
 
 
@@ -112,7 +127,7 @@ def give_up(state: State, peers: Sequence[Peer], winner: Identity | None) -> Non
     if winner is not None:
         label = f"{state.identity().name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
         state.save_peer(SUSPECTS, node=winner.node, settings={"label": label})
-        source = _log_for(peers, winner)
+        source = log_for(peers, winner)
         with state.batch():
             suspects = state.load_log(SUSPECTS)
             if source is None:
@@ -150,7 +165,7 @@ def forget_suspects(state: State) -> None:
     state.forget_peer(SUSPECTS)
 
 
-def _log_for(peers: Sequence[Peer], winner: Identity) -> DirtyLog | None:
+def log_for(peers: Sequence[Peer], winner: Identity) -> DirtyLog | None:
     """The log of what *winner* lacks of this store; None where there is none."""
     for peer in peers:
         if peer.peer_node == winner.node:

@@ -113,6 +113,10 @@ class Replica:
             task_status.started()
             await trio.sleep_forever()
 
+    def run_in(self, nursery: trio.Nursery) -> None:
+        """Serve what takes long in a nursery that is there already, instead of `run`."""
+        self._nursery = nursery
+
     async def idle(self) -> None:
         """Wait until nothing that takes long is going on."""
         while self._nursery is not None and self._nursery.child_tasks:

@@ -20,6 +20,7 @@ import trio
 import zmq
 
 from replfs.core import ops
+from replfs.core.dirty import DirtyLog
 from replfs.core.messages import Identity
 from replfs.errors import Refused, ReplfsError, UsageError
 from replfs.front import mounting
@@ -91,7 +92,14 @@ class Roles:
         self.fetched: frozenset[str] = frozenset()
         """The peers from which a store that lost power has fetched what it lost."""
         self.reception = Reception(
-            settings, state, tree, context, curve, on_outdated=self._superseded
+            settings,
+            state,
+            tree,
+            context,
+            curve,
+            on_outdated=self._superseded,
+            on_yield=self._yielded,
+            changed=self._changed_apart,
         )
 
     # Beginning and end ---------------------------------------------------------------------------
@@ -223,6 +231,22 @@ class Roles:
         """Another primary greets that was made one in place of this node."""
         if self._nursery is not None and self.primary is not None:
             self._nursery.start_soon(self.step_down, by)
+
+    def _yielded(self, by: Identity) -> None:
+        """Another primary gives up what it changed apart from this node: this one goes on."""
+        primary = self.primary
+        if primary is None:
+            return
+        for peer in primary.pipeline.peers:
+            if peer.is_apart:
+                primary.supersede(peer, by)
+                self.state.flush(durable=True)
+                return
+
+    def _changed_apart(self, other: Identity) -> DirtyLog | None:
+        """What this primary has and *other* may lack."""
+        primary = self.primary
+        return None if primary is None else reign.log_for(primary.pipeline.peers, other)
 
     def _told_outdated(self, peer: Peer) -> None:
         """A peer says that this node is outdated: it is asked who it is, to be sure."""

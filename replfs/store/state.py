@@ -101,6 +101,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """16 bytes; empty before there is one."""
     history: tuple[bytes, ...] = ()
     """Earlier generations, newest first, at most `HISTORY_MAX`."""
+    discarded: tuple[bytes, ...] = ()
+    """Generations of other stores that an operator decided against, newest first."""
     uninitialized: bool = True
     """The store never was a primary, nor a complete replica."""
     inconsistent: bool = False
@@ -302,6 +304,8 @@ class State:
         """
         if "history" in changes:
             changes["history"] = tuple(changes["history"])[:HISTORY_MAX]
+        if "discarded" in changes:
+            changes["discarded"] = tuple(changes["discarded"])[:HISTORY_MAX]
         identity = msgspec.structs.replace(self._identity, **changes)
         ids = (identity.volume, identity.generation, *identity.history)
         if any(len(value) not in {0, OBJECT_ID_SIZE} for value in ids):

@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 BACKOFF_MIN_S: Final = 0.1
 BACKOFF_MAX_S: Final = 5.0
+REFUSED_BACKOFF_MIN_S: Final = 1.0
 REFUSED_BACKOFF_MAX_S: Final = 30.0
 PINGS_PER_TIMEOUT: Final = 5
 CHECKS_PER_TIMEOUT: Final = 20
@@ -129,6 +130,7 @@ class Link:
         self._flows: tuple[Flow[Sink], Flow[Sink]] = (Flow(LIVE), Flow(BULK))
         self._established = False
         self._doom = ""
+        self._retry = trio.Event()
         self._scope: trio.CancelScope | None = None
         self._nursery: trio.Nursery | None = None
         self._greetings = 0
@@ -217,6 +219,10 @@ class Link:
                 return
             await flow.room.park()
 
+    def retry(self) -> None:
+        """What was refused may not be any more: try now."""
+        self._retry.set()
+
     def fail(self, reason: str) -> None:
         """End the session, if there is one; the link then tries to get another."""
         if self.is_up:
@@ -249,7 +255,7 @@ class Link:
     async def run(self) -> None:
         """Keep a session going, until cancelled."""
         delay = BACKOFF_MIN_S
-        refused_delay = 1.0
+        refused_delay = REFUSED_BACKOFF_MIN_S
         try:
             async with trio.open_nursery() as self._nursery:
                 while True:
@@ -260,10 +266,15 @@ class Link:
                         await self._session()
                     except Refused as error:
                         self._refused(error)
-                        if error.args[1:] == ("frozen",):
-                            refused_delay = 1.0  # it passes, and much may be waiting for it
-                        await trio.sleep(refused_delay)
+                        if error.args[1:] in {("frozen",), ("step-down",)}:
+                            # It passes, and much may be waiting for it.
+                            refused_delay = REFUSED_BACKOFF_MIN_S
+                        self._retry = trio.Event()
+                        with trio.move_on_after(refused_delay):
+                            await self._retry.wait()
                         refused_delay = min(refused_delay * 2, REFUSED_BACKOFF_MAX_S)
+                        if self._retry.is_set():
+                            refused_delay = REFUSED_BACKOFF_MIN_S
                         continue
                     except _Gone as error:
                         if self._security is not None:
@@ -271,7 +282,7 @@ class Link:
                         self._last_error = str(error)
                         self._enter("connecting")
                     else:
-                        refused_delay = 1.0
+                        refused_delay = REFUSED_BACKOFF_MIN_S
                         if time.monotonic_ns() - began > self._timeout_ns:
                             delay = BACKOFF_MIN_S
                     await trio.sleep(delay)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers.children import spawn
 from helpers.group import Group
-from helpers.nodes import Node, wait_for
+from helpers.nodes import Node, Pair, wait_for
 
 pytestmark = pytest.mark.mounted
 
@@ -267,3 +267,196 @@ def test_an_async_queue_that_died_with_the_primary_is_listed_and_kept():
         assert kept["log"].read_bytes() == before + b"last\n"
         listed = a.status()["kept"]
         assert sorted(path.rpartition("/")[2] for path in listed) == sorted(kept)
+
+
+def hold_open(path: Path, base: Path) -> None:
+    """Write, and again when told to; the file stays open for as long as that takes."""
+    with path.open("wb", buffering=0) as file:
+        file.write(b"by a\n")
+        (base / "opened").touch()
+        wait_for((base / "go on").exists, what="the word")
+        with pytest.raises(OSError, match="Read-only"):
+            file.write(b"too late\n")
+
+
+def test_a_primary_that_was_frozen_steps_down_in_place():
+    """It comes to and learns that it is outdated; what is open for writing fails from then on."""
+    with Group(2) as group:
+        a, b = group.nodes
+        holder = spawn(hold_open, a.top / "f", group.base)
+        wait_for((group.base / "opened").exists)
+        a.freeze()
+        promote(b)
+        (b.top / "f").write_bytes(b"by b\n")
+        a.thaw()
+        group.wait_role(a, "secondary")
+        (group.base / "go on").touch()
+        holder.result()
+        group.wait_in_sync(b)
+        wait_for(lambda: (a.top / "f").read_bytes() == b"by b\n", what="the replica to follow")
+        assert not is_writable(a.top)
+        group.assert_equal()
+
+
+def test_of_three_the_one_that_is_ahead_is_promoted():
+    with Group(3) as group:
+        a, b, c = group.nodes
+        (a.top / "f").write_bytes(b"1")
+        c.kill9()
+        (a.top / "f").write_bytes(b"2")
+        (a.top / "big").write_bytes(os.urandom(4 << 20))
+        a.kill9()
+        c.start()
+        said = refusal(c, "promote", c.store, code=6)
+        assert "b is ahead of this node: promote that one" in said
+        told = promote(c, "--tentative")
+        assert "it would be refused: b is ahead" in told
+        assert "a is not reachable" in told
+        assert c.status()["role"] == "secondary"
+        promote(b)
+        assert (b.top / "f").read_bytes() == b"2"
+        group.wait_in_sync(b, "c")
+        (b.top / "g").write_bytes(b"3")
+        a.start()
+        assert a.status()["role"] == "secondary"
+        group.wait_in_sync(b)
+        assert group.peer(b, "a")["sent_bytes"] < 1 << 20
+        group.assert_equal()
+
+
+def test_a_stopped_store_is_promoted_and_mounted():
+    with Group(2) as group:
+        a, b = group.nodes
+        (a.top / "f").write_bytes(b"x")
+        a.kill9()
+        assert b.stop() == 0
+        assert "nothing speaks against it" in promote(b, "--tentative")
+        assert "mount it with 'replfs mount'" in promote(b)
+        assert "is the primary's already" in refusal(b, "promote", b.store, code=2)
+        # By the command it was an agent with, as by the other one.
+        b.start()
+        (b.top / "f").write_bytes(b"y")
+        a.start()
+        group.wait_in_sync(b)
+        group.assert_equal()
+
+
+def test_a_node_without_a_mount_gets_one():
+    with Group(2, mounted=False) as group:
+        a, b = group.nodes
+        (a.top / "f").write_bytes(b"x")
+        a.kill9()
+        top = group.base / "mnt-b"
+        promote(b, "--mount", str(top))
+        b.mountpoint = top
+        assert (top / "f").read_bytes() == b"x"
+        (top / "f").write_bytes(b"y")
+        assert b.replfs("status", top, check=False).returncode == 6
+        a.start()
+        group.wait_in_sync(b)
+        group.assert_equal()
+
+
+def test_an_outdated_primary_that_cannot_listen_ends_with_a_sentence():
+    with Pair() as pair:
+        (pair.mountpoint / "f").write_bytes(b"x")
+        pair.mount.kill9()
+        promote(pair.agent)
+        pair.mount.start(wait=False)
+        wait_for(lambda: not pair.mount.is_running, what="the old primary to end")
+        assert pair.mount.process is not None
+        assert pair.mount.process.returncode == 5
+        assert b"start it again with --listen" in pair.mount.log_since_start()
+        pair.mount.clean_up()
+        pair.mount.start(wait=False)
+        wait_for(lambda: not pair.mount.is_running, what="it to be refused")
+        assert b"is a secondary now" in pair.mount.log_since_start()
+
+
+# Split brain -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def apart():
+    """Two stores that were changed apart: a's, and b's that was promoted while a was dead."""
+    with Group(2) as group:
+        a, b = group.nodes
+        (a.top / "dir").mkdir()
+        for name in ("both", "same", "gone-on-b", "dir/deep"):
+            (a.top / name).write_bytes(b"before\n" * 10)
+        a.kill9()
+        promote(b)
+        (b.top / "both").write_bytes(b"changed on b\n")
+        (b.top / "only-b").write_bytes(b"b\n")
+        (b.top / "gone-on-b").unlink()
+        b.kill9()
+        # Nobody is there who could tell it.
+        a.start()
+        assert a.status()["role"] == "primary"
+        (a.top / "both").write_bytes(b"changed on a\n")
+        (a.top / "only-a").write_bytes(b"a\n")
+        (a.top / "dir" / "deep").write_bytes(b"changed on a\n")
+        b.start()
+        wait_for(lambda: group.peer(a, "b")["state"] == "split-brain", what="a to see it")
+        wait_for(lambda: group.peer(b, "a")["state"] == "split-brain", what="b to see it")
+        yield group
+
+
+DIFFERENT = {
+    "/both": "contents differ",
+    "/dir/deep": "contents differ",
+    "/gone-on-b": "only here",
+    "/only-a": "only here",
+    "/only-b": "only on b",
+}
+
+
+def test_a_split_brain_is_listed_and_changes_nothing(apart):
+    a, b = apart.nodes
+    out = a.replfs("split-brain", a.store, "list").stdout
+    lines = dict(line.split(": ", 1) for line in out.splitlines() if line.startswith("/"))
+    assert set(lines) == set(DIFFERENT)
+    for path, words in DIFFERENT.items():
+        assert words in lines[path]
+    assert "5 names differ" in out
+    there = b.replfs("split-brain", b.store, "list").stdout
+    assert "/only-b: only here" in there
+    for action in ("keep-mine", "keep-theirs", "keep-both"):
+        assert "would step down" in a.replfs("split-brain", a.store, action, "--tentative").stdout
+    assert [node.status()["role"] for node in apart.nodes] == ["primary", "primary"]
+    assert (a.top / "both").read_bytes() == b"changed on a\n"
+    assert (b.top / "both").read_bytes() == b"changed on b\n"
+    said = refusal(a, "promote", a.store, code=2)
+    assert "is the primary already" in said
+
+
+@pytest.mark.parametrize("decision", ["keep-mine", "keep-theirs", "keep-both"])
+def test_a_split_brain_is_decided(apart, decision):
+    a, b = apart.nodes
+    winner, loser = (b, a) if decision == "keep-theirs" else (a, b)
+    versions = {
+        name: (loser.top / name).read_bytes()
+        for name in ("both", "dir/deep", "only-a", "only-b", "gone-on-b")
+        if (loser.top / name).exists()
+    }
+    a.replfs("split-brain", a.store, decision)
+    apart.wait_role(loser, "secondary")
+    apart.wait_in_sync(winner)
+    apart.assert_equal()
+    assert winner.status()["role"] == "primary"
+    mark = b"changed on b\n" if winner is b else b"changed on a\n"
+    assert (winner.top / "both").read_bytes() == mark
+    assert (winner.top / "gone-on-b").exists() == (winner is a)
+    assert (winner.top / "same").read_bytes() == b"before\n" * 10
+    kept = {name: path.read_bytes() for name, path in kept_by(loser).items()}
+    alone = {"both", "only-b"} if loser is b else {"both", "only-a", "dir/deep"}
+    assert {name: kept[name] for name in alone} == {name: versions[name] for name in alone}
+    beside = sorted(path.name for path in winner.top.iterdir() if ".b-" in path.name)
+    if decision == "keep-both":
+        assert [name.partition(".b-")[0] for name in beside] == ["both", "only-b"]
+        assert (winner.top / beside[0]).read_bytes() == versions["both"]
+        assert (winner.top / beside[1]).read_bytes() == versions["only-b"]
+    else:
+        assert beside == []
+    (winner.top / "both").write_bytes(b"and on\n")
+    apart.assert_equal()

@@ -397,7 +397,7 @@ def test_commands_send_their_arguments_and_show_the_answer(capsys, tmp_path):
             assert replfs(capsys, *argv, *target[1:])[0] == 0
             assert seen.pop() == (f"peer-{argv[1]}", fields)
         assert replfs(capsys, "split-brain", target[0], "list", *target[1:])[0] == 0
-        assert seen.pop() == ("split-brain", {"action": "list", "peer": None})
+        assert seen.pop() == ("split-brain", {"action": "list", "peer": None, "tentative": False})
         code, _, err = replfs(capsys, "promote", *target)
         assert code == ExitCode.NOT_IN_SYNC
         assert err == "replfs: b is not in sync; wait, or use --force\n"

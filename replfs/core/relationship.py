@@ -12,6 +12,8 @@ from __future__ import annotations
 import enum
 from typing import Final
 
+from replfs.core import generation
+
 
 class State(enum.Enum):
     """Where replication to a peer stands."""
@@ -155,7 +157,19 @@ def page() -> str:
         for (state, event), target in TRANSITIONS.items()
         if target is not state
     ]
-    return "\n".join([*lines, "```", ""])
+    lines += [
+        "```",
+        "",
+        "## What two stores are to each other",
+        "",
+        "Decided by both sides at every greeting, each about itself (*m*) and the other, from the "
+        "first row that fits (`replfs/core/generation.py`). Wall-clock time decides nothing.",
+        "",
+        "| row | what is done | why |",
+        "| --- | --- | --- |",
+    ]
+    lines += [f"| {name} | {action.value} | {why} |" for name, _, action, why in generation.TABLE]
+    return "\n".join([*lines, ""])
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from replfs.node.config import PeerSetting, check_nesting
 from replfs.node.identity import side_of, side_of_message
 from replfs.node.probe import probe
 from replfs.node.roles import Roles
+from replfs.store import locators
 from replfs.store.state import State
 
 _SIGN_S: Final = 0.05
@@ -62,8 +63,11 @@ class Promotion:
             mountpoint = self._mountpoint(arguments.get("mount"))
             await self._check_silence()
             seen = await self._look_around()
-            objections = [*of_state(roles.state), *self._of_others(seen)]
-            lines = [f"{one.name} is not reachable" for one in seen if one.welcome is None]
+            before = roles.secondary.keeper.place()
+            objections = [*of_state(roles.state, before), *self._of_others(seen)]
+            lines = self._removals() + [
+                f"{one.name} is not reachable" for one in seen if one.welcome is None
+            ]
             if arguments.get("tentative"):
                 return {"message": "\n".join([*_would(objections), *lines])}
             refuse(objections, force=bool(arguments.get("force")))
@@ -73,6 +77,22 @@ class Promotion:
                 roles.mount(mountpoint)
         lines = [one.loss for one in objections] + lines
         return {"message": "\n".join(["this node is the primary now", *lines])}
+
+    def _removals(self) -> list[str]:
+        """What was `none` where this node was the primary, and is on other nodes still."""
+        suspects = reign.suspects_of(self._roles.state)
+        if suspects is None:
+            return []
+        tree = self._roles.tree
+        found = []
+        for directory, name in suspects.log.removals():
+            marks = suspects.log.marks(directory)
+            inode = locators.find(tree, marks.handle, directory) if marks is not None else None
+            if inode is not None:
+                path = b"/".join(part for part in (inode.path(), name) if part)
+                shown = path.decode(errors="backslashreplace")
+                found.append(f"/{shown} is removal-pending: other nodes have it still")
+        return found
 
     def _mountpoint(self, wanted: object) -> str | None:
         """Where to mount besides, checked."""
@@ -143,8 +163,10 @@ class Promotion:
         return found
 
 
-def of_state(state: State) -> list[Objection]:
+def of_state(state: State, before_resync: str | None = None) -> list[Objection]:
     """What the store itself says against being made the primary's.
+
+    *before_resync*: where the state before a resync that was cut off is kept.
 
     Raises:
         UsageError: it cannot be one at all.
@@ -163,9 +185,11 @@ def of_state(state: State) -> list[Objection]:
             )
         )
     elif identity.inconsistent:
+        kept = f"; what it was before is in {before_resync}" if before_resync else ""
         found.append(
             Objection(
-                "this store is inconsistent, a resync into it was cut off: let its primary end it",
+                "this store is inconsistent, a resync into it was cut off: let its primary end it"
+                + kept,
                 "a resync into this store was cut off: it is half old and half new",
             )
         )

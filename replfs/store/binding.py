@@ -77,17 +77,6 @@ def mount_id(directory: int) -> str:
     return f"{device}:{_mount_number(directory)}"
 
 
-def filesystem_type(directory: int) -> str:
-    """The kernel's name for the kind of filesystem *directory* is on, or empty if it is hidden."""
-    number = _mount_number(directory)
-    with open("/proc/self/mountinfo", "rb") as mounts:
-        for mount in mounts:
-            fields = mount.split(b" ")
-            if fields[0] == number.encode():
-                return fields[fields.index(b"-") + 1].decode("ascii", "replace")
-    return ""
-
-
 def _mount_number(directory: int) -> str:
     with open(f"/proc/self/fdinfo/{directory}", encoding="ascii") as lines:
         for line in lines:

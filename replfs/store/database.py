@@ -7,10 +7,9 @@ The owner's connection makes all changes and never waits for a disk: commits syn
 one, the keeper, moves the log into the database and syncs, in whatever thread calls `harden`; it
 also makes the first change after that, because that one syncs the head of the log.
 
-Two connections share the log's index, a file in STORE that SQLite maps into memory. Where a write
-to a mapped page may need space, on copy-on-write filesystems and where blocks are smaller than
-pages, a full disk would kill the process by SIGBUS. There (see `_SHARES_SAFELY`) the owner's is the
-only connection, keeps the index to itself in its own memory, and moves the log in `tidy`.
+Both share the log's index, in this process's memory: where it is a file that SQLite maps, as is
+usual, a full disk or one that dies would kill the process by SIGBUS. No other process can read the
+database meanwhile.
 
 SQLite resolves the path it is given when it opens a file, `/proc/self/fd` included. So all
 connections are opened while STORE can be seen, before a mount may cover it, and nothing is opened
@@ -20,7 +19,6 @@ from then on; `close(covered=True)` is for a STORE that is still covered.
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import sqlite3
 import threading
@@ -30,7 +28,6 @@ from typing import Any, Final
 import msgspec
 
 from replfs.errors import StoreError
-from replfs.store.binding import filesystem_type
 
 FILE: Final = "state.db"
 LOG: Final = "state.db-wal"
@@ -46,14 +43,9 @@ _LONG_LOG: Final = 48 << 20
 """Bytes of log from which commits may be made to wait."""
 _BACKSTOP_PAGES: Final = 16384
 """Pages of log after which a commit does so itself, because nobody hardens."""
-_SHARES_SAFELY: Final = frozenset({"ext2", "ext3", "ext4", "tmpfs", "xfs"})
-"""Filesystems that overwrite a file's pages in place, by the names in /proc/filesystems."""
 _HEAD_SIZE: Final = 100
 """Bytes; see "The Database Header" in https://www.sqlite.org/fileformat2.html."""
-_PAGE_SIZE: Final = mmap.PAGESIZE
-_FULL: Final = frozenset(
-    {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_WRITE}
-)
+_FULL: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE})
 _DAMAGE: Final = frozenset(
     {
         sqlite3.SQLITE_CORRUPT,
@@ -106,7 +98,8 @@ class Database:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             self._reserve = os.open("reserve", flags, 0o600, dir_fd=directory)
             self._check(application, version)
-            self._open()
+            self._db = self._connect(keeps=False)
+            self._keeper = self._connect(keeps=True)
             self._check_pages()
             self._log = os.open(LOG, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
             os.fsync(directory)
@@ -118,39 +111,17 @@ class Database:
             raise
         self.reserve_space()
 
-    def _open(self) -> None:
-        self._shares = (
-            filesystem_type(self._directory) in _SHARES_SAFELY
-            and os.fstatvfs(self._directory).f_bsize >= _PAGE_SIZE
-        )
-        try:
-            self._connect_all()
-        except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode not in _FULL:
-                raise
-            # The index of the log is a file, where connections share it. On a full disk there may
-            # be no room for it, whatever is given up: one connection has it in memory.
-            self._shares = False
-            self._connect_all()
-
-    def _connect_all(self) -> None:
-        for connection in self._connections:
-            connection.close()
-        self._connections = []
-        self._db = self._connect(keeps=False)
-        self._keeper = self._connect(keeps=True) if self._shares else self._db
-
     def _connect(self, *, keeps: bool) -> sqlite3.Connection:
+        # Source: https://www.sqlite.org/vfs.html, "unix-excl": the index is on the heap, for all
+        # connections of the process.
         db = sqlite3.connect(
-            f"/proc/self/fd/{self._directory}/{FILE}",
+            f"file:/proc/self/fd/{self._directory}/{FILE}?vfs=unix-excl",
+            uri=True,
             timeout=_BUSY_TIMEOUT_S,
             isolation_level=None,
             check_same_thread=not keeps,
         )
         self._connections.append(db)
-        if not self._shares:
-            # Before the log is first read: then its index is not a file.
-            db.execute("PRAGMA locking_mode = EXCLUSIVE")
         if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
             raise StoreError(f"the filesystem of {self._where} cannot hold a write-ahead log")
         # NORMAL syncs nothing at a commit, but enough around a checkpoint that a power loss
@@ -280,17 +251,8 @@ class Database:
             # Relies on: fsync(2) of a file makes its size durable too, so that the log's new
             # frames can be read back. Its directory entry is durable since it was opened.
             os.fsync(self._log)
-            if self._shares and self._commits - self._commits_kept >= _CHECKPOINT_COMMITS:
+            if self._commits - self._commits_kept >= _CHECKPOINT_COMMITS:
                 self._checkpoint()
-
-    def tidy(self) -> None:
-        """Where `harden` may not: move the log into the database, if it is long.
-
-        Raises:
-            OSError: the disk failed.
-        """
-        if not self._shares and self._commits - self._commits_kept >= _CHECKPOINT_COMMITS:
-            self._empty_log()
 
     def _checkpoint(self) -> bool:
         """Move the log into the database, so that the log starts anew. True if it did."""

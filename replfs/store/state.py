@@ -495,7 +495,6 @@ class State:
         self._commit()
         if durable:
             self.harden()
-        self._database.tidy()
 
     def harden(self) -> None:
         """Make what is saved survive a power loss. Waits for the disk; any thread may call it.

@@ -8,6 +8,7 @@ there also when both sides lost power.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import threading
@@ -17,8 +18,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from helpers.cases import outcome
 from helpers.disks import CrashDisk, crash_disk
-from helpers.nodes import Node, Pair, make_base, remove_base, wait_for
+from helpers.nodes import Node, Pair, make_base, remove_base, unmount_all, wait_for
 
 pytestmark = pytest.mark.mounted
 
@@ -108,9 +110,7 @@ class Writer(threading.Thread):
     def sync(self, name: str) -> None:
         data = self.data()
         with self.about(name):
-            with (self.directory / name).open("wb", buffering=0) as file:
-                file.write(data)
-                os.fsync(file.fileno())
+            self.write_stable(self.directory / name, data)
             self.files[name] = data
             fd = os.open(self.directory, os.O_RDONLY)
             try:
@@ -118,6 +118,18 @@ class Writer(threading.Thread):
             finally:
                 os.close(fd)
         self.synced[name] = data
+
+    def write_stable(self, path: Path, data: bytes) -> None:
+        """In each of the ways in which a program may ask for it."""
+        how = self.rng.choice((os.O_SYNC, os.O_DSYNC, os.fsync, os.fdatasync))
+        flags = how if isinstance(how, int) else 0
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | flags, 0o644)
+        try:
+            os.write(fd, data)
+            if not isinstance(how, int):
+                how(fd)
+        finally:
+            os.close(fd)
 
     def check(self, store: Path, files: dict[str, bytes], *, exactly: bool) -> None:
         """All of `files` is in `store`, and with `exactly` nothing else."""
@@ -302,4 +314,92 @@ def test_a_primary_that_starts_alone_gives_up_what_it_lost():
         pair.wait_in_sync()
         # What is here counts, and what was fsynced is here.
         found.check(pair.primary_store, pair.secondary_store, synced=True)
+        pair.assert_equal()
+
+
+def test_what_was_fsynced_without_the_peer_is_carried_after_a_loss_of_power():
+    """The mark and the generation are as durable as the data, for a call that returned."""
+    with rig(("primary", "secondary"), "xfs", NEVER, 11) as found:
+        pair = found.pair
+        (pair.mountpoint / "file").write_bytes(b"old" * 50_000)
+        found.wait_stable()
+        pair.agent.kill9()
+        pair.wait_state("out-of-sync")
+        fd = os.open(pair.mountpoint / "file", os.O_WRONLY)
+        os.pwrite(fd, b"new" * 50_000, 0)
+        os.fsync(fd)
+        # Behind it more that nobody was promised.
+        os.pwrite(fd, b"lost", 0)
+        (pair.mountpoint / "lost").write_bytes(b"x")
+        found.lose_power(pair.mount)
+        with contextlib.suppress(OSError):
+            os.close(fd)
+        found.disks["secondary"].cut()
+        found.disks["secondary"].come_back()
+        assert (pair.primary_store / "file").read_bytes()[4:] == (b"new" * 50_000)[4:]
+        pair.agent.start()
+        pair.mount.start()
+        pair.wait_in_sync()
+        assert (pair.secondary_store / "file").read_bytes()[4:] == (b"new" * 50_000)[4:]
+        pair.assert_equal()
+
+
+def test_a_replica_whose_disk_dies_is_left_behind_and_comes_back():
+    with rig(("secondary",), "xfs", OFTEN, 12) as found:
+        pair = found.pair
+        found.work(0.3)
+        # From here on every access is EIO, and the node lives on.
+        found.disks["secondary"].cut()
+        wait_for(lambda: pair.peer()["state"] != "in-sync", 30, "the replica to be left behind")
+        before = sum(writer.operations for writer in found.writers)
+        wait_for(
+            lambda: sum(writer.operations for writer in found.writers) > before + 50,
+            30,
+            "the mount to go on",
+        )
+        assert os.strerror(errno.EIO) in str(pair.peer())
+        pair.agent.kill9()
+        found.disks["secondary"].come_back()
+        pair.agent.start()
+        pair.wait_in_sync()
+        found.end_work()
+        pair.wait_in_sync()
+        found.check(pair.primary_store, pair.secondary_store)
+        pair.assert_equal()
+
+
+def test_a_replica_whose_disk_turns_read_only_is_left_behind_and_comes_back():
+    with rig(("secondary",), "ext4", OFTEN, 13) as found:
+        pair = found.pair
+        found.work(0.3)
+        found.disks["secondary"].turn_read_only()
+        wait_for(lambda: pair.peer()["state"] != "in-sync", 30, "the replica to be left behind")
+        found.end_work()
+        assert os.strerror(errno.EROFS) in str(pair.peer())
+        found.check(pair.primary_store)
+        pair.agent.kill9()
+        unmount_all(pair.secondary_store)
+        found.disks["secondary"].attach()
+        pair.agent.start()
+        pair.wait_in_sync()
+        found.check(pair.primary_store, pair.secondary_store)
+        pair.assert_equal()
+
+
+def test_a_primary_whose_disk_dies_says_so_and_has_everything_when_it_comes_back():
+    with rig(("primary",), "xfs", OFTEN, 14) as found:
+        pair = found.pair
+        found.work(0.3)
+        found.disks["primary"].cut()
+        # Applications are told; nothing that failed counts as done.
+        for writer in found.writers:
+            writer.join(30)
+            assert not writer.is_alive()
+        assert outcome(os.mkdir, pair.mountpoint / "dir") == "EIO"
+        pair.mount.kill9()
+        found.disks["primary"].come_back()
+        found.check(pair.secondary_store)
+        pair.mount.start()
+        pair.wait_in_sync()
+        found.check(pair.primary_store, pair.secondary_store)
         pair.assert_equal()

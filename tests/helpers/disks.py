@@ -107,6 +107,15 @@ class CrashDisk:
             with self._image.open("rb") as image, self._copy.open("wb") as copy:
                 fcntl.ioctl(copy.fileno(), _FICLONE, image.fileno())
 
+    def turn_read_only(self) -> None:
+        """As the kernel does with an ext4 in which it finds something wrong."""
+        device = os.stat(self.place).st_dev
+        name = os.path.basename(
+            os.readlink(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+        )
+        _run("mount", "-o", "remount,errors=remount-ro", str(self.place))
+        Path(f"/sys/fs/ext4/{name}/trigger_fs_error").write_text("test")
+
     def come_back(self) -> None:
         """Mount what is left."""
         unmount_all(self.place)

@@ -26,7 +26,7 @@ from replfs.core.dirty import DirtyLog
 from replfs.core.marks import DropAll, DropObject
 from replfs.core.regions import REGION_SIZE
 from replfs.errors import StoreBusy, StoreError
-from replfs.store import binding, database, state
+from replfs.store import binding, state
 from replfs.store.state import HISTORY_MAX, State
 
 ROOT = Path(replfs.__path__[0]).parent
@@ -255,7 +255,6 @@ def test_boot_and_mount_have_names(tmp_path):
     assert len(binding.boot_id()) == 36
     assert binding.mount_id(directory) == binding.mount_id(directory)
     assert binding.mount_id(directory) != binding.mount_id(other)
-    assert binding.filesystem_type(other) == "proc"
     os.close(directory)
     os.close(other)
 
@@ -426,34 +425,21 @@ def test_harden_runs_beside_marks_and_keeps_the_log_short(store):
         assert content(it.load_log("a")) == expected
 
 
-def test_alone_the_log_is_tidied_by_flush(store, monkeypatch):
-    """Where the index of the log may not be a mapped file there is one connection."""
-    monkeypatch.setattr(database, "_SHARES_SAFELY", frozenset())
+def test_no_file_of_the_state_is_mapped(store):
+    """A disk that dies, or is full, would kill the process by SIGBUS."""
     with opened(store) as it:
         it.save_peer("a")
-        log = it.load_log("a")
-        for object_id in OBJECTS[:2500]:
-            log.mark_data(object_id, 0, 1)
+        it.load_log("a").mark_data(OBJECTS[0], 0, 1)
+        it.harden()
         assert not (store / ".replfs/state.db-shm").exists()
-        thread = threading.Thread(target=it.harden)
-        thread.start()
-        thread.join()
-        assert it.statistics().checkpoints == 0
-        it.flush()
-        assert it.statistics().checkpoints == 1
-        expected = content(log)
-    with opened(store) as it:
-        assert content(it.load_log("a")) == expected
+        assert "state.db" not in Path("/proc/self/maps").read_text()
 
 
 # Killed ----------------------------------------------------------------------------------------
 
 MARKING = """
     import os
-    from replfs.store import database
     from replfs.store.state import State
-    if sys.argv[2] == "alone":
-        database._SHARES_SAFELY = frozenset()
     it = State(os.open(sys.argv[1], os.O_RDONLY))
     it.save_peer("a")
     log = it.load_log("a")
@@ -473,11 +459,10 @@ MARKING = """
 """
 
 
-@pytest.mark.parametrize("sharing", ["shared", "alone"])
 @pytest.mark.parametrize("lines", [2, 50, 900, 3500])
-def test_every_mark_made_before_a_kill_is_there(store, sharing, lines):
+def test_every_mark_made_before_a_kill_is_there(store, lines):
     """Marks are not synced to disk, and need not be: the kernel has them."""
-    told = kill_after(run(MARKING, str(store), sharing), lines)
+    told = kill_after(run(MARKING, str(store)), lines)
     assert told[0] == "ready"
     with opened(store) as it:
         log = it.load_log("a")
@@ -705,11 +690,8 @@ class Disk:
         return store
 
 
-@pytest.mark.parametrize("sharing", ["shared", "alone"])
-def test_a_full_disk(small_disk, monkeypatch, sharing):
+def test_a_full_disk(small_disk):
     """Marks go on in the reserve; then they fail, and have not been made; then there is space."""
-    if sharing == "alone":
-        monkeypatch.setattr(database, "_SHARES_SAFELY", frozenset())
     store = small_disk.make()
     marked = []
     with opened(store) as it:
@@ -778,12 +760,9 @@ def test_a_batch_on_a_full_disk_is_made_good_before_any_later_mark(small_disk):
         assert len(log) == 500
 
 
-@pytest.mark.parametrize("sharing", ["shared", "alone"])
 @pytest.mark.parametrize("seed", range(3))
-def test_what_was_hardened_outlives_a_power_loss(small_disk, monkeypatch, sharing, seed):
+def test_what_was_hardened_outlives_a_power_loss(small_disk, seed):
     """And what was not may be gone, but the state is whole."""
-    if sharing == "alone":
-        monkeypatch.setattr(database, "_SHARES_SAFELY", frozenset())
     store = small_disk.make()
     dice = random.Random(seed)
     directory = os.open(store, os.O_RDONLY)
@@ -813,11 +792,8 @@ def test_what_was_hardened_outlives_a_power_loss(small_disk, monkeypatch, sharin
 
 COVERING = """
     import os, subprocess, threading
-    from replfs.store import database
     from replfs.store.state import State
-    store, cover, sharing = sys.argv[1:]
-    if sharing == "alone":
-        database._SHARES_SAFELY = frozenset()
+    store, cover = sys.argv[1:]
     directory = os.open(store, os.O_RDONLY)
     it = State(directory)
     it.save_peer("a")
@@ -845,8 +821,7 @@ COVERING = """
 """
 
 
-@pytest.mark.parametrize("sharing", ["shared", "alone"])
-def test_a_store_may_be_covered_once_it_is_open(store, tmp_path, sharing):
+def test_a_store_may_be_covered_once_it_is_open(store, tmp_path):
     """A mount over STORE hides every path into it: none is used any more."""
     if os.geteuid() != 0:
         pytest.skip("needs root, to mount")
@@ -855,7 +830,7 @@ def test_a_store_may_be_covered_once_it_is_open(store, tmp_path, sharing):
     decoys = [cover / ".replfs" / f"state.db{tail}" for tail in ("", "-wal", "-shm")]
     for decoy in decoys:
         decoy.write_bytes(b"decoy")
-    with run(COVERING, str(store), str(cover), sharing) as process:
+    with run(COVERING, str(store), str(cover)) as process:
         assert process.stdout is not None
         assert process.stdout.read() == "done\n"
     assert [decoy.read_bytes() for decoy in decoys] == [b"decoy"] * 3

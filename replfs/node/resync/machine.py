@@ -116,7 +116,7 @@ class Resync:
         generation, history = self._generation()
         await self._tell(ops.Phase(inconsistent=True, generation=generation, history=history))
         if not peer.is_asked:
-            suspicion = await suspects.ask(peer.ask, everywhere=False)
+            suspicion = await suspects.ask(peer.ask, everywhere=True)
             is_known = suspects.mark(self._tree, self._log, suspicion)
             log.info(
                 "peer %s: what it has on its own is %s",

@@ -64,7 +64,8 @@ def process_as_before():
 class SharedPair:
     """One pair for many tests; made on first use, and again if a test has broken it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *mount_arguments: str) -> None:
+        self._mount_arguments = mount_arguments
         self._pair: nodes.Pair | None = None
         self._failures: list[BaseException] = []
 
@@ -79,7 +80,8 @@ class SharedPair:
                 # Hundreds of tests must not wait a minute each for the same thing.
                 raise AssertionError(f"no pair has started so far: {self._failures[-1]}")
             try:
-                self._pair = nodes.Pair().__enter__()
+                pair = nodes.Pair(mount_arguments=self._mount_arguments)
+                self._pair = pair.__enter__()
             except (AssertionError, OSError, nodes.NodeFailed) as error:
                 self._failures.append(error)
                 raise
@@ -110,6 +112,14 @@ class SharedPair:
 def shared_pairs(nothing_left_behind):
     """The holder of the pair that is shared by tests which only use the mount."""
     shared = SharedPair()
+    yield shared
+    shared.finish()
+
+
+@pytest.fixture(scope="session")
+def writeback_pairs(nothing_left_behind):
+    """The same, of a pair whose mount has the kernel's write-back cache."""
+    shared = SharedPair("--writeback")
     yield shared
     shared.finish()
 

@@ -18,6 +18,7 @@ from replfs.core import footprint, ops
 from replfs.core.policy import Policy
 from replfs.core.scheduler import END
 from replfs.node.flight import Flight
+from replfs.node.late_times import LateTimes
 from replfs.node.pipeline import Pipeline
 from replfs.node.view import View, failure
 from replfs.store import syscalls
@@ -44,6 +45,7 @@ class Files(View):
         self.pipeline = pipeline
         self.checkpoint = checkpoint
         self.policies = pipeline.policies
+        self._late_times = LateTimes()
 
     # Data --------------------------------------------------------------------------------------
 
@@ -54,6 +56,8 @@ class Files(View):
         inode = handle.inode
         if inode.gone:
             return os.pwrite(handle.fd, data, offset)
+        if self.policies.writeback:
+            self._late_times.came(inode)
         if inode.privileges is not False and self.tree.must_clear_privileges(inode):
             await self._clear_privileges(inode)
         size = len(data)
@@ -183,6 +187,11 @@ class Files(View):
     async def open(self, nodeid: int, flags: int) -> Handle:
         """A handle; O_TRUNC arrives here and is a truncation like any other."""
         inode = self.inode(nodeid)
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            self.check_confirmable(inode)
+        if self.policies.writeback and flags & os.O_ACCMODE == os.O_WRONLY:
+            # The kernel reads the rest of a page that is written in part.
+            flags = flags & ~os.O_ACCMODE | os.O_RDWR
         handle = self.open_handle(inode, flags)
         if flags & os.O_TRUNC:
             try:
@@ -192,11 +201,28 @@ class Files(View):
                 raise
         return handle
 
+    def check_confirmable(self, inode: Inode) -> None:
+        """EOPNOTSUPP where a write would return before it could be `strict`."""
+        if self.policies.writeback and self.policies.effective(inode) == Policy.STRICT:
+            raise failure(errno.EOPNOTSUPP)
+
     async def flush(self, number: int) -> None:
         """At close: what was not awaited by itself is."""
-        unconfirmed = self.handle(number).inode.unconfirmed
-        if unconfirmed:
-            await self.pipeline.together(unconfirmed)
+        inode = self.handle(number).inode
+        await self._settle_times(inode)
+        if inode.unconfirmed:
+            await self.pipeline.together(inode.unconfirmed)
+
+    async def _settle_times(self, inode: Inode) -> None:
+        mtime = self._late_times.due(inode)
+        if mtime is not None and not inode.gone:
+            await self.set_attributes(inode, mtime=mtime)
+
+    async def release(self, number: int) -> None:
+        """A file's handle is closed."""
+        inode = self.handle(number).inode
+        await super().release(number)
+        self._late_times.forget(inode)
 
     async def fsync(self, number: int, *, data_only: bool) -> None:
         """Stable on both sides: what was in flight first, then both disks at once."""
@@ -204,6 +230,7 @@ class Files(View):
         if handle.inode.gone:
             await trio.to_thread.run_sync(os.fsync, handle.fd)
             return
+        await self._settle_times(handle.inode)
         await self._flush(handle.inode, data_only=data_only)
 
     async def fsyncdir(self, number: int, *, data_only: bool) -> None:

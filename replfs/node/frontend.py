@@ -55,6 +55,7 @@ class FrontEnd:
         self._status = status
         self._primary: Primary | None = None
         self._exclusive = False
+        self._writeback = False
         self.over = trio.Event()
         """The session has ended: everything is unmounted and closed."""
         self.session: FuseSession | None = None
@@ -71,15 +72,17 @@ class FrontEnd:
         """
         settings = self._settings
         self._exclusive = primary is not None
+        # With the kernel as the owner of sizes a replica's mount would not see them change.
+        self._writeback = settings.writeback and primary is not None
         self._operations = Operations(
-            self._behind(primary), acl=settings.acl, writeback=settings.writeback
+            self._behind(primary), acl=settings.acl, writeback=self._writeback
         )
         self._tell_times(primary)
         options = MountOptions(
             read_only=settings.read_only or primary is None,
             allow_other=settings.allow_other,
             fsname=settings.store,
-            writeback=settings.writeback,
+            writeback=self._writeback,
             acl=settings.acl,
             nosuid=settings.nosuid,
             nodev=settings.nodev,
@@ -130,6 +133,9 @@ class FrontEnd:
         self._primary = primary
         if primary is not None:
             primary.pipeline.fuse_ready = self._is_ready
+            primary.policies.writeback = self._writeback
+            if self._settings.writeback and not self._writeback:
+                log.warning("no writeback: %s was mounted for a secondary", self.mountpoint)
 
     def _behind(self, primary: Primary | None) -> Mounted:
         if primary is not None:
@@ -190,6 +196,9 @@ class FrontEnd:
         self._tell_times(primary)
         self._attend(primary)
         await self._make_kernel_forget()
+        if primary is None and self._writeback and self.session is not None:
+            log.warning("%s is unmounted: writeback is not for a secondary", self.mountpoint)
+            await trio.to_thread.run_sync(self.session.detach)
 
     async def _make_kernel_forget(self) -> None:
         """Pages, attributes and names that the kernel has from the other role are not used again.

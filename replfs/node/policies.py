@@ -52,18 +52,17 @@ class Policies:
         on_used: Callable[[], None],
         generation: Callable[[], bytes],
         patterns: NamePatterns = NO_PATTERNS,
-        writeback: bool = False,
     ) -> None:
         """*used*: some object has, or once had, a policy of its own; *on_used* remembers that.
 
-        *patterns*: names that are `none` where their objects have no policy of their own;
-        *writeback*: the kernel keeps written data back, so that nothing can be `strict`.
+        *patterns*: names that are `none` where their objects have no policy of their own.
         """
         self._tree = tree
         self.default = default
         self.default_ack = default_ack
         self._is_deferred_by_default = default_ack == Ack.CLOSE and _is_awaited_later(default)
-        self._writeback = writeback
+        self.writeback = False
+        """The kernel keeps written data back, so that no write can be `strict`."""
         self._patterns = patterns
         self._remembered = used
         self._used = used or bool(patterns)
@@ -335,7 +334,7 @@ class Policies:
         try:
             if name == POLICY_XATTR:
                 policy = rules.parse(value)
-                contradicts = not _is_deferrable(policy) and (ack == Ack.CLOSE or self._writeback)
+                contradicts = not _is_deferrable(policy) and (ack == Ack.CLOSE or self.writeback)
             else:
                 ack = rules.parse_ack(value)
                 contradicts = ack == Ack.CLOSE and not _is_deferrable(self.effective(inode))

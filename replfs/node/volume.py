@@ -40,6 +40,8 @@ class Volume(Files):
         inode = self.inode(nodeid)
         if inode.foreign:
             raise failure(errno.EXDEV)
+        if mtime is not None and self.policies.writeback:
+            self._late_times.said(inode, mtime)
         if size is not None:
             fd = self.handle(number).fd if number is not None else -1
             await self.truncate(inode, size, mtime, fd)
@@ -83,6 +85,7 @@ class Volume(Files):
         umask: int,
     ) -> tuple[Handle, Inode, os.stat_result]:
         """A new file, open."""
+        self.check_confirmable(self.inode(parent_id))
         try:
             inode, found, fd = await self._make(
                 parent_id, name, mode, owner, umask, 0, b"", "create"

@@ -8,8 +8,10 @@ import os
 import signal
 
 import pytest
-from helpers.cases import fails, fd_of, make_owned, mode_of, read, stamps, write
+from helpers.cases import BOTH_CACHES, fails, fd_of, make_owned, mode_of, read, stamps, write
 from helpers.children import GROUP, OTHER_USER, USER, ChildDied, as_user, run, together
+
+pytestmark = BOTH_CACHES
 
 PAGE = mmap.PAGESIZE
 

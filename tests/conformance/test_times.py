@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import pytest
 from helpers.cases import (
+    BOTH_CACHES,
     KINDS,
     OLD_NS,
     fails,
@@ -25,6 +26,8 @@ from helpers.cases import (
 )
 from helpers.children import GROUP, OTHER_USER, USER, as_user
 from helpers.libc import UTIME_NOW, UTIME_OMIT, utimensat
+
+pytestmark = BOTH_CACHES
 
 SECOND = 10**9
 MOMENTS = {

@@ -13,6 +13,7 @@ import signal
 
 import pytest
 from helpers.cases import (
+    BOTH_CACHES,
     NOT_SYMLINK,
     fails,
     fd_of,
@@ -26,6 +27,8 @@ from helpers.cases import (
     write,
 )
 from helpers.children import GROUP, OTHER_USER, USER, ChildDied, as_user, run, spawn
+
+pytestmark = BOTH_CACHES
 
 DATA = bytes(range(256)) * 40
 SIZES = (0, 1, 4095, 4096, 4097, len(DATA) - 1, len(DATA), len(DATA) + 1, 65_536, 1_000_003)

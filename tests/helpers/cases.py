@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 NAME_MAX = 255
@@ -21,6 +23,8 @@ ESSENCE = (
     "st_ino", "st_mode", "st_nlink", "st_uid", "st_gid", "st_size", "st_mtime_ns", "st_ctime_ns"
 )  # fmt: skip
 OLD_NS = 1_234_567_890_123_456_789
+BOTH_CACHES = pytest.mark.parametrize("cache", ["write-through", "write-back"])
+"""For a module whose cases are to run on a mount with `writeback` as well."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from soak import faults, kills
+from soak import faults, kills, verifications
 from soak.story import PAUSE_MAX_MS, Story
 
 pytestmark = [pytest.mark.mounted, pytest.mark.slow]
@@ -20,3 +20,8 @@ def test_nothing_acknowledged_is_lost_by_kills():
 def test_everything_heals_by_itself():
     report = faults.run(5, 1, Story(), files=500, size=30_000, rest_s=0.001)
     assert report.longest_ns / 1e6 < PAUSE_MAX_MS, report
+
+
+@pytest.mark.timeout(300)
+def test_verification_beside_writers_finds_what_is_there_and_nothing_else():
+    verifications.run(1, 1, Story(), writers=2, rest_s=0.002, files=100)

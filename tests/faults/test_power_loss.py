@@ -267,9 +267,9 @@ def test_what_was_fsynced_survives_when_both_lose_power(kind, seed):
     with rig(("primary", "secondary"), kind, NEVER, seed) as found:
         pair = found.pair
         found.work(0.7)
+        wait_for(lambda: sum(len(one.synced) for one in found.writers) > 10, 60, "fsyncs")
         found.lose_power(pair.mount, pair.agent)
         found.end_work()
-        assert sum(len(writer.synced) for writer in found.writers) > 10
         found.check(pair.primary_store, pair.secondary_store, synced=True)
         pair.agent.start()
         pair.mount.start()

@@ -163,9 +163,10 @@ class FrontEnd:
 
     # A change of role ----------------------------------------------------------------------------
 
-    def has_writers(self) -> bool:
-        """Whether a file is open for writing."""
-        return any(handle.writable for handle in self._tree.table.handles.values())
+    @property
+    def is_fixed(self) -> bool:
+        """It is mounted and cannot be remounted: only root may (mount(2))."""
+        return not self.over.is_set() and os.geteuid() != 0
 
     async def freeze(self) -> bool:
         """Remount read-only, through what still serves. False: files are open for writing."""

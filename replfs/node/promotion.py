@@ -60,6 +60,11 @@ class Promotion:
         async with roles.changing:
             if roles.secondary is None:
                 raise UsageError("this node just became the primary")
+            if roles.front is not None and roles.front.is_fixed:
+                raise UsageError(
+                    f"without root {roles.front.mountpoint} cannot be made read-write: unmount it "
+                    "with 'replfs umount', then promote with --mount"
+                )
             mountpoint = self._mountpoint(arguments.get("mount"))
             await self._check_silence()
             seen = await self._look_around()

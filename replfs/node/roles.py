@@ -170,6 +170,8 @@ class Roles:
         if self._nursery is None:
             raise RuntimeError("the node does not run")
         front = FrontEnd(self.settings, mountpoint, self.state, self.tree, self._status)
+        if self.front is not None:
+            self.front.unmount()  # an earlier one, which has ended: a process has one session
         self.on_mounting(mountpoint)
         front.mount(self.primary)
         self.front = front
@@ -376,6 +378,9 @@ class Roles:
 
     async def _could_take_over_from(self, session: Session, reply: Reply) -> None:
         """Whether the primary could follow this node: it must lead back to it."""
+        if self.front is not None and self.front.is_fixed:
+            reply(ops.Done(errno.EPERM))
+            return
         leads_back = False
 
         async def look(peer: PeerSetting) -> None:

@@ -39,6 +39,7 @@ _NAMES_SHOWN: Final = 3
 _REFUSALS: Final = {
     errno.EHOSTUNREACH: "no --peer of its leads back to this node, so that it could not replicate "
     "to it: start it with one",
+    errno.EPERM: "it has no root, so its mount cannot be made read-write: unmount it there first",
     errno.EBUSY: "it is frozen, or inconsistent, or its role is being changed: try again",
     errno.EINVAL: "it is not at this node's generation, or of an older release",
 }
@@ -64,6 +65,11 @@ class Switchover:
             if roles.settings.listen is None:
                 raise UsageError(
                     "this node does not listen, so it could not follow: start it with --listen"
+                )
+            if roles.front is not None and roles.front.is_fixed:
+                raise UsageError(
+                    f"without root {roles.front.mountpoint} cannot be made read-only: stop this "
+                    "node, then promote the other"
                 )
             peer = self._choose(primary, arguments.get("peer"))
             _check_in_sync(peer)

@@ -131,6 +131,33 @@ def test_own_files_are_replicated(base):
     assert not (base / "b" / "fifo").exists()
 
 
+PROMOTION = """
+    replfs agent b --mount r --listen tcp://127.0.0.1:0 --name b --no-foreground 2>/dev/null
+    field() { sed -n 's/.*"'"$1"'": "\\(.*\\)",/\\1/p'; }
+    endpoint=$(replfs status b --json | field listen)
+    replfs mount a m --peer b="$endpoint" --name a --listen tcp://127.0.0.1:0
+    replfs wait m --timeout 60s
+    echo hello > m/file
+    if replfs switchover m; then exit 98; fi
+    replfs umount m
+    if replfs promote b; then exit 99; fi
+    replfs umount r
+    replfs promote b --mount r
+    cat r/file
+    echo more >> r/file
+    replfs umount r
+"""
+
+
+def test_a_mount_that_cannot_be_remounted_is_made_anew(base):
+    done = as_user(base, PROMOTION)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "cannot be made read-only: stop this node, then promote the other" in done.stderr
+    assert "cannot be made read-write: unmount it with 'replfs umount'" in done.stderr
+    assert "hello" in done.stdout
+    assert (base / "b" / "file").read_text() == "hello\nmore\n"
+
+
 def test_a_users_store_is_not_served_as_root(base):
     done = as_user(base, "replfs agent b --listen tcp://127.0.0.1:0 --no-foreground; replfs stop b")
     assert done.returncode == 0, done.stdout + done.stderr

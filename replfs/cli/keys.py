@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Final
 
 from replfs.cli.exit_codes import ExitCode
@@ -21,8 +22,12 @@ def _run(args: argparse.Namespace) -> int:
 
     keys = generate_keypair()
     save_keypair(args.file, keys)
-    print(f"{args.file} is this node's --key-file; it stays here. The --peer-keys file of each")
-    print("peer gets this line, and this node's gets theirs:")
+    # Apart from the line, so that it can be sent straight into a file.
+    print(
+        f"{args.file} is this node's --key-file; it stays here. The --peer-keys file of each\n"
+        "peer gets this line, and this node's gets theirs:",
+        file=sys.stderr,
+    )
     print(f"{args.name or default_node_name()} = {keys.public}")
     return ExitCode.OK
 

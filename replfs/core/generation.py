@@ -58,6 +58,8 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     """A resync into it has begun and not ended."""
     memory_lost: bool = False
     """It lost power, and with it what was not flushed."""
+    has_acls: bool = True
+    """Its file system keeps POSIX access control lists."""
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -167,6 +169,12 @@ TABLE: Final[tuple[Row, ...]] = (
         lambda m, t: m.role != "primary",
         Action.REFUSE,
         "the stores have no common generation: their data is unrelated",
+    ),
+    (
+        "the peer has no ACLs",
+        lambda m, t: m.has_acls and not t.has_acls,
+        Action.REFUSE,
+        "the peer's store is on a file system without ACLs, which this one has: give it another",
     ),
     (
         "the peer is new",

@@ -15,6 +15,8 @@ INSPECTION: Final = "inspection"
 """In a greeting's features: the session it begins changes nothing."""
 YIELDING: Final = "yielding"
 """In a greeting's features: an operator gave up what was changed in this store's generation."""
+WITHOUT_ACLS: Final = "no-acl"
+"""In a reply's features: the store's file system keeps no access control lists."""
 SUSPECTED: Final = "suspects"
 """In a reply's features: the store knows what it may have on its own since it gave up its role."""
 
@@ -60,6 +62,8 @@ def welcome_of(state: State) -> Welcome:
 def features_of(state: State) -> list[str]:
     """What else there is to be said."""
     found = ["inconsistent"] if state.identity().inconsistent else []
+    if not state.has_acls:
+        found.append(WITHOUT_ACLS)
     return found if state.peer(SUSPECTS) is None else [*found, SUSPECTED]
 
 
@@ -80,4 +84,5 @@ def side_of_message(said: Identity) -> Side:
         uninitialized=said.uninitialized,
         inconsistent="inconsistent" in said.features,
         memory_lost=said.memory_lost,
+        has_acls=WITHOUT_ACLS not in said.features,
     )

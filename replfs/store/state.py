@@ -18,6 +18,7 @@ in them.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -212,6 +213,7 @@ class State:
             )
             cleanup.callback(self._database.abandon)
             self._identity = self._read("identity", Identity)
+            self.has_acls = _has_acls(self._root)
             self._cleanup = cleanup.pop_all()
         previous = self._identity
         self.unclean = not previous.clean
@@ -570,6 +572,15 @@ class State:
             return msgspec.msgpack.decode(value, type=kind)
         except (TypeError, ValueError) as error:
             raise self._database.damaged(f"{kind.__name__.lower()}: {error}") from error
+
+
+def _has_acls(directory: int) -> bool:
+    """Whether the file system keeps POSIX ACLs: it says so by what it answers (acl(5))."""
+    try:
+        os.getxattr(directory, "system.posix_acl_access")
+    except OSError as error:
+        return error.errno != errno.EOPNOTSUPP
+    return True
 
 
 def _exists(name: str, directory: int) -> bool:

@@ -13,6 +13,7 @@ symlink.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat as _stat
 import time
@@ -27,6 +28,8 @@ from replfs.store import syscalls
 from replfs.store.inode import ROOT_NODEID, Handle, Inode, Table, close_quietly, proc_path
 from replfs.store.permitted import permitted
 from replfs.store.record import ROOT_ID, IdSource, Record
+
+log = logging.getLogger(__name__)
 
 RESERVED: Final = b".replfs"
 """The one name in the root that users cannot see: durable state, limbo, kept objects."""
@@ -53,6 +56,7 @@ _PERMISSIONS: Final = 0o7777
 _CAPABILITY: Final = "security.capability"
 _DAMAGE: Final = frozenset({errno.EIO, errno.ENOMEM, errno.EUCLEAN, errno.EBADMSG})
 """Errors that say nothing about what was asked."""
+_WARNINGS_MAX: Final = 100
 _ACLS: Final = (b"system.posix_acl_access", b"system.posix_acl_default")
 
 
@@ -76,6 +80,8 @@ class Tree:
         self._files: dict[Inode, int] = {}
         self._held: dict[Inode, int] = {}
         self._latest = 0
+        self._warned: set[bytes] = set()
+        """Mounts inside STORE that were told of."""
         self._umask = os.umask(0)
         os.umask(self._umask)
         self._check_xattrs()
@@ -231,6 +237,8 @@ class Tree:
                         return inode
             inode = Inode(ino, _stat.S_IFMT(found.st_mode))
             inode.foreign = foreign
+            if foreign:
+                self._warn_of(parent, name)
             inode.add_name(parent, name)
             self.table.add(inode)
         elif inode.is_directory and (inode.parent is not parent or inode.name != name):
@@ -239,6 +247,16 @@ class Tree:
             inode.add_name(parent, name)
         inode.size = found.st_size
         return inode
+
+    def _warn_of(self, parent: Inode, name: bytes) -> None:
+        place = b"/".join(part for part in (parent.path(), name) if part)
+        if place not in self._warned and len(self._warned) < _WARNINGS_MAX:
+            self._warned.add(place)
+            log.warning(
+                "/%s is another file system mounted inside STORE: it is shown empty, and not "
+                "replicated",
+                place.decode(errors="backslashreplace"),
+            )
 
     def _vanished(self, inode: Inode) -> None:
         """It was removed behind the node's back, and its number has another object now."""

@@ -85,6 +85,7 @@ CASES = {
         peer(role="primary", generation=THEIRS, history=()),
         Action.REFUSE,
     ),
+    "the peer has no ACLs": (side(), peer(has_acls=False), Action.REFUSE),
     "the peer is new": (side(), peer(**NEW), Action.BASELINE),
     "the peer is behind, and lost memory": (side(), peer(memory_lost=True), Action.COMPARE),
     "the peer is behind": (side(), peer(generation=OLD, history=()), Action.QUICK),

@@ -30,6 +30,7 @@ class Inode:
         "flags",
         "foreign",
         "gone",
+        "handle",
         "id",
         "ino",
         "lookups",
@@ -53,6 +54,8 @@ class Inode:
         self.nodeid = ino if ino != ROOT_NODEID else _RENUMBERED
         """The number the kernel knows it by."""
         self.type = file_type
+        self.handle = b""
+        """The file system's handle of it, whatever its name; empty while nobody has asked."""
         self.id = b""
         """Object id, or empty while the record has not been read."""
         self.recorded = False

@@ -34,12 +34,22 @@ def of(tree: Tree, inode: Inode) -> bytes:
             return b""
         if not PRIVILEGED:
             return b"\0" + inode.path()
-        above = tree.directory_fd(inode.parent)
-        own = syscalls.name_to_handle(above, inode.name)
-        parent = b"" if inode.is_directory else syscalls.name_to_handle(above)
+        own = _handle(tree, inode)
+        parent = b"" if inode.is_directory else _handle(tree, inode.parent)
     except OSError:
         return b""
     return bytes([len(own)]) + own + bytes([len(parent)]) + parent
+
+
+def _handle(tree: Tree, inode: Inode) -> bytes:
+    """The file system's own handle of an object with a name, or of the root; asked for once."""
+    if not inode.handle:
+        if inode.parent is None:
+            inode.handle = syscalls.name_to_handle(tree.directory_fd(inode))
+        else:
+            above = tree.directory_fd(inode.parent)
+            inode.handle = syscalls.name_to_handle(above, inode.name)
+    return inode.handle
 
 
 def find(tree: Tree, locator: bytes, object_id: bytes) -> Inode | None:

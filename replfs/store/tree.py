@@ -53,7 +53,7 @@ _FOREIGN: Final = 1 << 61
 """Keeps the inode numbers of other file systems mounted inside the store apart."""
 _SET_ID: Final = _stat.S_ISUID | _stat.S_ISGID
 _PERMISSIONS: Final = 0o7777
-_CAPABILITY: Final = "security.capability"
+_CAPABILITY: Final = b"security.capability"
 _DAMAGE: Final = frozenset({errno.EIO, errno.ENOMEM, errno.EUCLEAN, errno.EBADMSG})
 """Errors that say nothing about what was asked."""
 _WARNINGS_MAX: Final = 100
@@ -715,6 +715,9 @@ class Tree:
     def get_xattr(self, inode: Inode, name: bytes) -> bytes:
         """One extended attribute; ENODATA for the hidden ones."""
         if name.startswith(_record.HIDDEN_PREFIXES):
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        if inode.privileges is False and name == _CAPABILITY:
+            # The kernel asks before the first write to each file.
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
         return os.getxattr(self._path(inode), name, follow_symlinks=inode.parent is None)
 

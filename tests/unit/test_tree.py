@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+import struct
 
+import pytest
+
+from replfs.store import locators, syscalls
 from replfs.store.inode import Inode
 from replfs.store.tree import Tree
+
+CAPABILITY = struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0)
+"""As setcap(8) writes cap_net_bind_service=ep."""
 
 
 def test_a_number_that_now_belongs_to_an_object_of_another_type(tmp_path):
@@ -27,5 +35,61 @@ def test_a_number_that_now_belongs_to_an_object_of_another_type(tmp_path):
         assert old.gone
         assert not old.named
         assert tree.table.by_id.get(old.id) is not old
+    finally:
+        tree.close_all()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="handles are only for root")
+def test_a_locator_follows_its_object_and_asks_for_a_handle_once(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a" / "file").touch()
+    asked = []
+    ask = syscalls.name_to_handle
+
+    def counted(fd, name=b""):
+        asked.append(name)
+        return ask(fd, name)
+
+    monkeypatch.setattr(syscalls, "name_to_handle", counted)
+    tree = Tree(os.open(tmp_path, os.O_RDONLY))
+    try:
+        a, b = (tree.lookup(tree.root, name)[0] for name in (b"a", b"b"))
+        file = tree.lookup(a, b"file")[0]
+        tree.ensure_id(file)
+        before = locators.of(tree, file)
+        assert locators.of(tree, file) == before
+        assert asked == [b"file", b"a"]
+        tree.rename(a, b"file", b, b"new", 0, inode=file, replaced=None, replaced_links=0)
+        after = locators.of(tree, file)
+        assert asked == [b"file", b"a", b"b"]
+        assert after != before
+    finally:
+        tree.close_all()
+    # Another process, where nothing is known yet.
+    other = Tree(os.open(tmp_path, os.O_RDONLY))
+    try:
+        found = locators.find(other, after, file.id)
+        assert found is not None
+        assert found.path() == b"b/new"
+    finally:
+        other.close_all()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="capabilities are only for root")
+def test_the_capability_of_a_new_file_is_known_from_here(tmp_path):
+    tree = Tree(os.open(tmp_path, os.O_RDONLY))
+    try:
+        file, *_, fd = tree.make(tree.root, b"f", 0o100755, owner=(0, 0))
+        os.close(fd)
+        with pytest.raises(OSError, match=os.strerror(errno.ENODATA)):
+            tree.get_xattr(file, b"security.capability")
+        tree.set_xattr(file, b"security.capability", CAPABILITY)
+        assert tree.get_xattr(file, b"security.capability") == CAPABILITY
+        assert tree.must_clear_privileges(file)
+        tree.remove_xattr(file, b"security.capability")
+        assert not tree.must_clear_privileges(file)
+        with pytest.raises(OSError, match=os.strerror(errno.ENODATA)):
+            tree.get_xattr(file, b"security.capability")
     finally:
         tree.close_all()

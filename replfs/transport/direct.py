@@ -260,17 +260,23 @@ class DirectConnection:
         if self.closed or self.gone:
             await trio.lowlevel.checkpoint()
             return
-        closed = contextlib.suppress(trio.ClosedResourceError)
-        with trio.move_on_after(seconds) as self._scope, closed:
-            if self.fd < 0:
-                await trio.sleep_forever()
-            await trio.lowlevel.wait_readable(self.fd)
+        with contextlib.suppress(trio.ClosedResourceError):
+            if seconds == math.inf and self.fd >= 0:
+                # Without a scope, which costs more than the wait, before each of most messages.
+                await trio.lowlevel.wait_readable(self.fd)
+                return
+            with trio.move_on_after(seconds) as self._scope:
+                if self.fd < 0:
+                    await trio.sleep_forever()
+                await trio.lowlevel.wait_readable(self.fd)
         self._scope = None
 
     def poke(self) -> None:
         """End a `wait` that is under way."""
         if self._scope is not None:
             self._scope.cancel()
+        elif self.fd >= 0 and not self.closed:
+            trio.lowlevel.notify_closing(self.fd)
 
     async def watch(self) -> None:
         """Connect, and send what is queued when it can go; returns at the end, with `gone` set."""
@@ -300,7 +306,8 @@ class DirectConnection:
     async def _send_queued(self, channel: _Channel) -> None:
         while not self.gone:
             if channel.queue:
-                await trio.lowlevel.wait_writable(self.fd)
+                with contextlib.suppress(trio.ClosedResourceError):  # by `poke`
+                    await trio.lowlevel.wait_writable(self.fd)
                 channel.flush()
                 if channel.gone:
                     self._ended(channel.gone)
@@ -528,15 +535,20 @@ class DirectListening:
         if self.closed:
             await trio.lowlevel.checkpoint()
             return
-        closed = contextlib.suppress(trio.ClosedResourceError)
-        with trio.move_on_after(seconds) as self._scope, closed:
-            await trio.lowlevel.wait_readable(self.fd)
+        with contextlib.suppress(trio.ClosedResourceError):
+            if seconds == math.inf:
+                await trio.lowlevel.wait_readable(self.fd)
+                return
+            with trio.move_on_after(seconds) as self._scope:
+                await trio.lowlevel.wait_readable(self.fd)
         self._scope = None
 
     def poke(self) -> None:
         """End a `wait` that is under way."""
         if self._scope is not None:
             self._scope.cancel()
+        elif not self.closed:
+            trio.lowlevel.notify_closing(self.fd)
 
     def close(self, linger_ms: int = 0) -> None:
         """Close it and all connections. What is queued is dropped, whatever *linger_ms* says."""

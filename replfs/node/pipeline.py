@@ -403,9 +403,10 @@ class Pipeline:
 
     def all_have_room(self) -> bool:
         """Whether an operation can go to every peer now, without any care to be taken."""
-        return not self.activity.is_crowded and all(
-            peer.live and peer.log.is_empty and peer.link.has_room() for peer in self.peers
-        )
+        for peer in self.peers:
+            if not (peer.live and peer.log.is_empty and peer.link.has_room()):
+                return False
+        return not self.activity.is_crowded
 
     async def drained(self) -> None:
         """Wait until nothing of an application is in flight."""

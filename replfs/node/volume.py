@@ -132,7 +132,7 @@ class Volume(Files):
             inode.lookups += 1
             if not self.policies.is_replicated_name(parent, name, inode):
                 return self._time_of(parent, above)
-            return self._made(inode, parent, name, found, above, target)
+            return self._made(inode, parent, name, found, above, target, fd)
 
         try:
             await self.pipeline.change(
@@ -155,8 +155,12 @@ class Volume(Files):
         found: os.stat_result,
         above: os.stat_result,
         target: bytes = b"",
+        fd: int = -1,
     ) -> ops.Make:
-        """What the peers are told of a new object: what has become of it, not what was asked."""
+        """What the peers are told of a new object: what has become of it, not what was asked.
+
+        *fd* is a descriptor of it, if there is one.
+        """
         return ops.Make(
             inode.id,
             parent.id,
@@ -168,7 +172,7 @@ class Volume(Files):
             target,
             found.st_mtime_ns,
             above.st_mtime_ns,
-            *self.tree.acls(inode),
+            *self.tree.acls(inode, fd),
         )
 
     def _unmake(self, inode: Inode, _found: os.stat_result, fd: int) -> None:

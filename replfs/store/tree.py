@@ -607,7 +607,8 @@ class Tree:
                 self.name_removed(replaced, new_parent, new_name, last=last)
             inode.drop_name(parent, name)
             inode.add_name(new_parent, new_name)
-        return os.fstat(old_fd), os.fstat(new_fd)
+        above = os.fstat(old_fd)
+        return above, above if new_fd == old_fd else os.fstat(new_fd)
 
     def readlink(self, inode: Inode) -> bytes:
         """A symlink's target."""
@@ -688,7 +689,10 @@ class Tree:
         """chmod, of anything but a symlink."""
         if inode.type == _stat.S_IFLNK:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-        os.chmod(self._path(inode), mode & _PERMISSIONS)
+        if inode.parent is not None:
+            os.chmod(inode.name, mode & _PERMISSIONS, dir_fd=self.directory_fd(inode.parent))
+        else:
+            os.chmod(self._path(inode), mode & _PERMISSIONS)
         inode.privileges = None
 
     def set_owner(self, inode: Inode, uid: int, gid: int) -> None:
@@ -735,26 +739,38 @@ class Tree:
         os.removexattr(self._path(inode), name, follow_symlinks=inode.parent is None)
         inode.privileges = None
 
-    def list_xattrs(self, inode: Inode) -> list[bytes]:
-        """The names of the extended attributes, without the hidden ones."""
-        found = os.listxattr(self._path(inode), follow_symlinks=inode.parent is None)
+    def list_xattrs(self, inode: Inode, fd: int = -1) -> list[bytes]:
+        """The names of the extended attributes, without the hidden ones.
+
+        *fd*, where there is one, is a descriptor of the object: that is faster.
+        """
+        if fd >= 0:
+            found = os.listxattr(fd)
+        else:
+            found = os.listxattr(self._path(inode), follow_symlinks=inode.parent is None)
         return [
             name for name in map(os.fsencode, found) if not name.startswith(_record.HIDDEN_PREFIXES)
         ]
 
-    def acls(self, inode: Inode) -> tuple[bytes, bytes]:
-        """The access and the default ACL as extended attributes; empty where there is none."""
+    def acls(self, inode: Inode, fd: int = -1) -> tuple[bytes, bytes]:
+        """The access and the default ACL as extended attributes; empty where there is none.
+
+        *fd* as for `list_xattrs`.
+        """
         if inode.type == _stat.S_IFLNK:
             return b"", b""
-        names = self.list_xattrs(inode)
+        names = self.list_xattrs(inode, fd)
         access, default = (self.get_xattr(inode, name) if name in names else b"" for name in _ACLS)
         return access, default
 
-    def set_acls(self, inode: Inode, access: bytes, default: bytes) -> bool:
-        """Make the ACLs exactly these; whether that changed anything, perhaps the mode too."""
+    def set_acls(self, inode: Inode, access: bytes, default: bytes, fd: int = -1) -> bool:
+        """Make the ACLs exactly these; whether that changed anything, perhaps the mode too.
+
+        *fd* as for `list_xattrs`.
+        """
         if inode.type == _stat.S_IFLNK:
             return False
-        names = self.list_xattrs(inode)
+        names = self.list_xattrs(inode, fd)
         changed = False
         for name, value in zip(_ACLS, (access, default), strict=True):
             if value:

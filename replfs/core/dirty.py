@@ -254,6 +254,15 @@ class DirtyLog:
 
     def mark_attrs(self, object_id: ObjectId, *, handle: bytes = b"") -> None:
         """Attributes and extended attributes; raises as `mark_data`."""
+        marks = self._objects.get(object_id)
+        if (
+            marks is not None
+            and marks.flags & ATTRS
+            and (not handle or handle == marks.handle)
+            and not self._journal.behind
+        ):
+            marks.version = self._version  # marked already, as after the first of several changes
+            return
         self._mark(object_id, ATTRS, NO_TAIL, 0, handle, 0, 0)
 
     def mark_name(

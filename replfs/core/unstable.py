@@ -25,6 +25,9 @@ from replfs.core.dirty import DirtyLog
 LIMIT: Final = 200_000
 """Objects and names: some 50 MB of memory."""
 
+_BULK: Final = frozenset({ops.Place, ops.Clear, ops.Gather, ops.Data, ops.Finish})
+"""What the resync does; all else is marked as the splitter would."""
+
 
 class _Period:
     """What was noted between two points in the stream; `is_complete`: nothing is missing."""
@@ -57,10 +60,13 @@ class Unstable:
         self._noted = _Period(is_complete=False)
         self._flushing: _Period | None = None
         self._apart = _Period(is_complete=False)
+        self._owed: tuple[ops.AnyOp, splitter.Locator, int] | None = None
+        """An operation that was applied and is not noted yet."""
 
     @property
     def is_empty(self) -> bool:
         """Everything is known to be stable: a checkpoint would bring nothing."""
+        self.catch_up()
         if self._flushing is not None or not self._noted.is_complete:
             return False
         return self._noted.log.is_empty
@@ -85,6 +91,7 @@ class Unstable:
 
         *locate* is asked the first time an object is noted after a checkpoint, and after a rename.
         """
+        self.catch_up()
         log = self._noted.log
         if type(op) is ops.Write:
             # Nearly all are writes, and most of them to what is noted already.
@@ -98,6 +105,26 @@ class Unstable:
         if _size(log) > self._limit:
             self._noted.overflow()
 
+    def note_soon(self, op: ops.AnyOp, locate: splitter.Locator, *, length: int = 0) -> None:
+        """As `note`, in the next `catch_up`: somebody is waiting for the answer to *op* now."""
+        self.catch_up()
+        self._owed = op, locate, length
+
+    def catch_up(self) -> None:
+        """Note what `note_soon` was told: due before another operation is applied.
+
+        What depends on it does so by itself.
+        """
+        owed = self._owed
+        if owed is not None:
+            op, locate, length = owed
+            self._owed = None
+            try:
+                self.note(op, locate, length=length)
+            except BaseException:
+                self._owed = owed
+                raise
+
     @staticmethod
     def _note(
         log: DirtyLog, op: ops.AnyOp, locate: splitter.Locator, length: int, start: int | None
@@ -105,6 +132,11 @@ class Unstable:
         def find(object_id: ops.ObjectId) -> bytes:
             return b"" if log.marks(object_id) is not None else locate(object_id)
 
+        if type(op) not in _BULK:
+            splitter.mark(log, op, find, length=length, start=start)
+            if isinstance(op, ops.Rename) and log.marks(op.object) is not None:
+                log.mark_attrs(op.object, handle=locate(op.object))
+            return
         match op:
             case ops.Place() | ops.Clear():
                 splitter.mark_name(log, op.parent, op.name, find)
@@ -118,21 +150,19 @@ class Unstable:
                 log.mark_data(op.object, op.offset, stop, handle=find(op.object))
             case ops.Finish():
                 log.mark_attrs(op.object, handle=find(op.object))
-            case ops.Rename():
-                splitter.mark(log, op, find)
-                if log.marks(op.object) is not None:
-                    log.mark_attrs(op.object, handle=locate(op.object))
             case _:
-                splitter.mark(log, op, find, length=length, start=start)
+                pass
 
     def note_name(self, directory: ops.ObjectId, name: bytes, locate: splitter.Locator) -> None:
         """What stands at a name may be new, as of an object that got one more."""
+        self.catch_up()
         log = self._noted.log
         handle = b"" if log.marks(directory) is not None else locate(directory)
         log.mark_name(directory, name, handle=handle)
 
     def forget(self, object_id: ops.ObjectId) -> None:
         """The object's last name is gone, so nothing of it is wanted any more."""
+        self.catch_up()
         self._noted.log.forget(object_id)
         self._apart.log.forget(object_id)
         if self._flushing is not None:
@@ -142,6 +172,7 @@ class Unstable:
 
     def begin(self) -> None:
         """A checkpoint begins: what was noted so far is being flushed, what follows is not."""
+        self.catch_up()
         if self._flushing is None:
             self._flushing = self._noted
         else:
@@ -167,6 +198,7 @@ class Unstable:
         *everywhere*: since all sides of the volume were stable together, not just the two of the
         last checkpoint.
         """
+        self.catch_up()
         periods = [self._noted]
         if self._flushing is not None:
             periods.append(self._flushing)

@@ -435,12 +435,13 @@ class Peer:
             if not self._locate_for(op):
                 return False
             flight.sent(self, op, start)
-            self.unstable.note(op, self._locator, length=flight.length, start=start)
             try:
                 self.link.send(op, payload, flight, LIVE)
             except BaseException:
                 flight.unsent(self)
                 raise
+            # Not before: meanwhile the peer is at work.
+            self.unstable.note(op, self._locator, length=flight.length, start=start)
         except PeerLost:
             return False
         except ProtocolError as error:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 import zmq
@@ -64,6 +64,13 @@ class Inspection:
         return self._replica.apply(stream, op, None, partial(self._session.answer, stream, seq))
 
 
+class Follower(Applier, Protocol):
+    """The secondary."""
+
+    def catch_up(self) -> None:
+        """What was applied has been answered: do what could wait until then."""
+
+
 class Reception:
     """The listener of one node, and who is behind it."""
 
@@ -89,7 +96,7 @@ class Reception:
         self._state = state
         self._tree = tree
         self._on_outdated = on_outdated
-        self.follower: Applier | None = None
+        self.follower: Follower | None = None
         """The secondary; None while this node is a primary."""
         self._inspections: dict[Session, Inspection] = {}
         self._nursery: trio.Nursery | None = None
@@ -100,12 +107,17 @@ class Reception:
             self,
             security=curve,
             peer_timeout_s=settings.peer_timeout_s,
+            answered=self._catch_up,
         )
 
     async def run(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen, until cancelled; started with the endpoint."""
         async with trio.open_nursery() as self._nursery:
             task_status.started(await self._nursery.start(self._listener.run))
+
+    def _catch_up(self) -> None:
+        if self.follower is not None:
+            self.follower.catch_up()
 
     def close_session(self, reason: str) -> None:
         """Whoever is connected is told to go."""

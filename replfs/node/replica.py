@@ -136,6 +136,7 @@ class Replica:
         self, stream: int, op: ops.AnyOp, payload: bytes | memoryview | None, reply: Reply
     ) -> ops.AnyAnswer | None:
         """Apply one operation now. None: the answer comes later, through *reply*."""
+        self.unstable.catch_up()
         self.applied += 1
         try:
             if type(op) is ops.Write:
@@ -183,7 +184,7 @@ class Replica:
         finally:
             # Also where it failed: part of it may have been done.
             if type(op) in _CHANGES:
-                self.unstable.note(op, self._locator, length=len(payload) if payload else 0)
+                self.unstable.note_soon(op, self._locator, length=len(payload) if payload else 0)
 
     def _locator(self, object_id: bytes) -> bytes:
         inode = self.tree.table.by_id.get(object_id)
@@ -315,7 +316,7 @@ class Replica:
         if fd >= 0:
             self.tree.keep_data_fd(inode, fd)  # most new files are written at once
         # What the parent's default ACL, which may not be the primary's yet, made of them.
-        changed = self.tree.set_acls(inode, op.acl, op.default_acl)
+        changed = self.tree.set_acls(inode, op.acl, op.default_acl, fd)
         if inode.type != _stat.S_IFLNK and (changed or found.st_mode != op.mode):
             self.tree.set_mode(inode, op.mode)
         self.tree.set_times(inode, op.mtime, op.mtime)

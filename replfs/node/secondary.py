@@ -147,6 +147,10 @@ class Secondary:
             return self._handover(session, op, partial(session.answer, stream, seq))
         return self.replica.apply(stream, op, payload, partial(session.answer, stream, seq))
 
+    def catch_up(self) -> None:
+        """What was applied has been answered: note that it is not on both disks yet."""
+        self.replica.unstable.catch_up()
+
     def _suspected(self, everywhere: bool) -> DirtyLog | None:  # noqa: FBT001 - a callback
         """What the primary asks for that may be here and not there; None: anything."""
         if self._suspects is not None:

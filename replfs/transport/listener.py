@@ -16,6 +16,7 @@ import logging
 import math
 import secrets
 import time
+from collections.abc import Callable
 from typing import Final, Protocol
 
 import msgspec
@@ -74,6 +75,10 @@ class Applier(Protocol):
         payload: memoryview | bytes | None,
     ) -> ops.AnyAnswer | None:
         """Apply one operation. None: `session.answer` will be called for it later."""
+
+
+def _nothing() -> None:
+    """For a listener whose owner has nothing to do after an answer."""
 
 
 class SessionStatistics(msgspec.Struct, frozen=True):
@@ -214,6 +219,8 @@ class Listener:
         peer_timeout_s: as the peers have it; three times this without a sign ends a session.
         spin_ns: how long to look for the next message before sleeping, while messages come.
         wire: who speaks; None: what the environment asks for.
+        answered: called when operations were applied and their answers sent, for what need not
+            come before that.
     """
 
     def __init__(
@@ -226,6 +233,7 @@ class Listener:
         peer_timeout_s: float,
         spin_ns: int = SPIN_NS,
         wire: Wire | None = None,
+        answered: Callable[[], None] = _nothing,
     ) -> None:
         self.endpoint = endpoint
         self._context = context
@@ -235,6 +243,7 @@ class Listener:
         self._timeout_ns = int(peer_timeout_s * 1e9)
         self._spin = Spin(spin_ns)
         self._wire = wire_of_environment() if wire is None else wire
+        self._answered = answered
         self._socket: Listening | None = None
         self._session: Session | None = None
         self._offered: dict[int, Session] = {}
@@ -357,6 +366,8 @@ class Listener:
         finally:
             self._in_turn = False
             self._busy_turn = count > 2
+        if count:
+            self._answered()
         return count
 
     def _flush(self) -> bool:

@@ -94,6 +94,15 @@ class Machine(RuleBasedStateMachine):
         self.unstable.note(op, locate, length=length)
         self.noted.append(expected(op, length))
 
+    @rule(op=CHANGE, length=LENGTH)
+    def note_soon(self, op, length):
+        self.unstable.note_soon(op, locate, length=length)
+        self.noted.append(expected(op, length))
+
+    @rule()
+    def catch_up(self):
+        self.unstable.catch_up()
+
     @rule()
     def begin(self):
         self.unstable.begin()

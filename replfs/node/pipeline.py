@@ -324,6 +324,8 @@ class Pipeline:
     async def together(self, number: int) -> None:
         """Wait until what is awaited later is confirmed, or recorded, up to this number."""
         window = self.window
+        # An inode may have its number from before this node was a secondary for a while.
+        number = min(number, window.sent)
         if window.confirmed < number:
             flight = window.flight(number)
             lone = self.flights == self.detached and not window.is_awaited

@@ -57,7 +57,7 @@ class Files(View):
         if inode.gone:
             return os.pwrite(handle.fd, data, offset)
         if self.policies.writeback:
-            self._late_times.came(inode)
+            self._late_times.came(inode, handle.fd)
         if inode.privileges is not False and self.tree.must_clear_privileges(inode):
             await self._clear_privileges(inode)
         size = len(data)
@@ -221,6 +221,7 @@ class Files(View):
     async def release(self, number: int) -> None:
         """A file's handle is closed."""
         inode = self.handle(number).inode
+        await self._settle_times(inode)
         await super().release(number)
         self._late_times.forget(inode)
 

@@ -3,11 +3,14 @@
 The kernel notes when an application writes, sends the pages later, and then, in a setattr, the
 time it noted. A page that comes after the setattr it belongs to would leave the time of its
 arrival behind, in the store and on the peers, while the kernel shows its own for as long as it
-remembers the file. So when a file is closed or flushed, and all pages have come, the time that the
-kernel said last is set again.
+remembers the file. Nor is there a setattr where the time did not change, as in one tick of the
+clock. So when a file is closed or flushed, and all pages have come, the time that the kernel said
+last, or that the file had before they came, is set again.
 """
 
 from __future__ import annotations
+
+import os
 
 from replfs.store.inode import Inode
 
@@ -25,10 +28,11 @@ class LateTimes:
             self._said[inode] = mtime
             self._late.discard(inode)
 
-    def came(self, inode: Inode) -> None:
-        """Pages of the file have come, or were cut off."""
-        if inode in self._said:
-            self._late.add(inode)
+    def came(self, inode: Inode, fd: int) -> None:
+        """Pages of the file, open as *fd*, are about to be written."""
+        if inode not in self._said:
+            self._said[inode] = os.fstat(fd).st_mtime_ns
+        self._late.add(inode)
 
     def due(self, inode: Inode) -> int | None:
         """At close and fsync: the mtime that is to be set again."""

@@ -165,6 +165,20 @@ def test_mtimes_agree_when_close_and_fsync_return(one_pair, stores):
         assert_same_times(path, stores)
 
 
+def test_a_time_that_did_not_change_is_not_changed_by_pages(one_pair, stores):
+    """Within one tick of its clock the kernel has no new time to send."""
+    path, beside = one_pair.mountpoint / "tick", one_pair.base / "beside"
+    for number in range(100):
+        # A file whose time was looked at gets a finer one, and nobody an earlier one after that.
+        for _ in range(2):
+            write(beside, b"x")
+            os.stat(beside)
+        for offset in (number, number + 1):
+            with fd_of(path, os.O_RDWR | os.O_CREAT) as fd:
+                os.pwrite(fd, b"x", offset)
+            assert_same_times(path, stores)
+
+
 def test_pages_that_come_after_their_time_do_not_change_it(one_pair, stores):
     """The kernel sends the mtime it noted while pages still wait for their turn."""
     for number in range(5):

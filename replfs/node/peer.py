@@ -288,28 +288,36 @@ class Peer:
         self.located = (set(), set())
         for known in self.located:
             known.add(ROOT_ID)
+        try:
+            event, sentence = self._take_stock(decision, welcome)
+            self.set_apart(apart=False)
+        except OSError as error:
+            raise Refused(
+                f"what the peer lacks cannot be recorded here: {error.strerror}", "refused"
+            ) from error
+        self.advance(event, sentence)
+        self.is_refused = False
+        self.peer_node = welcome.node
+        self.peer_generation = welcome.generation
+        self.unrepresentable.try_again(self.log)
+        self.live = not self.paused and not self.congested
+        self.wake_resync()
+
+    def _take_stock(self, decision: Decision, welcome: Welcome) -> tuple[Event, str]:
+        """Mark what the peer may lack; what that makes of it, and why. Raises OSError."""
         if decision.action is Action.BASELINE:
             if welcome.memory_lost:
                 # What an earlier part of the baseline has carried may be gone again.
                 self.log.mark_unknown(ROOT_ID, directory=True, deep=True)
             else:
                 self.log.mark_names_all(ROOT_ID)
-            self.advance(Event.DECIDED_BASELINE, decision.sentence)
-        elif not self._speaks_of(welcome):
+            return Event.DECIDED_BASELINE, decision.sentence
+        if not self._speaks_of(welcome):
             self.log.mark_unknown(ROOT_ID, directory=True, deep=True)
             self.is_asked = True
-            self.advance(Event.DECIDED_QUICK, decision.sentence)
         elif decision.action is Action.COMPARE:
-            self.advance(Event.DECIDED_QUICK, self._mark_lost())
-        else:
-            self.advance(Event.DECIDED_QUICK, decision.sentence)
-        self.is_refused = False
-        self.peer_node = welcome.node
-        self.peer_generation = welcome.generation
-        self.set_apart(apart=False)
-        self.unrepresentable.try_again(self.log)
-        self.live = not self.paused and not self.congested
-        self.wake_resync()
+            return Event.DECIDED_QUICK, self._mark_lost()
+        return Event.DECIDED_QUICK, decision.sentence
 
     def asked(self) -> None:
         """What the peer may have on its own is in the log now."""

@@ -35,6 +35,7 @@ FOUND = {
     3489: "",
     4174: "",
     4221: "",
+    5266: "a state that could not be saved while a peer connected, and ended the node",
 }
 """Seeds that failed once, and what they found (empty: before that was written down).
 

@@ -93,6 +93,8 @@ def promote(state: State, *, clean: bool = False) -> None:
         uninitialized=False,
         memory_lost=False,
         clean=clean,
+        # A secondary applies policies and does not count them.
+        policies_used=True,
     )
     state.memory_lost = state.unclean = False
 

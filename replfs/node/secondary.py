@@ -92,6 +92,7 @@ class Secondary:
 
     def retire(self) -> None:
         """This node is a primary from here on."""
+        self.replica.forget_all()
         self.freezer.retire()
 
     # The listener's applier ---------------------------------------------------------------------

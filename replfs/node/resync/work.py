@@ -169,7 +169,9 @@ class Work:
             self.tree.read_record(inode)
             if inode.id == object_id:
                 return inode
-        if number and self.links.seek(number):
+            # It lost its id, to a power loss say: under that it is nowhere.
+            self.tree.drop_unused(inode)
+        elif number and self.links.seek(number):
             reason = "its name is being looked for"
             self.postponed(("find", object_id), None, reason, self.links.may_walk_at)
             return None

@@ -95,6 +95,10 @@ class Volume(Files):
                 raise
             existing, found = self.lookup(parent_id, name)
             try:
+                if existing.type != _stat.S_IFREG:
+                    # The kernel knows nothing of it: it was made, and the call failed all the
+                    # same. Told that, the kernel looks again; opened here, a pipe would wait.
+                    raise failure(errno.ESTALE)
                 handle = await self.open(existing.nodeid, flags)
             except BaseException:
                 self.forget([(existing.nodeid, 1)])

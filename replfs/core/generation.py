@@ -60,6 +60,8 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     """It lost power, and with it what was not flushed."""
     has_acls: bool = True
     """Its file system keeps POSIX access control lists."""
+    follows: bytes = b""
+    """The generation of the primary that a secondary let in last; known of one's own side only."""
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -133,6 +135,14 @@ TABLE: Final[tuple[Row, ...]] = (
         Action.REFUSE,
         "the peer's store belongs to another volume; remove its .replfs directory if its data "
         "may be replaced",
+    ),
+    (
+        "I follow another primary",
+        lambda m, t: (
+            m.role != "primary" and bool(m.follows) and m.follows not in {t.generation, *t.history}
+        ),
+        Action.OUTDATED,
+        "this store follows another primary, which was made one later or apart from this one",
     ),
     (
         "I follow, new",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
+
 import replfs
 from replfs.core.generation import Side
 from replfs.core.messages import Hello, Identity, Welcome
@@ -69,7 +71,8 @@ def features_of(state: State) -> list[str]:
 
 def side_of(state: State) -> Side:
     """This store, for a decision."""
-    return side_of_message(welcome_of(state))
+    side = side_of_message(welcome_of(state))
+    return msgspec.structs.replace(side, follows=state.identity().follows)
 
 
 def side_of_message(said: Identity) -> Side:

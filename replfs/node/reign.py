@@ -89,6 +89,7 @@ def promote(state: State, *, clean: bool = False) -> None:
         volume=old.volume or os.urandom(OBJECT_ID_SIZE),
         generation=os.urandom(OBJECT_ID_SIZE),
         history=(old.generation, *old.history) if old.generation else old.history,
+        follows=b"",
         inconsistent=False,
         uninitialized=False,
         memory_lost=False,

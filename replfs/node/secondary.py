@@ -120,9 +120,7 @@ class Secondary:
         self.replica.forget_all()
         hello = self._hello
         if hello is not None:
-            identity = self._state.identity()
-            if identity.role != "secondary" or identity.volume != hello.volume:
-                self._state.update(role="secondary", volume=hello.volume)
+            self._state.update(role="secondary", volume=hello.volume, follows=hello.generation)
         self._event("primary", name=session.name, link="up")
         log.info("following %s", session.name)
 
@@ -178,12 +176,13 @@ class Secondary:
     def _phase(self, op: ops.Phase) -> None:
         """The primary says that a resync begins or has ended here; durable when it returns."""
         if op.inconsistent:
-            self._state.update(inconsistent=True)
+            self._state.update(inconsistent=True, follows=op.generation)
         else:
             self._state.update(
                 inconsistent=False,
                 uninitialized=False,
                 generation=op.generation,
+                follows=op.generation,
                 history=tuple(op.history),
             )
             self._state.compared()

@@ -104,6 +104,9 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """Earlier generations, newest first, at most `HISTORY_MAX`."""
     discarded: tuple[bytes, ...] = ()
     """Generations of other stores that an operator decided against, newest first."""
+    follows: bytes = b""
+    """The generation of the primary that was let in last, also where no resync from it has ended
+    yet: one that does not know it may not change the store any more. Empty: none was."""
     uninitialized: bool = True
     """The store never was a primary, nor a complete replica."""
     inconsistent: bool = False

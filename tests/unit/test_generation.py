@@ -59,6 +59,11 @@ CASES = {
     "two primaries": (side(), peer(role="primary"), Action.REFUSE),
     "no primary": (side(role="secondary"), peer(), Action.REFUSE),
     "another volume": (side(), peer(volume=OTHER), Action.REFUSE),
+    "I follow another primary": (
+        side(role="secondary", generation=OLD, history=(), follows=MINE),
+        peer(role="primary"),
+        Action.OUTDATED,
+    ),
     "I follow, new": (side(**NEW), peer(role="primary"), Action.FOLLOW),
     "I follow": (
         side(role="secondary", generation=OLD, history=()),

@@ -290,6 +290,7 @@ class Peer:
             known.add(ROOT_ID)
         try:
             event, sentence = self._take_stock(decision, welcome)
+            self.unrepresentable.try_again(self.log)
             self.set_apart(apart=False)
         except OSError as error:
             raise Refused(
@@ -299,7 +300,6 @@ class Peer:
         self.is_refused = False
         self.peer_node = welcome.node
         self.peer_generation = welcome.generation
-        self.unrepresentable.try_again(self.log)
         self.live = not self.paused and not self.congested
         self.wake_resync()
 

@@ -153,18 +153,30 @@ def differences(left: Snapshot, right: Snapshot) -> list[str]:
     return found + right.twice
 
 
-def compared(left: bytes, right: bytes, primary: Snapshot) -> list[str]:
+def compared(left: bytes, right: bytes, primary: Snapshot, other: Snapshot) -> list[str]:
     """The same by the other tests' comparison, less what policy leaves out."""
     found = []
-    hidden = {path[1:] for path in primary.unreplicated}
-    inodes = {os.lstat(left + b"/" + path).st_ino for path in hidden}
+    hidden = {path[1:] for path in primary.unreplicated | other.unreplicated}
+    kept = _inodes(left + b"/.replfs/kept") | _inodes(right + b"/.replfs/kept")
+    inodes = {os.lstat(left + path).st_ino for path in primary.unreplicated}
+    inodes |= {os.lstat(right + path).st_ino for path in other.unreplicated}
     whole = primary.root.policy != Policy.NONE
     for one in compare_trees(left, right, root_attributes=whole):
         if one.path in hidden:
             continue
-        if one.kind == "nlink" and os.lstat(left + b"/" + one.path).st_ino in inodes:
-            continue
+        if one.kind == "nlink":
+            ends = {os.lstat(store + b"/" + one.path).st_ino for store in (left, right)}
+            if not ends.isdisjoint(inodes | kept):
+                continue
         found.append(str(one))
+    return found
+
+
+def _inodes(path: bytes) -> set[int]:
+    """Of all that is in a directory of what is kept beside."""
+    found = set()
+    for directory, _, names in os.walk(path):
+        found |= {os.lstat(directory + b"/" + name).st_ino for name in names}
     return found
 
 

@@ -384,6 +384,10 @@ class Disk:
         """The database has committed."""
         self._commits.append(_fstat(wal).st_size)
 
+    def closed(self) -> None:
+        """The database was closed: all of it is durable."""
+        self._commits.clear()
+
     def keep_state(self) -> Callable[[], None]:
         """Read the state's files as a killed process leaves them; what puts them back."""
         found = {}

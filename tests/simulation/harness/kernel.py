@@ -93,6 +93,8 @@ class Kernel:
         self.volume = volume
         self.rng = rng
         self._trouble = trouble
+        self.inside = 0
+        """System calls of applications that have not returned."""
         self._ledger = ledger
         self._stores_in_sync = stores_in_sync
         self._may_fail = may_fail
@@ -296,13 +298,19 @@ class Kernel:
         async with self._in(path) as (directory, name):
             node = self._look(directory, name)
             if node is None:
-                with self._naming((directory, name)):
-                    handle, inode, _ = await self.volume.create(
-                        directory.nodeid, name, mode, flags, owner=self._owner(), umask=0o022
-                    )
-                thing = self._ledger.made(inode.type, inode.id)
-                self._ledger.named(directory.thing, name, thing)
-                return self._opened(self._entry(directory, name, inode), handle, flags)
+                try:
+                    with self._naming((directory, name)):
+                        handle, inode, _ = await self.volume.create(
+                            directory.nodeid, name, mode, flags, owner=self._owner(), umask=0o022
+                        )
+                except OSError as error:
+                    if error.errno != errno.ESTALE:
+                        raise
+                    directory.negative.pop(name, None)  # as fs/namei.c does: look again
+                else:
+                    thing = self._ledger.made(inode.type, inode.id)
+                    self._ledger.named(directory.thing, name, thing)
+                    return self._opened(self._entry(directory, name, inode), handle, flags)
             if flags & os.O_EXCL:
                 raise failure(errno.EEXIST)
         return await self.open(path, flags)

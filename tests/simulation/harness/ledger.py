@@ -97,6 +97,14 @@ class Ledger:
             thing.promises = {name: one for name, one in thing.promises.items() if name == node}
         self.read(store, everything=True)
 
+    def follow(self, node: str) -> None:
+        """*node* is the primary now, and had all that was acknowledged: its promises are kept.
+
+        What the others promised may have been of what was never acknowledged.
+        """
+        for thing in self.things():
+            thing.promises = {name: one for name, one in thing.promises.items() if name == node}
+
     def read(self, store: bytes, *, everything: bool = False) -> None:
         """What the record does not know (or *everything*) is as it stands in the store."""
         known: dict[int, Thing] = {}
@@ -323,7 +331,7 @@ class Ledger:
                 below, there = promise.names.get(name), seen.names.get(name)
                 same = below is not None and there is not None
                 if same and below is not None and there is not None and below.identity:
-                    # Its id is an attribute of its own, which is not promised with the name.
+                    # The id is written after the object is made, and may be lost with the rest.
                     same = there.identity in {below.identity, b""}
                 if not same:
                     found.append(f"{seen.path!r}/{name!r} is not what it was at an fsync")

@@ -62,6 +62,8 @@ class Life:
         self.scope: trio.CancelScope | None = None
         self.disk: Disk | None = None
         """What its changes of a store go to."""
+        self.member: object = None
+        """The node that lives."""
         self._on_death = on_death
 
     def die(self) -> None:

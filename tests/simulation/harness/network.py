@@ -1,8 +1,9 @@
-"""The network between a primary and its replicas: what `transport` promises, and nothing more.
+"""The network between nodes: what `transport` promises, and nothing more.
 
 Operations of one stream arrive in order, each at most once, after any delay. A connection may be
-cut at any moment: of what was under way a part still arrives, later, until the next session begins;
-answers are lost; and the primary notices only after a while. `FakeLink` and `FakeListener` have
+cut at any moment, in one direction or in both: of the operations under way a part still arrives,
+later, until the next session begins; answers are lost; and either side notices only after a while,
+or not at all if it still hears the other. `FakeLink` and `FakeListener` have
 the faces that `transport.link.Link` and `transport.listener.Listener` show to the nodes.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +21,7 @@ import trio
 from simulation.harness.life import Life, acting
 
 from replfs.core import messages, ops
-from replfs.core.messages import Hello, Welcome
+from replfs.core.messages import Hello, Refuse, Welcome
 from replfs.errors import PeerLost, Refused
 
 LIVE, BULK = 0, 1
@@ -49,34 +51,51 @@ class Network:
         self.trouble = trouble
         self.note: Callable[[str], None] | None = None
         """Told of everything that arrives, where somebody wants to read it."""
+        self.on_welcomed: Callable[[str, str], None] = lambda _by, _name: None
+        """Told when a primary has agreed to a session with a node."""
         self.conditions = Conditions(rng)
         self.listeners: dict[str, FakeListener] = {}
-        self.links: dict[str, FakeLink] = {}
-        self.cut_off: set[str] = set()
+        self.links: list[FakeLink] = []
+        """All that run."""
+        self.blocked: set[tuple[str, str]] = set()
+        """(from, to): nothing passes."""
         self.sessions = itertools.count(1)
         self.delivered = 0
-        self.healed = False
 
     def delay_s(self) -> float:
         """How long something takes this time."""
         latency = self.conditions.latency_s
         return self.rng.choice((0.0, latency, latency, latency * 20 * self.rng.random()))
 
-    def cut(self, endpoint: str) -> None:
-        """From here on nothing new passes."""
-        self.cut_off.add(endpoint)
-        link = self.links.get(endpoint)
-        if link is not None and link.wire is not None:
-            link.wire.cut()
+    def cut(self, one: str, other: str) -> None:
+        """From here on nothing new passes from *one* node to the *other*."""
+        self.blocked.add((one, other))
+        for link in self.links:
+            if link.wire is None:
+                continue
+            ends = (link.life.name, link.wire.listener.life.name)
+            if ends == (one, other):
+                link.wire.cut(answers=False)
+            elif ends == (other, one):
+                link.wire.cut(requests=False)
 
-    def is_connected(self, endpoint: str) -> bool:
-        """Whether there is a session, not only in the primary's eyes."""
-        wire = self.links[endpoint].wire
-        return wire is not None and not wire.is_cut
-
-    def join(self, endpoint: str) -> None:
+    def join(self, one: str, other: str) -> None:
         """It passes again."""
-        self.cut_off.discard(endpoint)
+        self.blocked.discard((one, other))
+
+    def passes(self, one: str, other: str) -> bool:
+        """Whether it does."""
+        return (one, other) not in self.blocked
+
+    def died(self, life: Life) -> None:
+        """A process ended: what was under way to it arrives nowhere, and others find out."""
+        for link in [link for link in self.links if link.life is life]:
+            link.is_up = False
+            if link.wire is not None:
+                link.wire.cut(noticed=True)
+            self.links.remove(link)
+        for listener in [one for one in self.listeners.values() if one.life is life]:
+            listener.died()
 
 
 class Lane:
@@ -93,20 +112,36 @@ class Lane:
 class Wire:
     """One session as the network has it. The replica sees it as its `Session`."""
 
-    def __init__(self, network: Network, link: FakeLink, listener: FakeListener, number: int):
+    def __init__(
+        self, network: Network, link: FakeLink, listener: FakeListener, number: int, hello: Hello
+    ):
+        self.hello = hello
         self.network = network
         self.link = link
         self.listener = listener
         self.id = number
-        self.name = "primary"
-        self.node = b""
+        self.name = hello.name
+        self.node = hello.node
         self.lanes = (Lane(LIVE), Lane(BULK))
         self.answers: deque[tuple[int, int, ops.AnyAnswer]] = deque()
         self.answered = trio.Event()
-        self.is_cut = False
+        self.requests_cut = self.answers_cut = False
+        self._silent_ns = 0
         self.is_open = True
         """At the replica: it applies what arrives."""
         self.drained = trio.Event()
+
+    @property
+    def is_cut(self) -> bool:
+        """It will be given up."""
+        return self.requests_cut or self.answers_cut
+
+    @property
+    def heard_ns(self) -> int:
+        """When the replica last heard of the primary."""
+        if self.requests_cut:
+            return self._silent_ns
+        return int(time.monotonic() * 2) * 500_000_000
 
     def start(self) -> None:
         outer, Life.current = Life.current, None
@@ -163,7 +198,7 @@ class Wire:
 
     def answer(self, stream: int, seq: int, answer: ops.AnyAnswer) -> None:
         """Session.answer: on its way back."""
-        if not self.is_cut:
+        if not self.answers_cut:
             self.answers.append((stream, seq, answer))
             self.answered.set()
 
@@ -171,7 +206,7 @@ class Wire:
 
     async def _return(self) -> None:
         network = self.network
-        while not self.is_cut:
+        while not self.answers_cut:
             if not self.answers:
                 self.answered = trio.Event()
                 await self.answered.wait()
@@ -184,7 +219,7 @@ class Wire:
     def return_all(self) -> bool:
         """All answers that are there reach the primary; whether there were any."""
         found = False
-        while self.answers and not self.is_cut:
+        while self.answers and not self.answers_cut:
             stream, seq, answer = self.answers.popleft()
             with acting(self.link.life):
                 self.link.answered(self, stream, seq, answer)
@@ -193,20 +228,34 @@ class Wire:
 
     # The end ---------------------------------------------------------------------------------
 
-    def cut(self, *, noticed: bool = False) -> None:
+    def cut(self, *, requests: bool = True, answers: bool = True, noticed: bool = False) -> None:
         """Nothing new goes in; a part of what was under way still comes out; no answers."""
-        if self.is_cut:
-            return
-        self.is_cut = True
-        self.answers.clear()
-        self.answered.set()
-        for lane in self.lanes:
-            lane.limit = self.network.rng.randint(0, len(lane.queue))
-            lane.more.set()
-        if not noticed:
-            outer, Life.current = Life.current, None
-            self.network.nursery.start_soon(self._notice)
-            Life.current = outer
+        was_cut = self.is_cut
+        if answers and not self.answers_cut:
+            self.answers_cut = True
+            self.answers.clear()
+            self.answered.set()
+        if requests and not self.requests_cut:
+            self._silent_ns = self.heard_ns
+            self.requests_cut = True
+            for lane in self.lanes:
+                lane.limit = self.network.rng.randint(0, len(lane.queue))
+                lane.more.set()
+            self._watch(self._fall_silent)
+        if not noticed and not was_cut:
+            self._watch(self._notice)
+
+    def _watch(self, watch: Callable[[], Any]) -> None:
+        outer, Life.current = Life.current, None
+        self.network.nursery.start_soon(watch)
+        Life.current = outer
+
+    async def _fall_silent(self) -> None:
+        """The replica ends the session when it has not heard of the primary for long."""
+        await trio.sleep(3 * self.link.timeout_s)
+        if self.is_open and not self.listener.life.dead:
+            with acting(self.listener.life):
+                self.close("silent")
 
     async def _notice(self) -> None:
         rng = self.network.rng
@@ -214,11 +263,20 @@ class Wire:
         with acting(self.link.life):
             self.link.lost(self, "no answer for 5.0 s")
 
-    def close(self) -> None:
+    def shut(self) -> None:
         """The replica takes nothing of it any more."""
         self.is_open = False
         for lane in self.lanes:
             lane.more.set()
+
+    def close(self, reason: str) -> None:
+        """Session.close: the replica ends it."""
+        if self.is_open:
+            self.shut()
+            self.cut()
+            if self.listener.wire is self:
+                self.listener.wire = None
+            self.listener.applier.closed(self, reason)
 
 
 class FakeLink:
@@ -237,7 +295,8 @@ class FakeLink:
         name: str,
         on_refused: Any = None,
     ) -> None:
-        del context, security, on_refused
+        del context, security
+        self._on_refused = on_refused
         self.name = name
         self.endpoint = endpoint
         self.owner = owner
@@ -256,7 +315,6 @@ class FakeLink:
         if life is None:
             raise RuntimeError("a link belongs to a life")
         self.life = life
-        self.network.links[endpoint] = self
 
     # For the caller --------------------------------------------------------------------------
 
@@ -273,7 +331,7 @@ class FakeLink:
             self._calls[stream][seq] = sink
             if stream == LIVE:
                 self.outstanding += 1
-        if not wire.is_cut:
+        if not wire.requests_cut:
             lane.queue.append((seq, op, None if payload is None else bytes(payload)))
             lane.more.set()
             if self.network.rng.random() < self.network.conditions.eager_share / 4:
@@ -287,7 +345,7 @@ class FakeLink:
         if wire is None or network.rng.random() >= network.conditions.eager_share:
             return False
         lane = wire.lanes[LIVE]
-        while not wire.is_cut and wire.is_open and lane.queue and network.rng.random() < 0.8:
+        while not wire.requests_cut and wire.is_open and lane.queue and network.rng.random() < 0.8:
             wire.deliver_one(lane)
         return wire.return_all()
 
@@ -344,13 +402,55 @@ class FakeLink:
     async def run(self) -> None:
         """One session after the other."""
         network = self.network
-        while True:
+        network.links.append(self)
+        try:
+            while True:
+                try:
+                    await self._session()
+                except Refused as error:
+                    reason, code = (*map(str, error.args), "refused")[:2]
+                    self.refused = reason
+                    if self._on_refused is not None:
+                        self._on_refused(self, Refuse(reason, code))
+                    await trio.sleep(1.0)
+                await trio.sleep(network.rng.choice(_BACKOFF_S))
+        finally:
+            if self in network.links:
+                network.links.remove(self)
+            wire = self.wire
+            if wire is not None:
+                wire.cut(noticed=True)
+                with acting(self.life):
+                    self.lost(wire, "the link is not wanted any more")
+
+    async def ask(self, hello: Hello) -> Welcome:
+        """Greet, and go no further."""
+        await trio.sleep(self.network.delay_s())
+        listener = self._listener()
+        if listener is None:
+            await trio.sleep(self.timeout_s)
+            raise PeerLost(f"{self.name} does not answer")
+        welcome = self._greeted(listener, hello)
+        await trio.sleep(self.network.delay_s())
+        if not self._is_heard(listener):
+            await trio.sleep(self.timeout_s)
+            raise PeerLost(f"{self.name} does not answer")
+        if isinstance(welcome, Refused):
+            raise welcome
+        return welcome
+
+    def _greeted(self, listener: FakeListener, hello: Hello) -> Welcome | Refused:
+        """What the listener's side says."""
+        answer: Welcome | Refused = Refused("the node is gone", "refused")
+        with acting(listener.life):
             try:
-                await self._session()
+                answer = _carried_welcome(listener.applier.welcome(_carried_hello(hello)))
             except Refused as error:
-                self.refused = str(error.args[0])
-                await trio.sleep(1.0)
-            await trio.sleep(network.rng.choice(_BACKOFF_S))
+                answer = error
+        return answer
+
+    def _is_heard(self, listener: FakeListener) -> bool:
+        return not listener.life.dead and self.network.passes(listener.life.name, self.life.name)
 
     async def _session(self) -> None:
         network = self.network
@@ -361,22 +461,22 @@ class FakeLink:
         if self._listener() is not listener:
             return
         hello = _carried_hello(self.owner.hello())
-        welcome: Welcome | None = None
-        refused: Refused | None = None
-        with acting(listener.life):
-            try:
-                welcome = _carried_welcome(listener.applier.welcome(hello))
-            except Refused as error:
-                refused = error
+        welcome = self._greeted(listener, hello)
         await trio.sleep(network.delay_s())
-        if refused is not None:
-            raise refused
-        if welcome is None or self._listener() is not listener:
+        if not self._is_heard(listener):
+            await trio.sleep(self.timeout_s)
             return
-        wire = Wire(network, self, listener, next(network.sessions))
+        if isinstance(welcome, Refused):
+            raise welcome
+        if self._listener() is not listener:
+            return
+        wire = Wire(network, self, listener, next(network.sessions), hello)
         listener.open(wire)
         await trio.sleep(network.delay_s())
-        if listener.life.dead or listener.wire is not wire or self._listener() is not listener:
+        if listener.wire is not wire or self._listener() is not listener:
+            return
+        if not self._is_heard(listener):
+            wire.cut(noticed=True)
             return
         self._calls, self._next = ({}, {}), [1, 1]
         self.wire = wire
@@ -392,14 +492,14 @@ class FakeLink:
             self.wire = None
             wire.cut(noticed=True)
             raise
-        listener.on_welcomed()
+        network.on_welcomed(self.life.name, listener.life.name)
         await self._over.wait()
 
     def _listener(self) -> FakeListener | None:
-        if self.endpoint in self.network.cut_off:
-            return None
         listener = self.network.listeners.get(self.endpoint)
-        return None if listener is None or listener.life.dead else listener
+        if listener is None or listener.life.dead:
+            return None
+        return listener if self.network.passes(self.life.name, listener.life.name) else None
 
 
 class FakeListener:
@@ -413,8 +513,6 @@ class FakeListener:
         del context, security, peer_timeout_s
         self.endpoint = endpoint
         self.applier = applier
-        self.on_welcomed: Callable[[], None] = lambda: None
-        """Told when the primary has agreed to a session."""
         self.wire: Wire | None = None
         life = Life.current
         if life is None:
@@ -425,14 +523,17 @@ class FakeListener:
         """Listen."""
         self.network.listeners[self.endpoint] = self
         task_status.started(self.endpoint)
-        await trio.sleep_forever()
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.died()
 
     def open(self, wire: Wire) -> None:
         """A session begins; an earlier one is over."""
         with acting(self.life):
             older, self.wire = self.wire, wire
             if older is not None:
-                older.close()
+                older.shut()
                 older.cut()
                 self.applier.closed(older, "began a new session")
             self.applier.opened(wire)
@@ -440,7 +541,7 @@ class FakeListener:
     def died(self) -> None:
         """The process ended: what was under way arrives nowhere, and the primary finds out."""
         if self.wire is not None:
-            self.wire.close()
+            self.wire.shut()
             self.wire.cut()
         if self.network.listeners.get(self.endpoint) is self:
             del self.network.listeners[self.endpoint]

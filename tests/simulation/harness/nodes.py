@@ -1,4 +1,9 @@
-"""A primary and its replicas, started the way `node.node` starts them, and killed in other ways."""
+"""Simulated nodes: the real `Node`, whose process, mount and control socket are simulated.
+
+Each may be the primary or a secondary, and change that while it runs. A node is started in a life,
+which can end at any moment; what it leaves is its directory, and the activity log until power is
+lost.
+"""
 
 from __future__ import annotations
 
@@ -6,201 +11,340 @@ import contextlib
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+import pytest
 import trio
+import zmq
 from simulation.harness.check import Slots
 from simulation.harness.disk import Disk
+from simulation.harness.kernel import Kernel
 from simulation.harness.ledger import InSync
-from simulation.harness.life import Life, acting
-from simulation.harness.network import FakeListener
+from simulation.harness.life import Life
+from simulation.harness.network import FakeLink, FakeListener
 
-from replfs.core.dirty import DirtyLog
 from replfs.core.relationship import State as PeerState
+from replfs.errors import ReplfsError
+from replfs.front import mounting
+from replfs.node import fetch as fetch_module
+from replfs.node import node as node_module
+from replfs.node import primary as primary_module
+from replfs.node import probe as probe_module
+from replfs.node import reception as reception_module
+from replfs.node import roles as roles_module
 from replfs.node.config import PeerSetting, Settings
+from replfs.node.node import Node
+from replfs.node.peer import Peer
+from replfs.node.pipeline import Pipeline
 from replfs.node.primary import Primary
-from replfs.node.secondary import Secondary
-from replfs.store.activity import ActivityLog, is_lost, recover
+from replfs.store.database import Database
 from replfs.store.state import State
 from replfs.store.tree import Tree
 
+HEARTBEAT_S = 5.0
 
-class Store:
-    """One node's directory, and the part of a node that both roles have."""
 
-    def __init__(self, path: Path, command: str, **settings: Any) -> None:
-        self.path = path
-        self.raw = os.fsencode(path)
+class Member:
+    """One node of the group: its store, and the process that runs on it, if one does."""
+
+    def __init__(
+        self,
+        base: Path,
+        name: str,
+        names: tuple[str, ...],
+        policy: str,
+        ack: Literal["op", "close"],
+    ) -> None:
+        self.name = name
+        self.path = base / name
+        self.raw = os.fsencode(self.path)
+        self.endpoint = endpoint_of(name)
         self.disk = Disk(self.raw, self.raw + b"-graveyard")
-        self.settings = Settings(command=command, store=str(path), name=path.name, **settings)  # type: ignore[arg-type]
+        self._rundir = base / "run" / name
+        self._rundir.mkdir(parents=True, exist_ok=True)
+        self._rundir.chmod(0o700)
+        self.settings = Settings(
+            command="mount" if name == names[0] else "agent",
+            store=str(self.path),
+            mountpoint=f"/simulated/{name}",
+            name=name,
+            listen=self.endpoint,
+            peers=tuple(PeerSetting(one, endpoint_of(one)) for one in names if one != name),
+            policy=policy,  # type: ignore[arg-type]
+            ack=ack,
+            rundir=str(self._rundir),
+        )
         self.life: Life | None = None
-        self.was_started = False
-        self._fd = -1
-        self.state: State
-        self.tree: Tree
+        self.node: Node | None = None
+        self.is_ready = False
+        """It serves."""
+        self.was_primary = False
+        """Applications have used it, since its disk was new."""
+        self.failure = ""
+        """Why it ended by itself."""
+        self.is_other = False
+        """Its store was replaced or lost power, and the primary does not know that yet."""
+        self.slots_at_death: Slots = set()
+        self.in_sync_at_death: set[InSync] = set()
+        self.commands: dict[str, Callable[[dict[str, Any]], Any]] = {}
+        self.mounted: Callable[[Primary | None], Awaitable[None]]
+        """Told what stands behind the mount, in a task of the mount's."""
+        self.front: FakeFront | None = None
+        self.kernel: Kernel | None = None
+        """The one above its mount, where that can be written to."""
+        self._put_back: Callable[[], None] | None = None
 
-    @property
-    def is_inconsistent(self) -> bool:
-        """It was in the middle of a resync when it ended."""
-        return hasattr(self, "state") and self.state.identity().inconsistent
+    # What it is ----------------------------------------------------------------------------------
 
     @property
     def is_alive(self) -> bool:
         return self.life is not None and not self.life.dead
 
-    def _open(self, life: Life) -> None:
+    @property
+    def primary(self) -> Primary | None:
+        roles = self.node._roles if self.node is not None else None
+        return roles.primary if roles is not None else None
+
+    @property
+    def pipeline(self) -> Pipeline:
+        primary = self.primary
+        if primary is None:
+            raise RuntimeError(f"{self.name} is no primary")
+        return primary.pipeline
+
+    @property
+    def state(self) -> State:
+        assert self.node is not None
+        return self.node.state
+
+    @property
+    def tree(self) -> Tree:
+        assert self.node is not None
+        return self.node.tree
+
+    @property
+    def is_leaving(self) -> bool:
+        """It gives up being the primary."""
+        return self.primary is None or self.pipeline.is_over
+
+    @property
+    def is_inconsistent(self) -> bool:
+        """It was in the middle of a resync when it ended."""
+        return self.node is not None and self.state.identity().inconsistent
+
+    def peer(self, name: str) -> Peer:
+        """What this primary knows of another node."""
+        return next(peer for peer in self.pipeline.peers if peer.name == name)
+
+    def in_sync(self) -> set[InSync]:
+        """Stores that have all that was acknowledged, its own among them."""
+        return {(self.name, 0)} | {
+            (peer.name, peer.link.session)
+            for peer in self.pipeline.peers
+            if peer.state is PeerState.IN_SYNC and peer.log.is_empty
+        }
+
+    def in_flight(self) -> Slots:
+        """What operations have begun and not ended."""
+        return {key for key, slot in self.pipeline.activity._by_key.items() if slot.refs}
+
+    # Its life ------------------------------------------------------------------------------------
+
+    def main(self, life: Life) -> Callable[[], Awaitable[None]]:
+        """What is to be run in *life*."""
         self.life = life
         life.disk = self.disk
-        self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.state = State(self._fd)
-        self.was_started = True
-        self._take_role()
-        self.tree = Tree(self._fd)
+        life.member = self
+        self.is_ready = False
+        self.failure = ""
+        self.kernel = None
+        self.slots_at_death = set()
+        self.in_sync_at_death = {(self.name, 0)}
+        self.node = None
+        self._put_back = None
 
-    def _take_role(self) -> None:
-        if self.state.identity().role != "unset":
-            return
-        if self.settings.command == "mount":
-            self.state.update(
-                role="primary",
-                name=self.path.name,
-                volume=os.urandom(16),
-                generation=os.urandom(16),
-                uninitialized=False,
-            )
-        else:
-            self.state.update(role="secondary", name=self.path.name)
+        async def run() -> None:
+            node = Node(self.settings, self._ready)
+            self.node = node
+            try:
+                await node.main()
+            except ReplfsError as error:
+                self.failure = str(error)
+            except BaseExceptionGroup as group:
+                sentences, others = group.split(ReplfsError)
+                if sentences is None or others is not None:
+                    raise
+                self.failure = str(sentences.exceptions[0])
+
+        return run
+
+    def start_alone(self) -> None:
+        """At the next start it does not wait for what its peers may have."""
+        self.settings = msgspec.structs.replace(self.settings, start_alone=True)
+
+    def _ready(self, _endpoint: str) -> None:
+        self.is_ready = True
+
+    @property
+    def is_built(self) -> bool:
+        """It has read its state, and has its role."""
+        node = self.node
+        roles = node._roles if node is not None else None
+        return roles is not None and (roles.primary or roles.secondary) is not None
+
+    def died(self) -> None:
+        """At the moment of death, before anything of it unwinds."""
+        if self.primary is not None:
+            self.slots_at_death = self.in_flight()
+            self.in_sync_at_death = self.in_sync()
+        if os.path.exists(self.raw + b"/.replfs/state.db"):
+            self._put_back = self.disk.keep_state()
 
     def bury(self) -> None:
-        """What the kernel does for a process that died: its descriptors are closed."""
+        """Nothing of the process is left: the kernel has closed its files."""
         self.life = None
-        self.tree.close_all()
-        put_back = self.disk.keep_state()
-        self.state._cleanup.close()
-        put_back()
-        os.close(self._fd)
+        self.front = None
+        if self._put_back is not None:
+            self._put_back()
 
     def lose_power(self, rng: random.Random) -> str:
         """What was not flushed goes, in part; what became of it, for a trace. It is buried."""
+        self.is_other = True
+        shutil.rmtree(self._rundir)
+        self._rundir.mkdir(mode=0o700)
         return self.disk.lose_power(rng)
 
     def wipe(self) -> None:
         """The disk is replaced by an empty one."""
+        self.is_other = True
+        self.was_primary = False
+        # Whatever it was, it begins again as a secondary.
+        self.settings = msgspec.structs.replace(self.settings, command="agent")
         shutil.rmtree(self.path)
         self.path.mkdir()
         self.disk.forget()
 
 
-class ReplicaNode(Store):
-    """A secondary."""
-
-    def __init__(self, path: Path, endpoint: str) -> None:
-        super().__init__(path, "agent", listen=endpoint)
-        self.endpoint = endpoint
-        self.secondary: Secondary
-        self.listener: FakeListener
-        self.is_other = False
-        """It was replaced by an empty one, or lost power, and its primary does not know it yet."""
-
-    def start(self, life: Life) -> Callable[[], Any]:
-        """Start it; what is to be run in *life*."""
-        with acting(life):
-            self._open(life)
-            self.secondary = Secondary(self.settings, self.state, self.tree, event=_ignore)
-            self.listener = FakeListener(
-                None, self.endpoint, self.secondary, security=None, peer_timeout_s=5.0
-            )
-            self.state.started()
-
-        def welcomed() -> None:
-            self.is_other = False
-
-        self.listener.on_welcomed = welcomed
-
-        async def main() -> None:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.secondary.run)
-                await nursery.start(self.listener.run)
-
-        return main
-
-    def lose_power(self, rng: random.Random) -> str:
-        self.is_other = True
-        return super().lose_power(rng)
+def endpoint_of(name: str) -> str:
+    """Where a node listens."""
+    return f"ipc://{name}"
 
 
-class PrimaryNode(Store):
-    """A primary."""
+def _member() -> Member:
+    life = Life.current
+    if life is None or not isinstance(life.member, Member):
+        raise RuntimeError("there is no node")
+    return life.member
 
-    def __init__(
-        self,
-        path: Path,
-        endpoints: list[str],
-        rundir: Path,
-        policy: str,
-        ack: Literal["op", "close"],
-    ) -> None:
-        peers = tuple(PeerSetting(f"r{n}", endpoint) for n, endpoint in enumerate(endpoints))
-        super().__init__(path, "mount", peers=peers, policy=policy, ack=ack)
-        self.primary: Primary
-        self.activity: ActivityLog
-        self.slots_at_death: Slots = set()
-        self.in_sync_at_death: set[InSync] = set()
-        self._activity = str(rundir / "activity")
 
-    def start(self, life: Life) -> Callable[[], Any]:
-        """Start it, as `Node` does; what is to be run in *life*."""
-        with acting(life):
-            self._open(life)
-            if self.state.unclean and is_lost(self._activity, self.state.identity().node):
-                self.state.memory_lost = True
-            unfinished = (
-                recover(self._activity) if self.state.unclean and not self.state.memory_lost else []
-            )
-            self.activity = ActivityLog(self._activity, self.state.identity().node)
-            self.primary = Primary(
-                self.settings,
-                self.state,
-                self.tree,
-                self.activity,
-                None,  # type: ignore[arg-type]
-                None,
-                event=_ignore,
-                status=dict,
-            )
-            self.primary.recover(
-                [(one.object, one.kind, one.region, one.handle) for one in unfinished]
-            )
-            self.activity.clear()
-            self.state.started()
-        return self.primary.run
+class FakeFront:
+    """`node.frontend.FrontEnd`: the mount. The world makes the kernel above it."""
 
-    def lose_power(self, rng: random.Random) -> str:
-        Path(self._activity).unlink(missing_ok=True)
-        return super().lose_power(rng)
+    def __init__(self, settings: Settings, mountpoint: str, *_: Any) -> None:
+        del settings
+        self.mountpoint = mountpoint
+        self.is_covering = self.is_fixed = False
+        self.over = trio.Event()
+        self.session = self
+        self.tuned, self.reason = True, ""
+        self._member = _member()
+        self._member.front = self
+        self._primary: Primary | None = None
+        self._detached = trio.Event()
+        self._nursery: trio.Nursery | None = None
 
-    def in_sync(self) -> set[InSync]:
-        """Stores that have all that was acknowledged, its own among them."""
-        peers = self.primary.pipeline.peers
-        return {(self.path.name, 0)} | {
-            (peer.name, peer.link.session)
-            for peer in peers
-            if peer.state is PeerState.IN_SYNC and peer.log.is_empty
-        }
+    def mount(self, primary: Primary | None) -> None:
+        self._primary = primary
 
-    def in_flight(self) -> Slots:
-        """What operations had begun and not ended; of a dead one too."""
-        return {key for key, slot in self.activity._by_key.items() if slot.refs}
+    async def run(self) -> None:
+        async with trio.open_nursery() as self._nursery:
+            self._nursery.start_soon(self._member.mounted, self._primary)
+            await self._detached.wait()
+            self._nursery.cancel_scope.cancel()
+        self.over.set()
 
-    def saved_logs(self) -> dict[str, DirtyLog]:
-        """The logs as the next process will find them."""
-        return {peer.name: peer.log for peer in self.primary.pipeline.peers}
+    def detach(self) -> None:
+        self._detached.set()
 
-    def bury(self) -> None:
-        super().bury()
-        self.activity.close()
+    stop = unmount = detach
+
+    def has_writers(self) -> bool:
+        return any(handle.writable for handle in self._member.tree.table.handles.values())
+
+    async def exchange(self, primary: Primary | None) -> None:
+        self._primary = primary
+        if self._nursery is not None:
+            self._nursery.start_soon(self._member.mounted, primary)
+
+    async def freeze(self) -> bool:
+        return not self.has_writers()
+
+    async def thaw(self) -> None:
+        return
+
+
+class _Control:
+    """`node.control.ControlServer`: commands are called, not sent."""
+
+    def __init__(self, *_: Any, commands: dict[str, Any], **__: Any) -> None:
+        _member().commands = commands
+
+    def also(self, mountpoint: str) -> None:
+        return
+
+    def start(self, token: object) -> None:
+        return
+
+    def stop(self) -> None:
+        return
+
+    def status(self) -> dict[str, Any]:
+        return {}
+
+
+class _Quiet:
+    """Stands for what a simulation does without: a ZeroMQ context, the garbage collector."""
+
+    def destroy(self, linger: int) -> None:
+        return
+
+    def collect(self) -> None:
+        return
+
+    def freeze(self) -> None:
+        return
+
+
+async def _no_signals(_: Node) -> None:
+    await trio.sleep_forever()
+
+
+def replace_surroundings(patch: pytest.MonkeyPatch) -> None:
+    """What is around a node in its process."""
+    patch.setattr(primary_module, "Link", FakeLink)
+    patch.setattr(probe_module, "Link", FakeLink)
+    patch.setattr(fetch_module, "Link", FakeLink)
+    patch.setattr(reception_module, "Listener", FakeListener)
+    patch.setattr(roles_module, "FrontEnd", FakeFront)
+    patch.setattr(roles_module, "_memory_directory", lambda rundir: rundir)
+    patch.setattr(node_module, "ControlServer", _Control)
+    patch.setattr(zmq, "Context", _Quiet)
+    patch.setattr(mounting, "become_io_flusher", list)
+    patch.setattr(node_module, "gc", _Quiet())
+    patch.setattr(node_module, "_HEARTBEAT_S", HEARTBEAT_S)
+    patch.setattr(Node, "_watch_signals", _no_signals)
+    close = Database.close
+
+    def close_and_tell(database: Database, **more: Any) -> None:
+        life = Life.current
+        close(database, **more)
+        if life is not None and life.disk is not None:
+            life.disk.closed()
+
+    patch.setattr(Database, "close", close_and_tell)
 
 
 def populate(path: Path, rng: random.Random, names: tuple[bytes, ...]) -> None:
@@ -227,7 +371,3 @@ def populate(path: Path, rng: random.Random, names: tuple[bytes, ...]) -> None:
                 size = rng.choice((0, 100, 70_000, 200_000, 1_200_000))
                 with open(full, "xb") as file:
                     file.write(rng.randbytes(100) * (size // 100))
-
-
-def _ignore(*_args: object, **_keywords: object) -> None:
-    return

@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 import trio
 from simulation.harness.life import simulated
-from simulation.harness.network import FakeLink
+from simulation.harness.nodes import replace_surroundings
 from simulation.harness.result import Failure, Result
 from simulation.harness.world import Simulation
 
 from replfs.core import ops
 from replfs.node import courtesy as courtesy_module
-from replfs.node import primary as primary_module
 from replfs.node.resync import contents as contents_module
 from replfs.node.resync import names as names_module
 from replfs.store import activity as activity_module
@@ -55,7 +54,7 @@ def run_seed(seed: int, base: Path, *, wire: bool = False) -> Result:
     result = Result(seed)
     descriptors = set(os.listdir("/proc/self/fd"))
     with simulated(seed) as world, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(primary_module, "Link", FakeLink)
+        replace_surroundings(patch)
         _tighten(random.Random(f"{seed} limits"), patch)
         simulation = Simulation(seed, base, world, result)
         simulation.wire = wire

@@ -366,7 +366,11 @@ class Primary:
             self.state.new_generation()
             # Before what diverges can be on the disk: a power loss that took the generation and
             # not the change would leave two stores that differ and seem to be equal.
-            self.state.flush(durable=True)
+            try:
+                self.state.flush(durable=True)
+            except OSError as error:
+                # The change is applied: it must be recorded for all, and no fsync will return.
+                log.error("the new generation is not on the disk yet: %s", error.strerror)
             log.info("a new generation begins: %s does not get what follows", peer.name)
             self._announce(but=peer)
 

@@ -24,6 +24,7 @@ FOUND = {
     32: "a primary that came back, and changed a store that followed the one promoted after it",
     51: "the same",
     78: "a fifo that the kernel did not know, opened in the event loop",
+    81: "a change that no peer got, because a generation could not be flushed",
     87: "a promoted node that did not look at policies",
     231: "a run that began with a promotion, and did not say so",
 }

@@ -296,10 +296,10 @@ class Peer:
             raise Refused(
                 f"what the peer lacks cannot be recorded here: {error.strerror}", "refused"
             ) from error
-        self.advance(event, sentence)
         self.is_refused = False
         self.peer_node = welcome.node
         self.peer_generation = welcome.generation
+        self.advance(event, sentence)
         self.live = not self.paused and not self.congested
         self.wake_resync()
 

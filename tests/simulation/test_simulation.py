@@ -26,6 +26,7 @@ FOUND = {
     78: "a fifo that the kernel did not know, opened in the event loop",
     81: "a change that no peer got, because a generation could not be flushed",
     87: "a promoted node that did not look at policies",
+    163: "a primary that lost power, and did not know that a peer had all of it",
     231: "a run that began with a promotion, and did not say so",
 }
 """Seeds that failed once, and what they found (empty: before that was written down).

@@ -149,6 +149,8 @@ class Resync:
                 break
         self._names.forget()
         peer.advance(Event.LOG_EMPTY_CONFIRMED)
+        # A loss of power must not forget who has what only memory has here.
+        await peer.home.make_durable()
         peer.progressed()
 
     def _generation(self) -> tuple[bytes, list[bytes]]:

@@ -253,9 +253,15 @@ def test_a_secondary_that_lost_power_is_compared_where_it_may_have_lost_somethin
         found.work(0.7)
         found.lose_power(pair.agent)
         pair.agent.start()
+        # Until the primary has noticed, it still says that its peer is in sync.
+        wait_for(
+            lambda: b"it may have lost are compared" in pair.mount.log_since_start(),
+            30,
+            "the primary to meet its peer again",
+            0.05,
+        )
         pair.wait_in_sync()
         found.end_work()
-        assert b"it may have lost are compared" in pair.mount.log_since_start()
         assert b"everything is compared" not in pair.mount.log_since_start()
         pair.wait_in_sync()
         found.check(pair.primary_store, pair.secondary_store)

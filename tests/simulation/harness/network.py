@@ -191,10 +191,15 @@ class Wire:
             self.network.note(
                 f"{self.id}.{lane.stream}.{seq} {life.name} {shown(op)} -> {shown(answer)}"
             )
-        if life.dead or isinstance(op, ops.Locate | ops.Forget | ops.Stable):
+        if life.dead:
             return
-        if answer is not None:
+        is_silent = isinstance(op, ops.Locate | ops.Forget | ops.Stable)
+        if answer is not None and not is_silent:
             self.answer(lane.stream, seq, answer)
+        # Several operations may have arrived at once.
+        if not lane.queue or self.network.rng.random() < 0.5:
+            with acting(life):
+                self.listener.answered()
 
     def answer(self, stream: int, seq: int, answer: ops.AnyAnswer) -> None:
         """Session.answer: on its way back."""
@@ -508,11 +513,19 @@ class FakeListener:
     network: Network
 
     def __init__(
-        self, context: Any, endpoint: str, applier: Any, *, security: Any, peer_timeout_s: float
+        self,
+        context: Any,
+        endpoint: str,
+        applier: Any,
+        *,
+        security: Any,
+        peer_timeout_s: float,
+        answered: Callable[[], None] = lambda: None,
     ) -> None:
         del context, security, peer_timeout_s
         self.endpoint = endpoint
         self.applier = applier
+        self.answered = answered
         self.wire: Wire | None = None
         life = Life.current
         if life is None:

@@ -363,7 +363,7 @@ def test_a_replica_whose_disk_dies_is_left_behind_and_comes_back():
             30,
             "the mount to go on",
         )
-        assert os.strerror(errno.EIO) in str(pair.peer())
+        wait_for(lambda: os.strerror(errno.EIO) in str(pair.peer()), 30, "the reason to be told")
         pair.agent.kill9()
         found.disks["secondary"].come_back()
         pair.agent.start()
@@ -381,7 +381,7 @@ def test_a_replica_whose_disk_turns_read_only_is_left_behind_and_comes_back():
         found.disks["secondary"].turn_read_only()
         wait_for(lambda: pair.peer()["state"] != "in-sync", 30, "the replica to be left behind")
         found.end_work()
-        assert os.strerror(errno.EROFS) in str(pair.peer())
+        wait_for(lambda: os.strerror(errno.EROFS) in str(pair.peer()), 30, "the reason to be told")
         found.check(pair.primary_store)
         pair.agent.kill9()
         unmount_all(pair.secondary_store)

@@ -131,7 +131,8 @@ class TcpProxy:
         done = threading.Event()
         with self._lock:
             self._orders.append((act, done))
-        with contextlib.suppress(BlockingIOError):
+        # Awake for another reason, it may have done as it was told by now, and be gone.
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
             self._wake.send(b"x")
         if not done.wait(30):
             raise RuntimeError("the proxy's thread does not react")

@@ -210,7 +210,15 @@ def test_a_crash_in_a_switchover_never_gives_two_primaries(victim, where):
         dying.start()
         primaries = [node for node in group.nodes if node.status()["role"] == "primary"]
         assert len(primaries) <= 1
-        assert [is_writable(node.top) for node in group.nodes].count(True) == len(primaries)
+        # The role is durable before the mount is what the role wants.
+        wait_for(
+            lambda: (
+                [node for node in group.nodes if is_writable(node.top)] == primaries
+                or not primaries
+            ),
+            what="the primary's mount",
+        )
+        assert sum(is_writable(node.top) for node in group.nodes) == len(primaries)
         if not primaries:
             # Either may be promoted: they were equal when they stopped.
             promote(group.nodes[1 - victim])

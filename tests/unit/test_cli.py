@@ -277,7 +277,11 @@ def test_ctrl_c_ends_wait_with_130(tmp_path):
     statuses = [RESYNC] * 4
     with fake_node(tmp_path, statuses) as target:
         process = subprocess.Popen(
-            [*spawn.python(), "wait", *target], env=spawn.environment(), stderr=subprocess.PIPE
+            [*spawn.python(), "wait", *target],
+            env=spawn.environment(),
+            stderr=subprocess.PIPE,
+            # Where these tests run in the background of a shell, it is ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         try:
             # Once it has asked, it is past the interpreter's start.

@@ -31,8 +31,9 @@ from replfs.errors import PeerLost, Refused
 from replfs.node import suspects
 from replfs.node.config import PeerSetting, Settings
 from replfs.node.identity import hello_of, side_of, side_of_message
-from replfs.node.peer import BULK, Question
+from replfs.node.peer import BULK
 from replfs.node.policies import Policies
+from replfs.node.question import ask
 from replfs.node.replica import Replica
 from replfs.node.restore import Restore
 from replfs.store import syscalls
@@ -108,11 +109,7 @@ class _Source:
 
     async def ask(self, op: ops.AnyOp) -> ops.AnyAnswer:
         """The answer. Raises PeerLost."""
-        if not self.link.has_room(BULK):
-            await self.link.wait_room(BULK)
-        question = Question()
-        self.link.send(op, None, question, BULK)
-        return await question.answer()
+        return await ask(self.link, op)
 
     def tell(self, op: ops.Locate | ops.Forget) -> None:
         """What has no answer. Raises PeerLost."""

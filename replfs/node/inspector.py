@@ -14,8 +14,8 @@ from replfs.core import ops
 from replfs.core.messages import BULK, Hello, Refuse, Welcome
 from replfs.errors import NotInSync, PeerLost, ReplfsError
 from replfs.node.identity import INSPECTION, hello_of
-from replfs.node.peer import Question
 from replfs.node.probe import Prober
+from replfs.node.question import ask
 from replfs.store.record import ROOT_ID
 from replfs.transport.link import Link
 
@@ -95,11 +95,7 @@ class Inspector:
 
     async def ask(self, op: ops.AnyOp) -> ops.AnyAnswer:
         """Have *op* done there. Raises PeerLost."""
-        if not self._link.has_room(BULK):
-            await self._link.wait_room(BULK)
-        question = Question()
-        self._link.send(op, None, question, BULK)
-        return await question.answer()
+        return await ask(self._link, op)
 
     async def at(self, path: bytes) -> ops.Inspected | None:
         """What stands at a path there, located so that it can be asked about; None: nothing."""

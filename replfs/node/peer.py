@@ -26,6 +26,7 @@ from replfs.core.unstable import Unstable
 from replfs.errors import PeerLost, ProtocolError, Refused
 from replfs.node.flight import Flight, describe
 from replfs.node.identity import SUSPECTED
+from replfs.node.question import ask
 from replfs.store import locators
 from replfs.store.activity import KIND_NAMES
 from replfs.store.inode import Inode
@@ -734,11 +735,7 @@ class Peer:
 
     async def ask(self, op: ops.AnyOp, payload: bytes | None = None) -> ops.AnyAnswer:
         """Send on the bulk stream and wait for the answer. Raises PeerLost."""
-        if not self.link.has_room(BULK):
-            await self.link.wait_room(BULK)
-        question = Question()
-        self.link.send(op, payload, question, BULK)
-        answer = await question.answer()
+        answer = await ask(self.link, op, payload)
         if type(op) in _CARRIES:
             # Only now: what a checkpoint covered was applied before it.
             self.unstable.note(op, self._locator, length=len(payload) if payload else 0)
@@ -807,45 +804,3 @@ class Peer:
 
 def _not_counted(_began: int, _ended: int) -> None:
     """Nobody wants to know."""
-
-
-class Question:
-    """A sink that one task waits for."""
-
-    __slots__ = ("_answer", "_done", "_task")
-
-    def __init__(self) -> None:
-        self._answer: ops.AnyAnswer | None = None
-        self._done = False
-        self._task: trio.lowlevel.Task | None = None
-
-    def answered(self, link: Link, answer: ops.AnyAnswer) -> None:
-        """The peer's answer."""
-        del link
-        self._answer = answer
-        self._finish()
-
-    def lost(self, link: Link) -> None:
-        """There will be none."""
-        del link
-        self._finish()
-
-    def _finish(self) -> None:
-        self._done = True
-        if self._task is not None:
-            trio.lowlevel.reschedule(self._task)
-            self._task = None
-
-    async def answer(self) -> ops.AnyAnswer:
-        """Wait for it. Raises PeerLost if the session ends first."""
-        if not self._done:
-            self._task = trio.lowlevel.current_task()
-
-            def abandon(_: object) -> trio.lowlevel.Abort:
-                self._task = None
-                return trio.lowlevel.Abort.SUCCEEDED
-
-            await trio.lowlevel.wait_task_rescheduled(abandon)
-        if self._answer is None:
-            raise PeerLost("the session ended")
-        return self._answer

@@ -29,6 +29,7 @@ from replfs.core.regions import REGION_SHIFT, REGION_SIZE
 from replfs.errors import PeerLost, StoreError
 from replfs.node import suspects
 from replfs.node.flight import describe
+from replfs.node.question import list_all
 from replfs.node.replica import Replica, digest_regions
 from replfs.store.inode import Inode
 from replfs.store.record import INCOMPLETE, ROOT_ID
@@ -284,17 +285,11 @@ class Restore:
             self._located.discard(child.id)
 
     async def _list(self, directory: bytes) -> dict[bytes, ops.Entry]:
-        found: dict[bytes, ops.Entry] = {}
-        after = b""
         self._locate_there(directory)
-        while True:
-            answer = await self._source.ask(ops.List(directory, after))
-            if not isinstance(answer, ops.Listing):
-                raise PeerLost("the peer cannot list a directory")
-            found |= {entry.name: entry for entry in answer.entries}
-            if not answer.more or not answer.entries:
-                return found
-            after = answer.entries[-1].name
+        found = await list_all(self._source.ask, directory)
+        if not isinstance(found, dict):
+            raise PeerLost("the peer cannot list a directory")
+        return found
 
     def _is_placed(self, object_id: bytes) -> bool:
         """Whether all names on the way to the object are as on the peer."""

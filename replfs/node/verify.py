@@ -18,6 +18,7 @@ import os
 import stat as _stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final, TypeVar
 
 import trio
@@ -31,6 +32,7 @@ from replfs.node import attributes
 from replfs.node.flight import describe
 from replfs.node.peer import BULK, Peer
 from replfs.node.pipeline import Pipeline
+from replfs.node.question import list_all
 from replfs.node.rate import Rate
 from replfs.node.walk import Below, walk
 from replfs.store import locators
@@ -218,18 +220,12 @@ class Verification:
 
     async def _extras(self, inode: Inode, names: set[bytes]) -> list[bytes]:
         """Names that the peer has in a directory, and that are not here."""
-        found: list[bytes] = []
-        after = b""
-        while True:
-            answer = await self._ask(inode, ops.List(inode.id, after))
-            if not isinstance(answer, ops.Listing):
-                if self._is_settled(inode):
-                    self._tell(_shown(inode), f"cannot be listed there: {_reason(answer)}")
-                return []
-            found += [entry.name for entry in answer.entries if entry.name not in names]
-            if not answer.more or not answer.entries:
-                return found
-            after = answer.entries[-1].name
+        theirs = await list_all(partial(self._ask, inode), inode.id, names)
+        if not isinstance(theirs, dict):
+            if self._is_settled(inode):
+                self._tell(_shown(inode), f"cannot be listed there: {_reason(theirs)}")
+            return []
+        return list(theirs)
 
     async def _each(self, items: Iterable[T], work: Callable[[T], Awaitable[object]]) -> None:
         """Work on all *items*, a few at a time; the first failure ends it."""

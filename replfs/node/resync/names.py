@@ -15,6 +15,7 @@ from replfs.core.relationship import State
 from replfs.node.attributes import read as read_attributes
 from replfs.node.courtesy import Slice
 from replfs.node.peer import BULK
+from replfs.node.question import list_all
 from replfs.node.rate import Rate
 from replfs.node.resync import whole
 from replfs.node.resync.work import UNREPRESENTABLE, Work
@@ -115,19 +116,16 @@ class Names:
 
     async def _list(self, inode: Inode) -> dict[bytes, ops.Entry] | None:
         """The peer's names in a directory; None where it cannot say."""
-        found: dict[bytes, ops.Entry] = {}
-        after = b""
-        while True:
+
+        async def asked(op: ops.AnyOp) -> ops.AnyAnswer:
             self._peer.locate(inode.id, BULK)
-            answer = await self._peer.ask(ops.List(inode.id, after))
-            if not isinstance(answer, ops.Listing):
-                self._work.refused(("list", inode.id), inode, answer)
-                return None
-            for entry in answer.entries:
-                found[entry.name] = entry
-            if not answer.more:
-                return found
-            after = answer.entries[-1].name if answer.entries else after
+            return await self._peer.ask(op)
+
+        found = await list_all(asked, inode.id)
+        if not isinstance(found, dict):
+            self._work.refused(("list", inode.id), inode, found)
+            return None
+        return found
 
     # 2. Gather ---------------------------------------------------------------------------------
 

@@ -28,11 +28,14 @@ class Prober(Protocol):
 
 
 class _Stranger:
-    """The owner of a link that never has a session."""
+    """The owner of a link that greets, and never has a session."""
+
+    def __init__(self, hello: Hello) -> None:
+        self._hello = hello
 
     def hello(self) -> Hello:
-        """Never asked."""
-        raise NotImplementedError
+        """The one greeting."""
+        return self._hello
 
     def welcomed(self, link: Link, welcome: Welcome) -> None:
         """Never called."""
@@ -48,28 +51,24 @@ async def yield_to(node: Prober, name: str, endpoint: str) -> None:
         Refused: always, where it was heard; with the code `outdated` if it was taken.
         PeerLost: it was not.
     """
-    link = Link(
-        node.context,
-        endpoint,
-        _Stranger(),
-        peer_timeout_s=min(_PROBE_S, node.settings.peer_timeout_s),
-        security=node.curve,
-        name=name,
-    )
-    await link.ask(hello_of(node.state, YIELDING))
+    await _greet(node, name, endpoint, hello_of(node.state, YIELDING))
 
 
 async def probe(node: Prober, name: str, endpoint: str) -> Welcome | None:
     """What the node at *endpoint* says of itself; None where nobody answers in time."""
+    try:
+        return await _greet(node, name, endpoint, hello_of(node.state, PROBE))
+    except (PeerLost, Refused):
+        return None
+
+
+async def _greet(node: Prober, name: str, endpoint: str, hello: Hello) -> Welcome:
     link = Link(
         node.context,
         endpoint,
-        _Stranger(),
+        _Stranger(hello),
         peer_timeout_s=min(_PROBE_S, node.settings.peer_timeout_s),
         security=node.curve,
         name=name,
     )
-    try:
-        return await link.ask(hello_of(node.state, PROBE))
-    except (PeerLost, Refused):
-        return None
+    return await link.ask(hello)

@@ -19,7 +19,7 @@ from replfs.cli.configuration import literal_default
 from replfs.cli.describe import Flag, Shape, shapes
 from replfs.cli.exit_codes import ExitCode
 from replfs.cli.parse import Command
-from replfs.errors import UsageError
+from replfs.cli.share import install_text
 from replfs.node import config
 
 
@@ -42,7 +42,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.install is not None:
         for name, page in PAGES.items():
             path = os.path.join(args.install, f"man{page.section}", f"{name}.{page.section}")
-            _write(path, render(name))
+            install_text(path, render(name))
             print(path)
         return ExitCode.OK
     text = render(args.page)
@@ -55,15 +55,6 @@ def _run(args: argparse.Namespace) -> int:
     else:
         print(text, end="")
     return ExitCode.OK
-
-
-def _write(path: str, text: str) -> None:
-    try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}") from None
 
 
 # man(7) ------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Final
 from replfs.cli import spawn
 from replfs.cli.exit_codes import ExitCode
 from replfs.cli.parse import Command, Parser
-from replfs.cli.share import shared
+from replfs.cli.share import install_text, shared
 from replfs.errors import UsageError
 
 UNITS: Final = ("replfs-agent@.service", "replfs-mount@.service")
@@ -38,7 +38,7 @@ def _run(args: argparse.Namespace) -> int:
         return ExitCode.OK
     for name in UNITS:
         path = os.path.join(args.root, UNIT_DIRECTORY, name)
-        _write(path, unit(name))
+        install_text(path, unit(name))
         print(path)
     helper = os.path.join(os.path.dirname(sys.executable), "mount.replfs")
     if os.path.exists(helper):
@@ -62,15 +62,6 @@ def _executable() -> str:
     if any(set(word) & set(" \t\"'\\%$;") for word in words):
         raise UsageError(f"systemd cannot start {words[0]!r}: install replfs at a plainer path")
     return " ".join(words)
-
-
-def _write(path: str, text: str) -> None:
-    try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _link(link: str, target: str) -> None:

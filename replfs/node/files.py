@@ -91,11 +91,7 @@ class Files(View):
             if let_go:
                 slots = []
             else:
-                if flight.waiting:
-                    await self.pipeline.confirmed(flight)
-                flight.settle(strict=policy == Policy.STRICT, failed=failed, written=written)
-                if self.pipeline.announcing:
-                    await self.pipeline.announced()
+                await self.pipeline.settled(flight, policy, failed=failed, written=written)
         finally:
             for slot in slots:
                 self.pipeline.activity.end(slot)
@@ -167,11 +163,7 @@ class Files(View):
             if let_go:
                 slots = []
             else:
-                if flight.waiting:
-                    await self.pipeline.confirmed(flight)
-                flight.settle(strict=policy == Policy.STRICT, failed=failed)
-                if self.pipeline.announcing:
-                    await self.pipeline.announced()
+                await self.pipeline.settled(flight, policy, failed=failed)
         finally:
             for slot in slots:
                 self.pipeline.activity.end(slot)

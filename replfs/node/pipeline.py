@@ -338,6 +338,20 @@ class Pipeline:
         if self.announcing:
             await self.announced()
 
+    async def settled(
+        self, flight: Flight, policy: int, *, failed: int = 0, written: int | None = None
+    ) -> None:
+        """Wait for the answers to an operation, and compare them with what became of it here.
+
+        Arguments and errors as of `Flight.settle`. What began a generation is acknowledged only
+        when the peers that go on know of it.
+        """
+        if flight.waiting:
+            await self.confirmed(flight)
+        flight.settle(strict=policy == Policy.STRICT, failed=failed, written=written)
+        if self.announcing:
+            await self.announced()
+
     async def change(
         self,
         kind: str,
@@ -379,14 +393,10 @@ class Pipeline:
                 self.send(op, None, flight, 0)
                 if flight.waiting:
                     let_go = self.let_go(flight, slots, subject, policy)
-                    if let_go:
-                        slots = []
-                    else:
-                        await self.confirmed(flight)
-                if not let_go:
-                    flight.settle(strict=policy == Policy.STRICT)
-                    if self.announcing:
-                        await self.announced()
+                if let_go:
+                    slots = []
+                else:
+                    await self.settled(flight, policy)
         finally:
             for slot in slots:
                 self.activity.end(slot)

@@ -25,6 +25,11 @@ class Keeper:
         """Whether this store has snapshots at all."""
         self._snapshots = snapshots
         self._is_inconsistent = is_inconsistent
+        self.place = snapshots.place(BEFORE_RESYNC)
+        """Where the state before the resync is, below STORE; None: it was not kept.
+
+        An attribute, because the status is told while STORE hangs, too.
+        """
         self._turn = trio.Lock()
         self._released = trio.Event()
 
@@ -36,7 +41,9 @@ class Keeper:
             try:
                 await trio.to_thread.run_sync(self._snapshots.drop, BEFORE_RESYNC)
                 await trio.to_thread.run_sync(self._snapshots.take, BEFORE_RESYNC)
+                self.place = self._snapshots.place(BEFORE_RESYNC)
             except OSError as error:
+                self.place = None
                 log.warning("the state before the resync is not kept: %s", error.strerror)
 
     def release(self) -> None:
@@ -55,9 +62,6 @@ class Keeper:
                     continue
                 try:
                     await trio.to_thread.run_sync(self._snapshots.drop, BEFORE_RESYNC)
+                    self.place = None
                 except OSError as error:
                     log.warning("the state before the resync is still there: %s", error.strerror)
-
-    def place(self) -> str | None:
-        """Where the state before the resync is, below STORE; None: it was not kept."""
-        return self._snapshots.place(BEFORE_RESYNC)

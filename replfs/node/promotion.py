@@ -68,7 +68,7 @@ class Promotion:
             mountpoint = self._mountpoint(arguments.get("mount"))
             await self._check_silence()
             seen = await self._look_around()
-            before = roles.secondary.keeper.place()
+            before = roles.secondary.keeper.place
             objections = [*of_state(roles.state, before), *self._of_others(seen)]
             lines = self._removals() + [
                 f"{one.name} is not reachable" for one in seen if one.welcome is None

@@ -187,7 +187,7 @@ class StatusBoard:
             "kept": list(secondary.kept)[-_KEPT_SHOWN:],
             "frozen_until": secondary.freezer.until,
             "snapshots": secondary.keeper.provider,
-            "state_before_resync": secondary.keeper.place(),
+            "state_before_resync": secondary.keeper.place,
             "peers": [],
         }
 

@@ -234,7 +234,7 @@ class Names:
             if child is not None:
                 holds.enter_context(self._tree.held(child))
                 claims = footprint.entry_of(directory, name, child)
-                if self._goes_whole(child, directory, name):
+                if self._rate.limit and self._goes_whole(child, directory, name):
                     await self._rate.spend(child.size)
                 if not await self._work.links.learn_names(child):
                     self._await_walk(key, child)

@@ -16,8 +16,7 @@ import errno
 import logging
 import os
 import stat as _stat
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol
 
 import msgspec
 import trio
@@ -28,6 +27,7 @@ from replfs.core.dirty import DirtyLog
 from replfs.core.regions import REGION_SHIFT, REGION_SIZE
 from replfs.errors import PeerLost, StoreError
 from replfs.node import suspects
+from replfs.node.crew import each
 from replfs.node.flight import describe
 from replfs.node.question import list_all
 from replfs.node.replica import Replica, digest_regions
@@ -42,8 +42,6 @@ _PIN: Final = 1 << _BULK
 _REGIONS_AT_ONCE: Final = ops.PAYLOAD_MAX // REGION_SIZE
 _TASKS: Final = 8
 _GONE: Final = frozenset({errno.ESTALE, errno.ENOENT, errno.ENOTDIR})
-
-T = TypeVar("T")
 
 
 class Source(Protocol):
@@ -116,8 +114,8 @@ class Restore:
             await self._gather()
             for directory, name in self._log.names_pending():
                 await self._place(directory, name)
-            await self._each(self._log.objects_with_data(), self._data)
-            await self._each(self._log.objects_with_attrs(), self._finish)
+            await each(self._log.objects_with_data(), self._data, tasks=_TASKS)
+            await each(self._log.objects_with_attrs(), self._finish, tasks=_TASKS)
             if self._left() == left:
                 raise StoreError(f"{left[0]} objects cannot be fetched: {self._example()}")
         while await self._here(ops.EmptyLimbo()) == errno.EAGAIN:
@@ -130,28 +128,6 @@ class Restore:
 
     def _example(self) -> str:
         return next((one.hex() for one in self._log.objects()), "")
-
-    async def _each(self, items: Iterable[T], work: Callable[[T], Awaitable[None]]) -> None:
-        """Work on all *items*, a few at a time; the first error ends it."""
-        limit = trio.Semaphore(_TASKS)
-        errors: list[Exception] = []
-
-        async def one(item: T) -> None:
-            try:
-                await work(item)
-            except (OSError, PeerLost, StoreError) as error:
-                errors.append(error)
-            finally:
-                limit.release()
-
-        async with trio.open_nursery() as nursery:
-            for item in items:
-                await limit.acquire()
-                if errors:
-                    break
-                nursery.start_soon(one, item)
-        if errors:
-            raise errors[0]
 
     # The two sides -----------------------------------------------------------------------------
 

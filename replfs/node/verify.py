@@ -27,8 +27,9 @@ import xxhash
 from replfs.core import footprint, ops
 from replfs.core.regions import REGION_SIZE
 from replfs.core.scheduler import Claim
-from replfs.errors import NotInSync, PeerLost, ReplfsError, UsageError
+from replfs.errors import NotInSync, PeerLost, UsageError
 from replfs.node import attributes
+from replfs.node.crew import each
 from replfs.node.flight import describe
 from replfs.node.peer import BULK, Peer
 from replfs.node.pipeline import Pipeline
@@ -228,29 +229,14 @@ class Verification:
         return list(theirs)
 
     async def _each(self, items: Iterable[T], work: Callable[[T], Awaitable[object]]) -> None:
-        """Work on all *items*, a few at a time; the first failure ends it."""
-        limit = trio.Semaphore(_TASKS)
-        failures: list[Exception] = []
+        """Work on all *items*, with a rest after each while applications are at work."""
 
         async def one(item: T) -> None:
-            try:
-                await work(item)
-                if self._pipeline.flights:
-                    await trio.sleep(_REST_S)
-            except (ReplfsError, OSError) as error:
-                failures.append(error)
-            finally:
-                limit.release()
+            await work(item)
+            if self._pipeline.flights:
+                await trio.sleep(_REST_S)
 
-        async with trio.open_nursery() as nursery:
-            for item in items:
-                await limit.acquire()
-                if failures or self.stopped or not self._peer.live:
-                    limit.release()
-                    break
-                nursery.start_soon(one, item)
-        if failures:
-            raise failures[0]
+        await each(items, one, tasks=_TASKS, goes_on=lambda: not self.stopped and self._peer.live)
         self._check()
 
     def _check(self) -> None:

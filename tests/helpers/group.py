@@ -13,12 +13,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from helpers import nodes
 from helpers.compare import wait_equal
 from helpers.nodes import Node
+from helpers.stage import Stage
 
 TIMEOUT_S = 2.0
 CRASH = Path(__file__).parent / "crash"
@@ -39,7 +39,7 @@ class Member(Node):
         return self.mountpoint
 
 
-class Group:
+class Group(Stage):
     """`nodes[0]`, made by `replfs mount`, is the primary; the others are made by `replfs agent`."""
 
     def __init__(
@@ -85,29 +85,16 @@ class Group:
                 )
             )
 
-    def __enter__(self) -> Self:
+    def start_up(self) -> None:
         """Start all and wait until every peer is in sync."""
-        try:
-            for node in self.nodes[1:]:
-                node.start(wait=False)
-            self.nodes[0].start()
-            self.wait_in_sync(self.nodes[0])
-        except BaseException:
-            self.clean_up()
-            raise
-        return self
+        for node in self.nodes[1:]:
+            node.start(wait=False)
+        self.nodes[0].start()
+        self.wait_in_sync(self.nodes[0])
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Clean up; a failure gets the ends of all logs as a note."""
-        if error is not None:
-            for node in self.nodes:
-                error.add_note(f"{node.store.name} {node.log_tail(40)}")
-        self.clean_up()
+    def notes(self) -> str:
+        """The ends of all logs."""
+        return "\n".join(f"{node.store.name} {node.log_tail(40)}" for node in self.nodes)
 
     def clean_up(self) -> None:
         """End all processes, detach the mounts, remove the directory."""

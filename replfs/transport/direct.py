@@ -294,13 +294,17 @@ class DirectConnection:
 
     def _start(self, connected: socket.socket) -> _Channel:
         channel = _Channel(connected, b"DEALER", self._frame_max, 1 << 62)
-        for head, payload in self._early:
-            channel.send(head, payload)
+        with contextlib.suppress(NotSent):  # broken already, which is told below
+            for head, payload in self._early:
+                channel.send(head, payload)
         self._early.clear()
         self.fd = connected.fileno()
         self._poll.register(self.fd, select.POLLIN)
         self._channel = channel
-        self.poke()
+        if channel.gone:
+            self._ended(channel.gone)
+        else:
+            self.poke()
         return channel
 
     async def _send_queued(self, channel: _Channel) -> None:

@@ -345,3 +345,28 @@ def test_the_environment_chooses(monkeypatch):
     monkeypatch.setenv("REPLFS_WIRE", "pigeons")
     with pytest.raises(UsageError, match="REPLFS_WIRE must be auto or libzmq"):
         wire_of_environment()
+
+
+async def test_a_connection_that_breaks_as_it_begins(monkeypatch):
+    """The other process may be killed between accepting and reading."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.close()
+
+    async def connected_to(*_: object) -> socket.socket:
+        return ours
+
+    monkeypatch.setattr(direct, "connected_to", connected_to)
+    address = parse("tcp://127.0.0.1:1", listening=False)
+    assert address is not None
+    connection = direct.DirectConnection(
+        address, lambda *_: None, lambda *_: None, frame_max=1 << 20
+    )
+    connection.send(b"sent before it was connected")
+    with trio.fail_after(60):
+        await connection.watch()
+        await connection.wait()
+    assert connection.gone
+    with pytest.raises(NotSent):
+        connection.send(b"and after")
+    connection.close()

@@ -15,7 +15,7 @@ from typing import Final
 from replfs.cli.exit_codes import ExitCode
 from replfs.cli.parse import Command, Parser
 from replfs.errors import ReplfsError
-from replfs.node import config
+from replfs.node.settings import config
 
 
 def _declare(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +60,7 @@ def _problems(path: str) -> list[str]:
 
 def _unusable(settings: config.Settings) -> list[str]:
     """What a start with *settings* would be refused for, as far as files tell."""
-    from replfs.node.hook import Hook
+    from replfs.node.operating.hook import Hook
     from replfs.transport.security import AllowList, Curve, load_keypair, require_curve
 
     found = []

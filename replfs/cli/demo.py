@@ -30,8 +30,8 @@ from replfs.cli.parse import Command
 from replfs.cli.progress import describe_progress
 from replfs.errors import ReplfsError
 from replfs.front import mounting
-from replfs.node import control
-from replfs.node.rundir import replfs_mounts
+from replfs.node.operating import control
+from replfs.node.settings.rundir import replfs_mounts
 
 FILES: Final = 1500
 START_S: Final = 60.0

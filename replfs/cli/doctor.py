@@ -106,7 +106,7 @@ def _check_fuse() -> Iterator[Finding]:
 
 
 def _check_rundir(rundir: str | None) -> Finding:
-    from replfs.node.rundir import default_rundir, make_rundir
+    from replfs.node.settings.rundir import default_rundir, make_rundir
 
     try:
         return Finding(True, f"run directory {make_rundir(rundir or default_rundir())}")
@@ -187,7 +187,7 @@ def _check_file_system(store: str) -> Iterator[Finding]:
 
 def _check_mounts(*, fix: bool) -> Iterator[Finding]:
     from replfs.front import mounting
-    from replfs.node.rundir import replfs_mounts
+    from replfs.node.settings.rundir import replfs_mounts
 
     for path in dict.fromkeys(replfs_mounts()):
         if not mounting.is_dead_mount(path):
@@ -208,7 +208,7 @@ def _check_mounts(*, fix: bool) -> Iterator[Finding]:
 
 def _check_node(store: str, rundir: str | None) -> Iterator[Finding]:
     """If a node runs on STORE: what it knows of itself and of its peers."""
-    from replfs.node import control
+    from replfs.node.operating import control
 
     try:
         status = control.request(store, "status", {}, 5.0, rundir)
@@ -244,7 +244,7 @@ def _check_known_peer(peer: dict[str, Any], version: object) -> Iterator[Finding
 
 
 def _check_listen(text: str) -> Finding:
-    from replfs.node.config import parse_endpoint
+    from replfs.node.settings.config import parse_endpoint
 
     try:
         endpoint = parse_endpoint(text, listen=True)
@@ -263,7 +263,7 @@ def _check_listen(text: str) -> Finding:
 
 
 def _check_peer(text: str) -> Finding:
-    from replfs.node.config import parse_peer
+    from replfs.node.settings.config import parse_peer
 
     try:
         endpoint = parse_peer(text).endpoint

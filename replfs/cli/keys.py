@@ -17,7 +17,7 @@ def _declare(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from replfs.node.config import default_node_name
+    from replfs.node.settings.config import default_node_name
     from replfs.transport.security import generate_keypair, save_keypair
 
     keys = generate_keypair()

@@ -20,7 +20,7 @@ from replfs.cli.describe import Flag, Shape, shapes
 from replfs.cli.exit_codes import ExitCode
 from replfs.cli.parse import Command
 from replfs.cli.share import install_text
-from replfs.node import config
+from replfs.node.settings import config
 
 
 class Page(NamedTuple):

@@ -25,11 +25,11 @@ from replfs.cli.parse import Command, add_target, seconds
 from replfs.cli.progress import ask
 from replfs.cli.text import Progress
 from replfs.errors import ReplfsError, UsageError
-from replfs.node import control, service
-from replfs.node.rundir import default_rundir, file_stem, make_rundir, replfs_mounts
+from replfs.node.operating import control, service
+from replfs.node.settings.rundir import default_rundir, file_stem, make_rundir, replfs_mounts
 
 if TYPE_CHECKING:
-    from replfs.node import config
+    from replfs.node.settings import config
 
 POLL_S: Final = 0.1
 _FLUSH_S: Final = 60.0
@@ -44,7 +44,7 @@ _MS_REMOUNT: Final = 32
 
 
 def _declare_node(parser: argparse.ArgumentParser) -> None:
-    from replfs.node.config import OPTIONS
+    from replfs.node.settings.config import OPTIONS
 
     parser.add_argument("-o", dest="mount_options", metavar="OPT,...", action="append", default=[])
     parser.add_argument("--config", metavar="FILE", help="options from a TOML file")
@@ -90,7 +90,7 @@ def _declare_agent(parser: argparse.ArgumentParser) -> None:
 
 def _switches_with_values(argv: list[str]) -> list[str]:
     """`--rescan=no`, as `-o` and the file have it, becomes what argparse knows."""
-    from replfs.node.config import OPTIONS, parse_bool_option
+    from replfs.node.settings.config import OPTIONS, parse_bool_option
 
     switches = {f"--{option.name}": option for option in OPTIONS if option.is_switch}
     result = []
@@ -107,7 +107,7 @@ def _switches_with_values(argv: list[str]) -> list[str]:
 
 
 def _settings(command: config.Command, args: argparse.Namespace) -> config.Settings:
-    from replfs.node import config
+    from replfs.node.settings import config
 
     given = {name: value for name, value in vars(args).items() if value is not None}
     names = {*config.option_names(), "store", "mountpoint"}
@@ -148,7 +148,7 @@ def _check_paths(settings: config.Settings) -> None:
         UsageError: one cannot be used, or lies in the other once links are resolved.
     """
     from replfs.front import mounting
-    from replfs.node.config import check_nesting
+    from replfs.node.settings.config import check_nesting
 
     mountpoint = settings.mountpoint
     if mountpoint is not None and mountpoint in replfs_mounts():

@@ -19,7 +19,7 @@ from replfs.cli.exit_codes import ExitCode
 from replfs.cli.parse import Command, Parser, add_target, seconds
 from replfs.cli.progress import ask, describe_progress
 from replfs.errors import NotInSync, UsageError
-from replfs.node import control
+from replfs.node.operating import control
 
 Json = dict[str, Any]
 
@@ -71,7 +71,7 @@ def _look(args: argparse.Namespace) -> tuple[str, ExitCode]:
     if args.json:
         shown = json.dumps(found[0] if args.target else found, indent=2)
     elif args.metrics:
-        from replfs.node.metrics import render
+        from replfs.node.operating.metrics import render
 
         shown = render(found).rstrip("\n")
     else:
@@ -437,7 +437,7 @@ def _declare_peer(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_peer(args: argparse.Namespace) -> int:
-    from replfs.node.config import parse_endpoint, parse_peer
+    from replfs.node.settings.config import parse_endpoint, parse_peer
 
     if args.action == "list":
         status = control.request(args.target, "status", {}, 5.0, args.rundir)

@@ -9,7 +9,7 @@ from typing import Any
 
 from replfs.cli import text
 from replfs.errors import ReplfsError
-from replfs.node import control
+from replfs.node.operating import control
 
 Json = dict[str, Any]
 

@@ -15,7 +15,7 @@ from replfs.cli.exit_codes import ExitCode
 from replfs.cli.parse import Command, add_target, seconds
 from replfs.cli.progress import Json, ask
 from replfs.errors import UsageError
-from replfs.node import control
+from replfs.node.operating import control
 
 RESERVED: Final = ".replfs"
 SPLIT_BRAIN_ACTIONS: Final = ("list", "keep-mine", "keep-theirs", "keep-both")
@@ -43,7 +43,7 @@ def _run_promote(args: argparse.Namespace) -> int:
 
 def _promote_stopped(args: argparse.Namespace) -> int:
     """No node serves the STORE: what is promoted is what it will be when one does."""
-    from replfs.node.promotion import promote_stopped
+    from replfs.node.failover.promotion import promote_stopped
     from replfs.store.state import State
 
     if args.mount:

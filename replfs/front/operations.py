@@ -48,7 +48,7 @@ Found = tuple[Any, os.stat_result]
 
 
 class Mounted(Protocol):
-    """What is mounted: `node.volume.Volume`, or `node.view.ReadOnlyView`."""
+    """What is mounted: `node.mounted.volume.Volume`, or `node.mounted.view.ReadOnlyView`."""
 
     def lookup(self, parent: int, name: bytes) -> Found: ...
     def forget(self, references: Sequence[tuple[int, int]]) -> None: ...

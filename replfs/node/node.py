@@ -1,7 +1,7 @@
 """One node: what runs where, in which order it starts and stops.
 
 `mount` and `agent` start the same program; the role stands in STORE, and may change while it runs
-(`node.roles`). A primary has a volume, a read-write mount and links to its peers; a secondary
+(`node.roles.roles`). A primary has a volume, a read-write mount and links to its peers; a secondary
 follows the primary that its listener let in, and has a read-only mount if asked. The control socket
 is served by a thread of its own, so that a hung event loop is seen from outside.
 
@@ -28,24 +28,24 @@ import zmq
 
 from replfs.errors import NotInSync, ReplfsError, StoreError, UsageError
 from replfs.front import mounting
-from replfs.node import service
-from replfs.node.config import Settings
-from replfs.node.control import ControlServer
-from replfs.node.ending import DRAIN_S, Ending, EndOfPrimary, EndOfSecondary
-from replfs.node.events import Events
-from replfs.node.fetch import Fetch, link_maker
-from replfs.node.frontend import FrontEnd
-from replfs.node.hook import Hook
-from replfs.node.metrics import render
-from replfs.node.primary import Primary, configured
-from replfs.node.promotion import Promotion
-from replfs.node.roles import Roles
-from replfs.node.rundir import default_rundir, make_rundir
-from replfs.node.scrape import Scrape
-from replfs.node.secondary import Secondary
-from replfs.node.splitbrain import SplitBrain
-from replfs.node.status import StatusBoard
-from replfs.node.switchover import Switchover
+from replfs.node.failover.promotion import Promotion
+from replfs.node.failover.splitbrain import SplitBrain
+from replfs.node.failover.switchover import Switchover
+from replfs.node.mounted.frontend import FrontEnd
+from replfs.node.operating import service
+from replfs.node.operating.control import ControlServer
+from replfs.node.operating.ending import DRAIN_S, Ending, EndOfPrimary, EndOfSecondary
+from replfs.node.operating.events import Events
+from replfs.node.operating.hook import Hook
+from replfs.node.operating.metrics import render
+from replfs.node.operating.scrape import Scrape
+from replfs.node.operating.status import StatusBoard
+from replfs.node.recovery.fetch import Fetch, link_maker
+from replfs.node.roles.primary import Primary, configured
+from replfs.node.roles.roles import Roles
+from replfs.node.roles.secondary import Secondary
+from replfs.node.settings.config import Settings
+from replfs.node.settings.rundir import default_rundir, make_rundir
 from replfs.store import syscalls
 from replfs.store.permitted import WITHOUT_ROOT, check_owner
 from replfs.store.record import PRIVILEGED

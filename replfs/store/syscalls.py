@@ -68,6 +68,11 @@ _NO_CROSSING: Final = ctypes.create_string_buffer(
 )
 
 
+def failure(number: int) -> OSError:
+    """The error with this errno."""
+    return OSError(number, os.strerror(number))
+
+
 def is_mountpoint(directory: int, name: bytes) -> bool:
     """Whether something is mounted on *name*, a bind mount included.
 
@@ -87,8 +92,7 @@ def is_mountpoint(directory: int, name: bytes) -> bool:
 
 
 def _fail() -> OSError:
-    number = ctypes.get_errno()
-    return OSError(number, os.strerror(number))
+    return failure(ctypes.get_errno())
 
 
 def renameat2(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) -> None:

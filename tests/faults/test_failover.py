@@ -180,17 +180,17 @@ def test_a_switchover_that_is_refused_changes_nothing():
 
 
 CRASHES = [
-    (0, "replfs.node.switchover:Switchover._prepare:after:1"),
-    (0, "replfs.node.frontend:FrontEnd.freeze:after:1"),
-    (0, "replfs.node.switchover:Switchover._hand_over:before:1"),
-    (0, "replfs.node.switchover:_ask:before:2"),
-    (0, "replfs.node.switchover:_ask:after:2"),
-    (0, "replfs.node.reign:give_up:after:1"),
-    (1, "replfs.node.roles:Roles._take_over_from:before:1"),
-    (1, "replfs.node.reign:begin_logs:after:1"),
-    (1, "replfs.node.reign:promote:after:1"),
-    (1, "replfs.node.roles:Roles._start_role:before:2"),
-    (1, "replfs.node.frontend:FrontEnd.thaw:before:1"),
+    (0, "replfs.node.failover.switchover:Switchover._prepare:after:1"),
+    (0, "replfs.node.mounted.frontend:FrontEnd.freeze:after:1"),
+    (0, "replfs.node.failover.switchover:Switchover._hand_over:before:1"),
+    (0, "replfs.node.failover.switchover:_ask:before:2"),
+    (0, "replfs.node.failover.switchover:_ask:after:2"),
+    (0, "replfs.node.roles.reign:give_up:after:1"),
+    (1, "replfs.node.roles.roles:Roles._take_over_from:before:1"),
+    (1, "replfs.node.roles.reign:begin_logs:after:1"),
+    (1, "replfs.node.roles.reign:promote:after:1"),
+    (1, "replfs.node.roles.roles:Roles._start_role:before:2"),
+    (1, "replfs.node.mounted.frontend:FrontEnd.thaw:before:1"),
 ]
 """(whose process dies, where)."""
 

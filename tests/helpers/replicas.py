@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 from replfs.core import ops
-from replfs.node.replica import Replica
+from replfs.node.replica.replica import Replica
 from replfs.store.record import ROOT_ID
 from replfs.store.tree import Tree
 

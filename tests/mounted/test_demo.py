@@ -15,7 +15,7 @@ import pytest
 
 from replfs.cli import spawn
 from replfs.cli.exit_codes import ExitCode
-from replfs.node.rundir import replfs_mounts
+from replfs.node.settings.rundir import replfs_mounts
 
 pytestmark = pytest.mark.mounted
 

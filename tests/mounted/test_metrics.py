@@ -7,7 +7,7 @@ import urllib.request
 import pytest
 from helpers.nodes import Node, Pair
 
-from replfs.node.metrics import METRICS
+from replfs.node.operating.metrics import METRICS
 
 pytestmark = pytest.mark.mounted
 

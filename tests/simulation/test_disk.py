@@ -12,7 +12,7 @@ from simulation.harness.disk import AT_FDCWD, PAGE, Disk, graves
 from simulation.harness.life import Life, acting, simulated
 
 from replfs.core import ops
-from replfs.node.replica import Replica
+from replfs.node.replica.replica import Replica
 from replfs.store import syscalls
 from replfs.store.record import ROOT_ID
 from replfs.store.tree import Tree

@@ -15,7 +15,8 @@ from replfs import errors
 from replfs.cli.exit_codes import ExitCode
 from replfs.cli.main import MODULES as COMMANDS
 from replfs.core import messages, ops, relationship
-from replfs.node import config, status
+from replfs.node.operating import status
+from replfs.node.settings import config
 from replfs.transport import direct, flow, libzmq, listener, zmtp
 
 ROOT = Path(replfs.__path__[0]).parent
@@ -199,7 +200,7 @@ def test_every_errno_that_replfs_makes_is_documented():
     """Local system calls' own errors are passed through; these are the ones made here."""
     made: set[str] = set()
     for directory in ("front", "node", "store"):
-        for path in (ROOT / "replfs" / directory).glob("*.py"):
+        for path in (ROOT / "replfs" / directory).rglob("*.py"):
             made |= set(
                 re.findall(r"(?:failure|OSError|FUSEError)\(\s*errno\.(E\w+)", text_of(path))
             )
@@ -213,7 +214,7 @@ def test_every_virtual_attribute_is_documented():
     text = page("SEMANTICS.md")
     names = {
         name
-        for path in (ROOT / "replfs/node").glob("*.py")
+        for path in (ROOT / "replfs/node").rglob("*.py")
         for name in re.findall(r"b\"(user\.replfs\.[\w.]+)\"", text_of(path))
     }
     assert "user.replfs.policy" in names

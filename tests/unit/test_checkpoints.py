@@ -10,8 +10,8 @@ import trio
 
 from replfs.core.relationship import State
 from replfs.core.unstable import Unstable
-from replfs.node.checkpoints import Checkpoints
-from replfs.node.commit import GroupCommit
+from replfs.node.pacing.commit import GroupCommit
+from replfs.node.recovery.checkpoints import Checkpoints
 
 
 def a_peer(**changes):

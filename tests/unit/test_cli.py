@@ -25,7 +25,8 @@ from replfs import __version__ as replfs_version
 from replfs.cli import exit_codes, main, mount, operate, spawn, text
 from replfs.cli.exit_codes import ExitCode
 from replfs.errors import NotInSync, ReplfsError, UsageError
-from replfs.node import config, control
+from replfs.node.operating import control
+from replfs.node.settings import config
 from replfs.store.state import Identity, State
 
 

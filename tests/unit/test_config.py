@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from replfs.errors import ConfigError, UsageError
-from replfs.node import config
-from replfs.node.config import PeerSetting, Settings, build
+from replfs.node.settings import config
+from replfs.node.settings.config import PeerSetting, Settings, build
 
 MOUNT: dict[str, Any] = {"store": "/s", "mountpoint": "/m"}
 

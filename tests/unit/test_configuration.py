@@ -10,7 +10,7 @@ import pytest
 
 from replfs.cli import configuration, main
 from replfs.cli.exit_codes import ExitCode
-from replfs.node import config
+from replfs.node.settings import config
 from replfs.transport.security import generate_keypair, save_keypair
 
 

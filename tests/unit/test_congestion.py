@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from replfs.node.congestion import Congestion, Held
+from replfs.node.replication.congestion import Congestion, Held
 
 SECOND = 10**9
 

@@ -19,8 +19,9 @@ import pytest
 import trio
 
 from replfs.errors import NotInSync, UsageError
-from replfs.node import control, rundir, service
-from replfs.node.control import CommandFailed, ControlServer, NodeDown, NodeHung
+from replfs.node.operating import control, service
+from replfs.node.operating.control import CommandFailed, ControlServer, NodeDown, NodeHung
+from replfs.node.settings import rundir
 
 
 class Node:
@@ -311,7 +312,7 @@ def test_commands_are_refused_when_the_loop_has_ended(tmp_path):
     script = f"""
 import os, sys, time, trio
 from replfs.errors import ReplfsError
-from replfs.node import control
+from replfs.node.operating import control
 server = control.ControlServer({str(tmp_path / "run")!r}, {str(tmp_path)!r}, None,
     snapshot=dict, commands={{"x": lambda args: {{}}}}, beat=time.monotonic_ns)
 async def main():
@@ -388,7 +389,7 @@ def test_service_manager_hears_of_it(monkeypatch, tmp_path):
 
 def test_the_client_loads_neither_trio_nor_zmq_nor_pyfuse3():
     script = (
-        "import sys, replfs.cli.operate, replfs.node.control\n"
+        "import sys, replfs.cli.operate, replfs.node.operating.control\n"
         "print(sorted({'trio', 'zmq', 'pyfuse3', 'msgspec'} & set(sys.modules)))"
     )
     done = subprocess.run(

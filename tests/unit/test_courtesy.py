@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import assert_checkpoints, assert_no_checkpoints
 
-from replfs.node.courtesy import TASKS, Applications, Slice, Turns
+from replfs.node.pacing.courtesy import TASKS, Applications, Slice, Turns
 
 MS = 1_000_000
 

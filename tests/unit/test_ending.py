@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from replfs.errors import NotInSync
-from replfs.node.ending import Ending
+from replfs.node.operating.ending import Ending
 
 
 class Scripted:

@@ -10,8 +10,8 @@ import pytest
 from replfs.core import footprint, ops
 from replfs.core.footprint import CLASSES, OpClass
 from replfs.core.scheduler import END, EXCLUSIVE, RANGE, SHARED
-from replfs.node.view import ReadOnlyView, View
-from replfs.node.volume import Volume
+from replfs.node.mounted.view import ReadOnlyView, View
+from replfs.node.mounted.volume import Volume
 
 DIRECTORY, OTHER, OBJECT, REPLACED = "directory", "other", "object", "replaced"
 

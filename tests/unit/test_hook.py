@@ -10,8 +10,8 @@ import pytest
 from helpers.nodes import wait_for
 
 from replfs.errors import UsageError
-from replfs.node import hook
-from replfs.node.hook import WORDS, Hook, word_of
+from replfs.node.operating import hook
+from replfs.node.operating.hook import WORDS, Hook, word_of
 
 
 @pytest.fixture

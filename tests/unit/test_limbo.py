@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from replfs.core.policy import NamePatterns, Policy
-from replfs.node.limbo import Limbo
+from replfs.node.replica.limbo import Limbo
 from replfs.store.tree import Tree
 
 

@@ -16,10 +16,10 @@ import pytest
 import replfs
 from replfs.cli.share import shared
 from replfs.errors import UsageError
-from replfs.node import scrape
-from replfs.node.flight import Latencies
-from replfs.node.metrics import METRICS, NODE, OPERATION, PEER, render
-from replfs.node.scrape import Scrape
+from replfs.node.operating import scrape
+from replfs.node.operating.metrics import METRICS, NODE, OPERATION, PEER, render
+from replfs.node.operating.scrape import Scrape
+from replfs.node.replication.flight import Latencies
 
 SAMPLE = re.compile(r'(replfs_[a-z_]+)\{((?:[a-z]+="(?:[^"\\]|\\.)*",?)+)\} ([0-9.e+-]+)')
 STATUS = {

@@ -10,8 +10,8 @@ import pytest
 
 from replfs.core import ops
 from replfs.core.dirty import DirtyLog
-from replfs.node.flight import Flight
-from replfs.node.peer import LIVE, Peer
+from replfs.node.replication.flight import Flight
+from replfs.node.replication.peer import LIVE, Peer
 from replfs.store.record import ROOT_ID
 from replfs.store.tree import Tree
 

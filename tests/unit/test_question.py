@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 from replfs.core import ops
-from replfs.node.question import list_all
+from replfs.node.asking.question import list_all
 
 DIRECTORY = b"d" * 16
 ENTRIES = [ops.Entry(b"n%d" % number, bytes([number]) * 16, True) for number in range(5)]

@@ -7,7 +7,7 @@ import time
 import pytest
 import trio
 
-from replfs.node.rate import Rate
+from replfs.node.pacing.rate import Rate
 
 LIMIT = 1000
 

@@ -18,8 +18,8 @@ from helpers.replicas import DIRECTORY, FILE, Store, object_id
 from replfs.core import ops
 from replfs.core.dirty import DirtyLog
 from replfs.core.regions import REGION_SIZE
-from replfs.node import suspects
-from replfs.node.restore import Restore
+from replfs.node.asking import suspects
+from replfs.node.recovery.restore import Restore
 from replfs.store.record import ROOT_ID
 
 NAMES = [b"a", b"b", b"c", b"d"]

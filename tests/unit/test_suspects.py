@@ -13,7 +13,7 @@ from replfs.core import ops
 from replfs.core.dirty import DirtyLog
 from replfs.core.regions import REGION_SIZE
 from replfs.errors import PeerLost, ProtocolError
-from replfs.node import suspects
+from replfs.node.asking import suspects
 from replfs.store import locators
 from replfs.store.record import ROOT_ID
 

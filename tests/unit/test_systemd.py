@@ -12,7 +12,7 @@ import pytest
 
 from replfs.cli import main, systemd
 from replfs.cli.exit_codes import ExitCode
-from replfs.node import config
+from replfs.node.settings import config
 
 needs_systemd = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="no systemd-analyze(1)"

@@ -9,10 +9,10 @@ import pytest
 import trio
 import trio.testing
 
-from replfs.node.flight import Flight, Owner
-from replfs.node.pipeline import Pipeline
-from replfs.node.policies import Policies
-from replfs.node.window import LATEST_NS, Window
+from replfs.node.replication.flight import Flight, Owner
+from replfs.node.replication.pipeline import Pipeline
+from replfs.node.replication.policies import Policies
+from replfs.node.replication.window import LATEST_NS, Window
 from replfs.store.activity import ActivityLog
 from replfs.store.tree import Tree
 

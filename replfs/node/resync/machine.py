@@ -32,12 +32,12 @@ import trio
 from replfs.core import ops
 from replfs.core.relationship import Event, State
 from replfs.errors import PeerLost, ProtocolError
-from replfs.node import suspects
-from replfs.node.courtesy import Turns
-from replfs.node.flight import describe
-from replfs.node.peer import Peer
-from replfs.node.pipeline import Pipeline
-from replfs.node.rate import Rate
+from replfs.node.asking import suspects
+from replfs.node.pacing.courtesy import Turns
+from replfs.node.pacing.rate import Rate
+from replfs.node.replication.flight import describe
+from replfs.node.replication.peer import Peer
+from replfs.node.replication.pipeline import Pipeline
 from replfs.node.resync.contents import Contents
 from replfs.node.resync.names import Names
 from replfs.node.resync.source import Source

@@ -12,11 +12,11 @@ from typing import Final
 
 from replfs.core import footprint, ops
 from replfs.core.relationship import State
-from replfs.node.attributes import read as read_attributes
-from replfs.node.courtesy import Slice
-from replfs.node.peer import BULK
-from replfs.node.question import list_all
-from replfs.node.rate import Rate
+from replfs.node.asking.attributes import read as read_attributes
+from replfs.node.asking.question import list_all
+from replfs.node.pacing.courtesy import Slice
+from replfs.node.pacing.rate import Rate
+from replfs.node.replication.peer import BULK
 from replfs.node.resync import whole
 from replfs.node.resync.work import UNREPRESENTABLE, Work
 from replfs.store import locators

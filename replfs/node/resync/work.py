@@ -17,9 +17,9 @@ from replfs.core import ops
 from replfs.core.policy import Policy
 from replfs.core.scheduler import Claim
 from replfs.errors import PeerLost
-from replfs.node.flight import describe
-from replfs.node.peer import BULK, Peer
-from replfs.node.pipeline import Pipeline
+from replfs.node.replication.flight import describe
+from replfs.node.replication.peer import BULK, Peer
+from replfs.node.replication.pipeline import Pipeline
 from replfs.node.resync.source import Source
 from replfs.store import locators
 from replfs.store.inode import Inode

@@ -22,10 +22,10 @@ from typing import Any
 import trio
 from simulation.harness.ledger import END, InSync, Ledger, Thing
 
-from replfs.node.view import failure
-from replfs.node.volume import Volume
+from replfs.node.mounted.volume import Volume
 from replfs.store import syscalls
 from replfs.store.inode import Handle, Inode
+from replfs.store.syscalls import failure
 
 ROOT = 1
 _EVICT_SHARE = 0.1

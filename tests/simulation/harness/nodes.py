@@ -29,17 +29,17 @@ from simulation.harness.network import FakeLink, FakeListener
 from replfs.core.relationship import State as PeerState
 from replfs.errors import ReplfsError
 from replfs.front import mounting
-from replfs.node import fetch as fetch_module
 from replfs.node import node as node_module
-from replfs.node import primary as primary_module
-from replfs.node import probe as probe_module
-from replfs.node import reception as reception_module
-from replfs.node import roles as roles_module
-from replfs.node.config import PeerSetting, Settings
+from replfs.node.asking import probe as probe_module
 from replfs.node.node import Node
-from replfs.node.peer import Peer
-from replfs.node.pipeline import Pipeline
-from replfs.node.primary import Primary
+from replfs.node.recovery import fetch as fetch_module
+from replfs.node.replication.peer import Peer
+from replfs.node.replication.pipeline import Pipeline
+from replfs.node.roles import primary as primary_module
+from replfs.node.roles import reception as reception_module
+from replfs.node.roles import roles as roles_module
+from replfs.node.roles.primary import Primary
+from replfs.node.settings.config import PeerSetting, Settings
 from replfs.store.database import Database
 from replfs.store.state import State
 from replfs.store.tree import Tree

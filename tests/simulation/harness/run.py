@@ -15,7 +15,7 @@ from simulation.harness.result import Failure, Result
 from simulation.harness.world import Simulation
 
 from replfs.core import ops
-from replfs.node import courtesy as courtesy_module
+from replfs.node.pacing import courtesy as courtesy_module
 from replfs.node.resync import contents as contents_module
 from replfs.node.resync import names as names_module
 from replfs.store import activity as activity_module

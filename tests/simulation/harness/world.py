@@ -29,9 +29,9 @@ from simulation.harness.workload import NAMES, Habits, Process
 from replfs.core.footprint import CLASSES
 from replfs.core.relationship import State
 from replfs.errors import NotInSync, ReplfsError, UsageError
-from replfs.node.peer import Peer
-from replfs.node.primary import Primary
-from replfs.node.view import ReadOnlyView
+from replfs.node.mounted.view import ReadOnlyView
+from replfs.node.replication.peer import Peer
+from replfs.node.roles.primary import Primary
 from replfs.store.tree import KEEP_PIN
 
 NODES = ("a", "b", "c", "d")

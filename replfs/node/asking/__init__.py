@@ -1,0 +1,1 @@
+"""What one node asks another, and how it answers."""

@@ -1,0 +1,1 @@
+"""Which node is the primary, decided by an operator: promotion, switchover, split brain."""

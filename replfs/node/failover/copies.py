@@ -1,0 +1,108 @@
+"""Versions of another store, brought into the volume beside what stands there.
+
+They are made like an application's files: through the volume, so that they are replicated.
+"""
+
+from __future__ import annotations
+
+import os
+import stat as _stat
+from typing import Final
+
+from replfs.core import ops
+from replfs.node.asking.inspector import Inspector
+from replfs.node.mounted.volume import Volume
+from replfs.store.inode import Inode
+
+_NAME_MAX: Final = 255
+
+
+class Copies:
+    """Makes them, each under its name with *suffix*."""
+
+    def __init__(self, volume: Volume, inspector: Inspector, suffix: bytes) -> None:
+        self._volume = volume
+        self._inspector = inspector
+        self._suffix = suffix
+        self.count = 0
+        self.made: list[tuple[int, list[tuple[int, bytes]]]] = []
+        """(node id, [(parent's node id, name)]): the kernel may believe that they are not there."""
+
+    async def copy(self, path: bytes) -> None:
+        """Bring what stands at a path there, if it is a file or a symlink.
+
+        Raises:
+            OSError: it cannot be read there, or made here.
+        """
+        there = await self._inspector.at(path)
+        found = there.attributes if there is not None else None
+        if there is None or found is None:
+            return
+        *above, name = path.split(b"/")
+        kind = _stat.S_IFMT(found.mode)
+        if kind not in {_stat.S_IFREG, _stat.S_IFLNK}:
+            return
+        directory = await self._directory(above)
+        free = name[: _NAME_MAX - len(self._suffix)] + self._suffix
+        owner = (found.uid, found.gid)
+        if kind == _stat.S_IFLNK:
+            inode, _ = await self._volume.make(
+                directory.nodeid, free, found.mode, owner=owner, target=found.target, kind="symlink"
+            )
+        else:
+            handle, inode, _ = await self._volume.create(
+                directory.nodeid,
+                free,
+                _stat.S_IFREG | 0o600,
+                os.O_RDWR | os.O_EXCL,
+                owner=owner,
+                umask=0,
+            )
+            try:
+                await self._fill(handle.number, there.object, found.size)
+                await self._volume.setattr(
+                    inode.nodeid, handle.number, size=found.size, mode=found.mode & 0o7777,
+                    uid=None, gid=None, atime=None, mtime=found.mtime,
+                )  # fmt: skip
+            finally:
+                await self._volume.release(handle.number)
+        self._note(inode, directory, free)
+        self.count += 1
+
+    async def _fill(self, number: int, object_id: bytes, size: int) -> None:
+        for offset in range(0, size, ops.PAYLOAD_MAX):
+            fetched = await self._inspector.fetch(
+                object_id, offset, min(ops.PAYLOAD_MAX, size - offset)
+            )
+            at, taken = offset, 0
+            end = offset + len(fetched.data) + sum(stop - start for start, stop in fetched.holes)
+            for start, stop in [*fetched.holes, (end, end)]:
+                piece = fetched.data[taken : taken + start - at]
+                if piece:
+                    await self._volume.write(number, at, piece)
+                taken += len(piece)
+                at = stop
+
+    async def _directory(self, parts: list[bytes]) -> Inode:
+        """The directory here, made where only the other store has it."""
+        tree = self._volume.tree
+        directory = tree.root
+        for name in parts:
+            try:
+                # With a reference, so that it stays known.
+                inode = self._volume.lookup(directory.nodeid, name)[0]
+                self.made.append((inode.nodeid, []))
+            except FileNotFoundError:
+                inode, _ = await self._volume.make(
+                    directory.nodeid, name, _stat.S_IFDIR | 0o755, owner=(0, 0), kind="mkdir"
+                )
+                self._note(inode, directory, name)
+            directory = inode
+        return directory
+
+    def _note(self, inode: Inode, directory: Inode, name: bytes) -> None:
+        self.made.append((inode.nodeid, [(directory.nodeid, name)]))
+
+    def close(self) -> None:
+        """Forget what was made: with a reference of the kernel's, which does not know of it."""
+        self._volume.forget([(nodeid, 1) for nodeid, _ in self.made])

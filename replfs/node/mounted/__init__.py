@@ -1,0 +1,1 @@
+"""What the kernel is answered: one session, and the volume or the replica behind it."""

@@ -1,0 +1,361 @@
+"""Contents of files through a primary's mount: open, write, truncate, fsync.
+
+Data operations go to both sides at once; barriers drain the object, then flush both sides at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat as _stat
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import trio
+
+from replfs.core import footprint, ops
+from replfs.core.policy import Policy
+from replfs.core.scheduler import END
+from replfs.node.mounted.late_times import LateTimes
+from replfs.node.mounted.view import View
+from replfs.node.replication.flight import Flight
+from replfs.node.replication.pipeline import Pipeline
+from replfs.store import syscalls
+from replfs.store.activity import KIND_ATTRS, KIND_DATA, KIND_FILE, Slot
+from replfs.store.inode import Handle, Inode
+from replfs.store.syscalls import failure
+
+_REGION_SHIFT: Final = 20
+"""The activity log's regions: 1 MiB."""
+_REGIONS_MAX: Final = 8
+"""A write over more regions than this is noted as the whole file."""
+
+
+class Files(View):
+    """The looks, and what changes contents."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        status: Callable[[], dict[str, Any]],
+        checkpoint: Callable[[], Awaitable[None]],
+    ) -> None:
+        """*checkpoint*: everything acknowledged so far is stable on both sides when it returns."""
+        super().__init__(pipeline.tree, status)
+        self.pipeline = pipeline
+        self.checkpoint = checkpoint
+        self.policies = pipeline.policies
+        self._late_times = LateTimes()
+
+    # Data --------------------------------------------------------------------------------------
+
+    async def write(self, number: int, offset: int, data: bytes) -> int:
+        """Both sides get the same bytes at the same time."""
+        began = time.monotonic_ns()
+        handle = self.table.handles[number]
+        inode = handle.inode
+        if inode.gone:
+            return os.pwrite(handle.fd, data, offset)
+        if self.policies.writeback:
+            self._late_times.came(inode, handle.fd)
+        if inode.privileges is not False and self.tree.must_clear_privileges(inode):
+            await self._clear_privileges(inode)
+        size = len(data)
+        start = min(offset, inode.size)
+        ticket, policy = await self.pipeline.turn(
+            footprint.data(inode, start, offset + size), "write", inode
+        )
+        slots: list[Slot] = []
+        let_go = False
+        flight = Flight(self.pipeline, "write", size)
+        try:
+            replicated = policy != Policy.NONE and bool(self.pipeline.peers)
+            if replicated:
+                if not inode.id:
+                    self.tree.ensure_id(inode)
+                slots = self._note_range(inode, start, offset + size)
+            stamp = self.tree.now()
+            if replicated and not inode.gone:
+                self.pipeline.send(ops.Write(inode.id, offset, stamp), data, flight, start)
+            failed = 0
+            written = 0
+            try:
+                written = os.pwrite(handle.fd, data, offset)
+                syscalls.utimens(handle.fd, None, stamp)
+            except OSError as error:
+                failed = error.errno or errno.EIO
+            if offset + written > inode.size:
+                inode.size = offset + written
+            if flight.waiting and written == size:
+                let_go = self.pipeline.let_go(flight, slots, inode, policy)
+            if let_go:
+                slots = []
+            else:
+                await self.pipeline.settled(flight, policy, failed=failed, written=written)
+        finally:
+            for slot in slots:
+                self.pipeline.activity.end(slot)
+            self.pipeline.release_claim(ticket)
+            self.pipeline.measure("write", began)
+        if failed:
+            raise failure(failed)
+        if let_go:
+            await self.pipeline.catch_up()
+        if handle.synchronous:
+            await self._flush(inode, data_only=handle.synchronous != os.O_SYNC)
+        return written
+
+    def _note_range(self, inode: Inode, start: int, stop: int) -> list[Slot]:
+        first = start >> _REGION_SHIFT
+        last = (stop - 1) >> _REGION_SHIFT if stop > start else first
+        if last - first > _REGIONS_MAX:
+            return self.pipeline.note(((inode, KIND_FILE, 0),))
+        return self.pipeline.note(
+            tuple((inode, KIND_DATA, region) for region in range(first, last + 1))
+        )
+
+    async def _clear_privileges(self, inode: Inode) -> None:
+        """A write takes set-id bits and capabilities away (write(2), chmod(2))."""
+        mode = self.tree.stat(inode).st_mode & 0o7777
+        cleared = mode & ~_stat.S_ISUID
+        if mode & _stat.S_IXGRP:
+            cleared &= ~_stat.S_ISGID
+        if cleared != mode:
+            await self.set_attributes(inode, mode=cleared)
+        if b"security.capability" in self.tree.list_xattrs(inode):
+            await self._remove_capability(inode)
+        inode.privileges = False
+
+    async def truncate(self, inode: Inode, size: int, mtime: int | None, fd: int) -> None:
+        """Set the size: a data operation on everything from the smaller size to the end."""
+        began = time.monotonic_ns()
+        if inode.gone:
+            os.ftruncate(fd if fd >= 0 else self.tree.data_fd(inode), size)
+            inode.size = size
+            return
+        if self.tree.must_clear_privileges(inode):
+            await self._clear_privileges(inode)
+        low = min(size, self.tree.stat(inode).st_size)
+        ticket, policy = await self.pipeline.turn(
+            footprint.data(inode, low, END), "truncate", inode
+        )
+        slots: list[Slot] = []
+        let_go = False
+        flight = Flight(self.pipeline, "truncate")
+        failed = 0
+        try:
+            replicated = policy != Policy.NONE and bool(self.pipeline.peers)
+            if replicated:
+                self.tree.ensure_id(inode)
+                slots = self.pipeline.note(((inode, KIND_FILE, 0),))
+            stamp = self.tree.now() if mtime is None else mtime
+            own = fd if fd >= 0 else self.tree.data_fd(inode)
+            if replicated:
+                self.pipeline.send(ops.Truncate(inode.id, size, stamp), None, flight, low)
+            try:
+                os.ftruncate(own, size)
+                syscalls.utimens(own, None, stamp)
+                inode.size = size
+            except OSError as error:
+                failed = error.errno or errno.EIO
+            if flight.waiting and not failed:
+                let_go = self.pipeline.let_go(flight, slots, inode, policy)
+            if let_go:
+                slots = []
+            else:
+                await self.pipeline.settled(flight, policy, failed=failed)
+        finally:
+            for slot in slots:
+                self.pipeline.activity.end(slot)
+            self.pipeline.release_claim(ticket)
+            self.pipeline.measure("truncate", began)
+        if failed:
+            raise failure(failed)
+        if let_go:
+            await self.pipeline.catch_up()
+
+    # Files -------------------------------------------------------------------------------------
+
+    async def open(self, nodeid: int, flags: int) -> Handle:
+        """A handle; O_TRUNC arrives here and is a truncation like any other."""
+        inode = self.inode(nodeid)
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            self.check_confirmable(inode)
+        if self.policies.writeback and flags & os.O_ACCMODE == os.O_WRONLY:
+            # The kernel reads the rest of a page that is written in part.
+            flags = flags & ~os.O_ACCMODE | os.O_RDWR
+        handle = self.open_handle(inode, flags)
+        if flags & os.O_TRUNC:
+            try:
+                await self.truncate(inode, 0, None, handle.fd if handle.writable else -1)
+            except BaseException:
+                self._close(handle.number)
+                raise
+        return handle
+
+    def check_confirmable(self, inode: Inode) -> None:
+        """EOPNOTSUPP where a write would return before it could be `strict`."""
+        if self.policies.writeback and self.policies.effective(inode) == Policy.STRICT:
+            raise failure(errno.EOPNOTSUPP)
+
+    async def flush(self, number: int) -> None:
+        """At close: what was not awaited by itself is."""
+        inode = self.handle(number).inode
+        await self._settle_times(inode)
+        if inode.unconfirmed:
+            await self.pipeline.together(inode.unconfirmed)
+
+    async def _settle_times(self, inode: Inode) -> None:
+        mtime = self._late_times.due(inode)
+        if mtime is not None and not inode.gone:
+            await self.set_attributes(inode, mtime=mtime)
+
+    async def release(self, number: int) -> None:
+        """A file's handle is closed."""
+        inode = self.handle(number).inode
+        await self._settle_times(inode)
+        await super().release(number)
+        self._late_times.forget(inode)
+
+    async def fsync(self, number: int, *, data_only: bool) -> None:
+        """Stable on both sides: what was in flight first, then both disks at once."""
+        handle = self.handle(number)
+        if handle.inode.gone:
+            await trio.to_thread.run_sync(os.fsync, handle.fd)
+            return
+        await self._settle_times(handle.inode)
+        await self._flush(handle.inode, data_only=data_only)
+
+    async def fsyncdir(self, number: int, *, data_only: bool) -> None:
+        """As `fsync`, for a directory; for the root, everything."""
+        inode = self.handle(number).inode
+        if inode is self.tree.root:
+            await self.checkpoint()
+        elif not inode.gone:
+            await self._flush(inode, data_only=data_only)
+
+    async def _flush(self, inode: Inode, *, data_only: bool) -> None:
+        """Drain the object, then flush it here and on the peers in parallel.
+
+        The claim is given back as soon as both flushes are under way: later operations on the
+        object do not wait for the disks.
+        """
+        began = time.monotonic_ns()
+        ticket, policy = await self.pipeline.turn(footprint.whole(inode), "fsync", inode)
+        flight = Flight(self.pipeline, "fsync")
+        fd = -1
+        try:
+            if inode.is_directory:
+                fd = os.dup(self.tree.directory_fd(inode))
+            else:
+                fd = os.dup(self.tree.data_fd(inode))
+            if policy != Policy.NONE and self.pipeline.peers:
+                self.tree.ensure_id(inode)
+                self.pipeline.send(ops.Sync(inode.id, data_only), None, flight, 0)
+        except BaseException:
+            if fd >= 0:
+                os.close(fd)
+            raise
+        finally:
+            self.pipeline.release_claim(ticket)
+        try:
+            await trio.to_thread.run_sync(os.fdatasync if data_only else os.fsync, fd)
+        finally:
+            os.close(fd)
+            if flight.waiting:
+                await self.pipeline.confirmed(flight)
+        await self.pipeline.together(inode.unconfirmed)
+        try:
+            flight.settle(strict=policy == Policy.STRICT)
+        finally:
+            for peer in self.pipeline.peers:
+                await peer.marks_durable()
+        self.pipeline.measure("fsync", began)
+
+    # What contents take with them ---------------------------------------------------------------
+
+    async def set_attributes(
+        self,
+        inode: Inode,
+        *,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        atime: int | None = None,
+        mtime: int | None = None,
+    ) -> None:
+        """Mode, owner, times; None leaves one as it is."""
+        tree = self.tree
+
+        def apply() -> ops.AnyOp | None:
+            owner = uid is not None or gid is not None
+            if owner:
+                tree.set_owner(
+                    inode, ops.KEEP if uid is None else uid, ops.KEEP if gid is None else gid
+                )
+            if mode is not None:
+                tree.set_mode(inode, mode)
+            timed = atime is not None or mtime is not None
+            if timed:
+                tree.set_times(inode, atime, mtime)
+            if not self.is_sent(inode):
+                return None
+            if timed:
+                # The store clamps what it cannot hold: what resulted travels.
+                found = tree.stat(inode)
+                sent_atime = None if atime is None else found.st_atime_ns
+                sent_mtime = None if mtime is None else found.st_mtime_ns
+            else:
+                sent_atime = sent_mtime = None
+            changed_mode = ops.KEEP
+            if (owner or mode is not None) and inode.type != _stat.S_IFLNK:
+                # chown(2) may clear set-id bits, chmod(2) the set-group-ID one: what resulted
+                # travels.
+                changed_mode = tree.stat(inode).st_mode & 0o7777
+            return ops.SetAttr(
+                inode.id,
+                changed_mode,
+                ops.KEEP if uid is None else uid,
+                ops.KEEP if gid is None else gid,
+                sent_atime,
+                sent_mtime,
+            )
+
+        touched = () if inode.gone else ((inode, KIND_ATTRS, 0),)
+        await self.pipeline.change(
+            "setattr",
+            footprint.whole(inode),
+            inode,
+            touched,
+            apply,
+            policy=Policy.NONE if inode.gone else None,
+        )
+
+    async def change_xattr(
+        self, kind: str, inode: Inode, apply: Callable[[], ops.AnyOp | None]
+    ) -> None:
+        """One extended attribute, by *apply*."""
+        if inode.foreign:
+            raise failure(errno.EXDEV)
+        await self.pipeline.change(
+            kind,
+            footprint.whole(inode),
+            inode,
+            () if inode.gone else ((inode, KIND_ATTRS, 0),),
+            apply,
+            policy=Policy.NONE if inode.gone else None,
+        )
+
+    def is_sent(self, inode: Inode) -> bool:
+        """Whether what changes on the object is the peers' business."""
+        return not inode.gone and self.policies.effective(inode) != Policy.NONE
+
+    async def _remove_capability(self, inode: Inode) -> None:
+        def apply() -> ops.AnyOp | None:
+            self.tree.remove_xattr(inode, b"security.capability")
+            if not self.is_sent(inode):
+                return None
+            return ops.RemoveXattr(inode.id, b"security.capability")
+
+        await self.change_xattr("removexattr", inode, apply)

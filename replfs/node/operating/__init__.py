@@ -1,0 +1,1 @@
+"""What an operator sees and says: the control socket, the status, metrics, events, the end."""

@@ -1,0 +1,1 @@
+"""What a power loss may take: common checkpoints before it, fetching it back after it."""

@@ -1,0 +1,292 @@
+"""A primary that lost power, before it serves: from which peer it fetches what it lost.
+
+What it had acknowledged, and not flushed, its peers have. One that was in sync has all of it: the
+first such that answers is enough. If there is none, each of the others has a part. A peer that was
+away when this store was last flushed has nothing that this store lacks.
+
+A peer that lost power too has no memory either. If all have, the stores are compared in full, and
+what is here counts.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Final
+
+import trio
+import zmq
+
+from replfs.core import generation as generations
+from replfs.core import ops
+from replfs.core.dirty import DirtyLog
+from replfs.core.generation import Action
+from replfs.core.messages import Hello, Refuse, Welcome
+from replfs.core.policy import Ack, NamePatterns, Policy
+from replfs.core.relationship import State as Relation
+from replfs.errors import PeerLost, Refused
+from replfs.node.asking import suspects
+from replfs.node.asking.identity import hello_of, side_of, side_of_message
+from replfs.node.asking.question import ask
+from replfs.node.recovery.restore import Restore
+from replfs.node.replica.replica import Replica
+from replfs.node.replication.peer import BULK
+from replfs.node.replication.policies import Policies
+from replfs.node.settings.config import PeerSetting, Settings
+from replfs.store import syscalls
+from replfs.store.state import Peer, State
+from replfs.store.tree import KEPT, LIMBO, RESERVED, Tree
+from replfs.transport.link import Link
+from replfs.transport.security import Curve
+
+log = logging.getLogger(__name__)
+
+_LOOK_S: Final = 0.05
+
+
+class _Standing(enum.Enum):
+    """What is known of a peer."""
+
+    AWAITED = "it does not answer"
+    READY = "it can be fetched from"
+    DONE = "all that it has was fetched"
+    NOTHING = "it has nothing to fetch"
+
+
+class _Source:
+    """One peer that may have what was lost, in a session of its own."""
+
+    def __init__(self, state: State, peer: Peer) -> None:
+        self._state = state
+        self.peer = peer
+        self.link: Link
+        self.standing = _Standing.AWAITED
+        self.reason = _Standing.AWAITED.value
+        self.lost_power = False
+        self.supersedes = False
+        """It was made primary in place of this store."""
+
+    # The link's owner --------------------------------------------------------------------------
+
+    def hello(self) -> Hello:
+        """This store, as it is now."""
+        return hello_of(self._state)
+
+    def welcomed(self, link: Link, welcome: Welcome) -> None:
+        """The peer is there: is there anything to fetch?"""
+        del link
+        decision = generations.decide(side_of(self._state), side_of_message(welcome))
+        if decision.action is Action.STEP_DOWN:
+            self.supersedes = True
+        elif decision.action in {Action.REFUSE, Action.SPLIT_BRAIN, Action.OUTDATED}:
+            raise Refused(decision.sentence, "refused")
+        elif welcome.node == self.peer.node and decision.action is not Action.BASELINE:
+            if not welcome.memory_lost:
+                self.standing = _Standing.READY
+                return
+            self.lost_power = True
+        self.standing = _Standing.NOTHING
+
+    def refused(self, link: Link, refuse: Refuse) -> None:
+        """One side said no."""
+        del link
+        self.reason = refuse.reason
+        if refuse.code == Action.OUTDATED.value:
+            self.supersedes = True
+            self.standing = _Standing.NOTHING
+
+    def went_down(self, link: Link, reason: str) -> None:
+        """The session is over."""
+        del link
+        self.reason = reason
+        if self.standing is _Standing.READY:
+            self.standing = _Standing.AWAITED
+
+    # Questions ---------------------------------------------------------------------------------
+
+    async def ask(self, op: ops.AnyOp) -> ops.AnyAnswer:
+        """The answer. Raises PeerLost."""
+        return await ask(self.link, op)
+
+    def tell(self, op: ops.Locate | ops.Forget) -> None:
+        """What has no answer. Raises PeerLost."""
+        self.link.send(op, None, None, BULK)
+
+
+class Fetch:
+    """What a primary does between a loss of power and serving."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        state: State,
+        tree: Tree,
+        peers: list[PeerSetting],
+        make_link: Callable[[str, str, _Source], Link],
+        *,
+        event: Callable[..., None],
+    ) -> None:
+        """*peers*: those of this run. *make_link*: from endpoint, name and owner."""
+        self._settings = settings
+        self._state = state
+        self._tree = tree
+        self._peers = peers
+        self._make_link = make_link
+        self._event = event
+
+    async def run(self) -> frozenset[str]:
+        """Fetch what was lost; the names of the peers that are known to differ nowhere else.
+
+        Raises:
+            PeerLost: no peer that may have it answered in `start-wait`, and not `start-alone`.
+            OSError, StoreError: it cannot be stored here.
+        """
+        generation = self._state.identity().generation
+        endpoints = {peer.name: peer.endpoint for peer in self._peers}
+        known = [
+            peer
+            for peer in self._state.peers()
+            if peer.name in endpoints
+            and not peer.apart
+            and peer.node
+            and peer.state not in {Relation.UNINITIALIZED.value, Relation.BASELINE.value}
+        ]
+        complete = [peer for peer in known if peer.generation == generation]
+        sources = [_Source(self._state, peer) for peer in complete or known]
+        if not sources:
+            return frozenset()
+        names = ", ".join(source.peer.name for source in sources)
+        log.warning("this machine lost power: fetching from %s what it lost", names)
+        async with trio.open_nursery() as nursery:
+            for source in sources:
+                name = source.peer.name
+                source.link = self._make_link(endpoints[name], name, source)
+                nursery.start_soon(source.link.run)
+            try:
+                return await self._fetch(sources, any_will_do=bool(complete))
+            finally:
+                nursery.cancel_scope.cancel()
+
+    async def _fetch(self, sources: list[_Source], *, any_will_do: bool) -> frozenset[str]:
+        until = trio.current_time() + self._settings.start_wait_s
+        done: set[str] = set()
+        while True:
+            for source in sources:
+                if source.standing is _Standing.READY:
+                    try:
+                        await self._from(source, own_counts=not any_will_do)
+                    except PeerLost as error:
+                        source.reason = str(error)
+                        source.standing = _Standing.AWAITED
+                        source.link.fail("begun again")
+                    else:
+                        source.standing = _Standing.DONE
+                        done.add(source.peer.name)
+                    until = trio.current_time() + self._settings.start_wait_s
+            if any(source.supersedes for source in sources):
+                return frozenset()  # what this store lost is no longer its to have
+            awaited = [one for one in sources if one.standing is _Standing.AWAITED]
+            if (done and any_will_do) or not awaited:
+                break
+            if trio.current_time() >= until:
+                self._alone(awaited)
+                return frozenset()
+            await trio.sleep(_LOOK_S)
+        if not done:
+            log.warning("the peers lost power, too: what is here counts")
+        # Only one that was in sync differs nowhere else; of the others that is not known.
+        return frozenset(done) if any_will_do else frozenset()
+
+    def _alone(self, awaited: list[_Source]) -> None:
+        """Nobody answers: an operator has said that it shall serve all the same, or it does not."""
+        who = "; ".join(f"{source.peer.name} ({source.reason})" for source in awaited)
+        if not self._settings.start_alone:
+            raise PeerLost(
+                f"{self._settings.store} lost power, and what it lost may be on {who}, but cannot "
+                f"be fetched within {self._settings.start_wait_s:g} s. Start that node, or give up "
+                "what was lost with --start-alone"
+            )
+        log.warning("starting alone: what was lost is given up; it may be on %s", who)
+        if self._state.identity().inconsistent:
+            self._keep_limbo()
+        self._state.new_generation()
+        self._state.update(inconsistent=False)
+        self._event("start-alone", waited_for=who)
+
+    def _keep_limbo(self) -> None:
+        """A fetch was begun and cannot be ended: what it took aside is kept beside."""
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()).encode()
+        reserved = os.open(RESERVED, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._tree.root_fd)
+        try:
+            if os.listdir(os.open(LIMBO, os.O_RDONLY | os.O_DIRECTORY, dir_fd=reserved)):
+                kept = KEPT + b"/unfinished-fetch-" + stamp
+                os.rename(LIMBO, kept, src_dir_fd=reserved, dst_dir_fd=reserved)
+                log.warning("what was being moved is kept in .replfs/%s", kept.decode())
+        finally:
+            os.close(reserved)
+
+    async def _from(self, source: _Source, *, own_counts: bool) -> None:
+        """Fetch from one peer all that it has and this store lacks.
+
+        *own_counts*: what this store's log of it has was changed here after the peer had gone.
+        Otherwise it has nothing that the peer lacks: marks in it were cleared, and the clearing was
+        lost with the power.
+        """
+        began = time.monotonic()
+        name = source.peer.name
+        own = self._state.load_log(name) if own_counts else DirtyLog()
+        found = await suspects.ask(source.ask, everywhere=False)
+        if found is None:
+            log.warning("%s does not know what is unstable: everything is compared with it", name)
+        self._state.update(inconsistent=True)
+        self._state.flush(durable=True)
+        settings = self._settings
+        patterns = NamePatterns(settings.none_patterns)
+        replica = Replica(self._tree, lambda _: None, patterns)
+        policies = Policies(
+            self._tree,
+            Policy[settings.policy.upper()],
+            Ack[settings.ack.upper()],
+            used=self._state.identity().policies_used,
+            on_used=lambda: None,
+            generation=lambda: self._state.identity().generation,
+            patterns=patterns,
+        )
+        restore = Restore(self._tree, replica, policies, source, found, own)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(replica.run)
+            await restore.run()
+            nursery.cancel_scope.cancel()
+        await trio.to_thread.run_sync(syscalls.syncfs, self._tree.root_fd)
+        self._state.update(inconsistent=False)
+        self._state.flush(durable=True)
+        seconds = time.monotonic() - began
+        log.warning(
+            "fetched from %s what this store had lost: %d changes, %d bytes in %.1f s",
+            name, restore.changed, restore.bytes, seconds,
+        )  # fmt: skip
+        self._event(
+            "fetched", peer=name, changes=restore.changed, bytes=restore.bytes, seconds=seconds
+        )
+
+
+def link_maker(
+    context: zmq.Context[zmq.Socket[bytes]], settings: Settings, curve: Curve | None
+) -> Callable[[str, str, _Source], Link]:
+    """Links to the peers of a node."""
+
+    def make(endpoint: str, name: str, owner: _Source) -> Link:
+        return Link(
+            context,
+            endpoint,
+            owner,
+            peer_timeout_s=settings.peer_timeout_s,
+            security=curve,
+            name=name,
+            on_refused=owner.refused,
+        )
+
+    return make

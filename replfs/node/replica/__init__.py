@@ -1,0 +1,1 @@
+"""A secondary's copy: what comes is applied, put right, and kept."""

@@ -1,0 +1,211 @@
+"""Limbo: where a resync keeps what stands in the wrong place until its place is known.
+
+`STORE/.replfs/limbo/` holds objects moved aside, under their id in hex (a counter behind it where
+that is taken). Whatever is still there once every name is in place was deleted on the primary, and
+goes. Objects of policy `none` belong to this node: they are never deleted, but kept beside in
+`STORE/.replfs/kept/`.
+
+What is inside a directory in limbo is found by an index, which is built when it is first needed.
+Building it and emptying limbo take as long as there is much in it: both give way to other tasks
+all the time, and end early when the session they belong to is over.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from replfs.core.policy import NO_PATTERNS, NamePatterns, Policy
+from replfs.node.replica.beside import Beside
+from replfs.store.inode import Inode, close_quietly
+from replfs.store.tree import KEPT, LIMBO, Tree
+
+_YIELD_EVERY: Final = 50
+"""Names looked at, or removed, between two chances for other tasks."""
+_LARGE_FILE: Final = 16 << 20
+"""Bytes: giving the blocks of a larger file back takes long, and is done in a thread."""
+
+
+class Limbo:
+    """The limbo and kept directories of *tree*."""
+
+    def __init__(self, tree: Tree, kept_names: NamePatterns = NO_PATTERNS) -> None:
+        """*kept_names*: what has policy `none` by its name alone."""
+        self._tree = tree
+        self._kept_names = kept_names
+        self.beside: Beside | None = None
+        """What this store had on its own is not removed, but kept."""
+        self._directory = tree.reserved_directory(LIMBO)
+        self._kept = tree.reserved_directory(KEPT)
+        self._count = itertools.count(1)
+        self._deep: dict[bytes, tuple[Inode, bytes]] = {}
+        """Where objects in limbo are, by id, as far as it was looked into."""
+        self._unindexed: list[Inode] = [self._directory]
+
+    def forget(self) -> None:
+        """What is known of limbo's contents may be wrong from here on."""
+        self._deep = {}
+        self._unindexed = [self._directory]
+
+    def holds(self, inode: Inode) -> bool:
+        """Whether the object itself was taken aside, not just a directory that it is in."""
+        return inode.parent is self._directory
+
+    def take(self, parent: Inode, name: bytes, inode: Inode) -> None:
+        """Move what is *name* in *parent* aside."""
+        if self._is_kept(inode, name):
+            self._move(parent, name, inode, self._kept, name)
+            return
+        if self.beside is not None:
+            self.beside.taken(parent, name, inode)
+        free = self._move(
+            parent, name, inode, self._directory, inode.id.hex().encode() or b"nameless"
+        )
+        inode.pins |= 2
+        if inode.id:
+            self._deep[inode.id] = self._directory, free
+        if inode.is_directory:
+            self._unindexed.append(inode)
+
+    def _is_kept(self, inode: Inode, name: bytes) -> bool:
+        if inode.policy:
+            return inode.policy == Policy.NONE
+        return bool(self._kept_names.match(name, directory=inode.is_directory))
+
+    def _move(self, parent: Inode, name: bytes, inode: Inode, into: Inode, free: bytes) -> bytes:
+        tree = self._tree
+        while _exists(tree, into, free):
+            free = b"%s.%d" % (free[:200].split(b".~", 1)[0] + b".~", next(self._count))
+        tree.rename(parent, name, into, free, 0, inode=inode, replaced=None, replaced_links=0)
+        return free
+
+    def find(self, object_id: bytes) -> Inode | None:
+        """The object, where it is somewhere in limbo; see `is_indexed`."""
+        direct = self._look(self._directory, object_id.hex().encode())
+        if direct is not None and direct.id == object_id:
+            return direct
+        place = self._deep.get(object_id)
+        if place is None:
+            return None
+        inode = self._look(*place)
+        return inode if inode is not None and inode.id == object_id else None
+
+    @property
+    def is_indexed(self) -> bool:
+        """Whether what `find` does not find is not there; if not, `index` sees to it."""
+        return not self._unindexed
+
+    def _look(self, parent: Inode, name: bytes) -> Inode | None:
+        try:
+            inode = self._tree.lookup(parent, name)[0]
+            self._tree.read_record(inode)
+        except OSError:
+            return None
+        return inode
+
+    async def index(self, is_wanted: Callable[[], bool]) -> None:
+        """Learn what is inside the directories in limbo, while *is_wanted*."""
+        count = 0
+        while self._unindexed:
+            directory = self._unindexed.pop()
+            try:
+                names = self._tree.names(directory)
+            except OSError:
+                continue
+            for name in names:
+                count += 1
+                if count % _YIELD_EVERY == 0:
+                    await trio.lowlevel.checkpoint()
+                    if not is_wanted():
+                        return
+                self._index_one(directory, name)
+
+    def _index_one(self, directory: Inode, name: bytes) -> None:
+        inode = self._look(directory, name)
+        if inode is None:
+            return
+        if inode.id:
+            self._deep.setdefault(inode.id, (directory, name))
+            if directory is not self._directory:
+                directory.pins |= 2
+        if inode.is_directory:
+            inode.pins |= 2
+            self._unindexed.append(inode)
+        else:
+            self._tree.drop_unused(inode)
+
+    async def empty(self, is_wanted: Callable[[], bool]) -> bool:
+        """Remove all that is left; what has policy `none` is kept. False: stopped before the end.
+
+        Raises:
+            OSError: something cannot be removed.
+        """
+        tree = self._tree
+        self.forget()
+        count = 0
+        stack: list[tuple[Inode, list[bytes]]] = [(self._directory, tree.names(self._directory))]
+        tree.hold(self._directory)
+        try:
+            while stack:
+                count += 1
+                if count % _YIELD_EVERY == 0:
+                    await trio.lowlevel.checkpoint()
+                    if not is_wanted():
+                        return False
+                directory, names = stack[-1]
+                if not names:
+                    stack.pop()
+                    if stack:
+                        self._remove_directory(directory)
+                    tree.release(directory)
+                    continue
+                name = names.pop()
+                inode = self._look(directory, name)
+                if inode is None:
+                    continue
+                inode.pins &= ~3
+                # What was taken as `none` by its name is not here; inside a directory it may be.
+                if self._is_kept(inode, name):
+                    self._move(directory, name, inode, self._kept, name)
+                elif inode.is_directory:
+                    stack.append((inode, tree.names(inode)))
+                    tree.hold(inode)
+                else:
+                    await self._remove_file(directory, name, inode)
+        finally:
+            for directory, _ in stack:
+                tree.release(directory)
+        return True
+
+    def _remove_directory(self, inode: Inode) -> None:
+        above = inode.parent
+        if above is not None:
+            self._tree.unlink(above, inode.name, inode, directory=True, links=2)
+
+    async def _remove_file(self, directory: Inode, name: bytes, inode: Inode) -> None:
+        tree = self._tree
+        found = tree.stat(inode)
+        beside = self.beside
+        if beside is not None and beside.wants(directory, name, inode):
+            beside.keep_removed(directory, name, inode, beside.path_of(inode))
+        fd = -1
+        if found.st_size > _LARGE_FILE and found.st_nlink == 1:
+            fd = tree.open(inode, os.O_RDONLY)
+        try:
+            tree.unlink(directory, name, inode, directory=False, links=found.st_nlink)
+        finally:
+            if fd >= 0:
+                # The blocks go with the last descriptor.
+                await trio.to_thread.run_sync(close_quietly, fd)
+
+
+def _exists(tree: Tree, directory: Inode, name: bytes) -> bool:
+    try:
+        os.stat(name, dir_fd=tree.directory_fd(directory), follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True

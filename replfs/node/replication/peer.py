@@ -1,0 +1,806 @@
+"""One peer, as its primary sees it: link, dirty region log, relationship state.
+
+Decides for every operation whether it is sent to this peer or recorded, tells the peer where
+objects are before they are first used, and knows what is in sync. What empties the log is
+`node.resync`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import trio
+
+from replfs.core import ops, splitter
+from replfs.core.dirty import DirtyLog
+from replfs.core.generation import Action, Decision
+from replfs.core.messages import Hello, Refuse, Welcome
+from replfs.core.relationship import Event, State, next_state
+from replfs.core.unstable import Unstable
+from replfs.errors import PeerLost, ProtocolError, Refused
+from replfs.node.asking.identity import SUSPECTED
+from replfs.node.asking.question import ask
+from replfs.node.replication.flight import Flight, describe
+from replfs.store import locators
+from replfs.store.activity import KIND_NAMES
+from replfs.store.inode import Inode
+from replfs.store.record import ROOT_ID
+from replfs.store.tree import Tree
+from replfs.store.unrepresentable import Unrepresentable
+from replfs.transport.link import Link, Sink
+
+log = logging.getLogger(__name__)
+
+LIVE: Final = 0
+BULK: Final = 1
+
+_CARRIES: Final = frozenset({ops.Gather, ops.Place, ops.Clear, ops.Data, ops.Finish})
+"""Operations of a resync that change the peer's store."""
+_STATE_SCAN_MAX: Final = 10_000
+"""Dirty objects looked at to tell the state of a directory."""
+
+
+class Home(Protocol):
+    """What a peer needs of the node it belongs to."""
+
+    tree: Tree
+
+    def hello(self) -> Hello:
+        """This node's identity."""
+
+    def decide(self, peer: Peer, welcome: Welcome) -> Decision:
+        """What the two stores are to each other."""
+
+    def diverging(self, peer: Peer) -> None:
+        """The first change that *peer* does not get: a new generation begins before it."""
+
+    def changed(self, peer: Peer) -> None:
+        """The peer's state is another one."""
+
+    def can_record(self) -> bool:
+        """Whether there is room kept back for dirty marks."""
+
+    def is_discarded(self, generation: bytes) -> bool:
+        """Whether an operator decided against what was changed in that generation."""
+
+    def outdated(self, peer: Peer) -> None:
+        """The peer says that this node's place as primary was taken."""
+
+    async def make_durable(self) -> None:
+        """Dirty marks and generation are on stable storage when this returns."""
+
+    def set_apart(self, peer: Peer, *, apart: bool) -> None:
+        """Remember whether the peer may have what a power loss here would take."""
+
+
+class LastError:
+    """What went wrong last, for people."""
+
+    __slots__ = ("path", "reason", "when")
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        self.when = time.time()
+
+
+class Peer:
+    """One configured peer."""
+
+    def __init__(
+        self, home: Home, name: str, endpoint: str, dirty: DirtyLog, timeout_s: float
+    ) -> None:
+        self.home = home
+        self.name = name
+        self.endpoint = endpoint
+        self.log = dirty
+        self.timeout_s = timeout_s
+        self.link: Link
+        self.live = False
+        """Operations are sent: the session is up and both sides agreed on it."""
+        self.state = State.UNINITIALIZED
+        self.reason = "not connected yet"
+        self.since = time.time()
+        self.last_in_sync: float | None = None
+        self.paused = False
+        self.congested = False
+        """It was too slow, and is left alone for a while."""
+        self.waited: Callable[[int, int], None] = _not_counted
+        """Told when a caller waited long for this peer: from, to, monotonic ns."""
+        self.peer_node = b""
+        self.peer_generation = b""
+        self.release = ""
+        """Its version of replfs, as it said last."""
+        self.clock_difference_s: float | None = None
+        """How far its clock was ahead of ours then."""
+        self.base = b""
+        """The generation at which the log was begun, where that was by a promotion."""
+        self.is_asked = True
+        """The log holds what the peer may have on its own, as far as it has to be asked."""
+        self.is_refused = False
+        """The last attempt to connect was refused."""
+        self.diverged = False
+        """A generation has begun that the peer does not have."""
+        self.last_error: LastError | None = None
+        self.unstable = Unstable()
+        """What it was sent and may not have on its disk yet."""
+        self.apart = False
+        """It was away when this side was last flushed."""
+        self.changes = 0
+        """How often the state has become another one."""
+        self.knows_stable = False
+        """It was told of a common checkpoint since its state became what it is."""
+        self.unrecorded = False
+        """A mark could not be kept: everything is compared before the peer is in sync again."""
+        self.unrepresentable = Unrepresentable()
+        self.located: tuple[set[bytes], set[bytes]] = (set(), set())
+        self.unawaited = 0
+        """Operations sent that nobody waits for (policy `async`), ever."""
+        self.landed = 0
+        """Those of them that were answered or lost, in about the order they were sent in."""
+        self.urgent: deque[Inode] = deque()
+        """Objects a strict change waits for: the resync takes them first."""
+        self._wake = trio.Event()
+        self._hurry = trio.Event()
+        self._progress = trio.Event()
+        self._hurry = trio.Event()
+        self._state_cache: tuple[float, dict[int, str]] = (0.0, {})
+
+    # State -------------------------------------------------------------------------------------
+
+    def advance(self, event: Event, reason: str = "") -> None:
+        """Something happened; the table says what state that makes."""
+        new = next_state(self.state, event)
+        # Why nothing is sent at all is worth more than what becomes of the link meanwhile.
+        held_off = new is self.state and new in {State.PAUSED, State.CONGESTED}
+        if reason and (not held_off or event is Event.PAUSE):
+            self.reason = reason
+        if new is self.state:
+            return
+        log.info(
+            "peer %s: %s (%s)%s", self.name, new.value, event.value, f": {reason}" if reason else ""
+        )
+        if self.state is State.IN_SYNC:
+            self.last_in_sync = time.time()
+        self.state = new
+        self.changes += 1
+        self.knows_stable = False
+        if not reason:
+            self.reason = ""
+        self.since = time.time()
+        self.home.changed(self)
+
+    def wake_resync(self) -> None:
+        """There is something to carry, or to stop carrying."""
+        self._wake.set()
+
+    async def wait_work(self) -> None:
+        """Wait until there may be something for the resync to do."""
+        await self._wake.wait()
+        self._wake = trio.Event()
+
+    def wake_urgent(self) -> None:
+        """There is something a strict change waits for, and a resync that may carry it."""
+        self._hurry.set()
+
+    async def wait_urgent(self) -> None:
+        """Wait until `wake_urgent`."""
+        await self._hurry.wait()
+        self._hurry = trio.Event()
+
+    def progressed(self) -> None:
+        """The log became shorter: whoever waits for something in it may look again."""
+        if self._progress.statistics().tasks_waiting:
+            self._progress.set()
+            self._progress = trio.Event()
+
+    def pause(self, reason: str) -> None:
+        """Nothing is sent from here on; what changes is recorded."""
+        self.paused = True
+        self.live = False
+        self.advance(Event.PAUSE, reason)
+        self.link.fail("paused")
+
+    def resume(self) -> None:
+        """The operator's pause is over; the link comes back, and with it the resync."""
+        if self.paused:
+            self.paused = False
+            self.advance(Event.RESUME, "resumed")
+            self.link.fail("resumed")
+        self.hurry()
+
+    def congest(self, reason: str) -> None:
+        """Nothing is sent for a while; what changes is recorded."""
+        self.congested = True
+        self.live = False
+        self.advance(Event.CONGESTED, reason)
+        self.link.fail("the peer is too slow")
+
+    def hurry(self) -> None:
+        """If the peer is left alone because it was too slow: not any longer."""
+        self._hurry.set()
+
+    async def wait_hurry(self) -> None:
+        """Wait until `hurry`."""
+        self._hurry = trio.Event()
+        await self._hurry.wait()
+
+    def end_congestion(self) -> None:
+        """The link comes back, and with it the resync."""
+        self.congested = False
+        if self.state is State.CONGESTED:
+            self.advance(Event.BACK_OFF_OVER, "it was too slow, and is tried again")
+            self.link.fail("tried again")
+
+    def compare_all(self) -> None:
+        """Everything is to be compared with the peer again."""
+        self.log.mark_unknown(ROOT_ID, directory=True, deep=True)
+        if self.state is State.IN_SYNC:
+            self.advance(Event.OP_LOST, "everything is compared")
+        self.wake_resync()
+
+    def doubt(self, reason: str) -> None:
+        """Something was marked that should be equal: the resync looks at it."""
+        if self.state is State.IN_SYNC:
+            self.advance(Event.OP_LOST, reason)
+        self.wake_resync()
+
+    def data_word(self) -> str:
+        """What the peer's copy is worth now."""
+        if self.state is State.UNINITIALIZED:
+            return "inconsistent"
+        return "outdated" if not self.live else "inconsistent"
+
+    @property
+    def is_whole(self) -> bool:
+        """It gets everything that is sent now."""
+        return self.live and self.log.is_empty and self.link.has_room()
+
+    def announce(self, generation: bytes, history: list[bytes], sink: Sink) -> bool:
+        """What follows belongs to another generation; *sink* is told. False: it is not there."""
+        # It may have it from here on, whether that is confirmed or not.
+        self.peer_generation = generation
+        try:
+            self.link.send(ops.Generation(generation, history), None, sink, LIVE)
+        except PeerLost:
+            return False
+        return True
+
+    # The link's owner --------------------------------------------------------------------------
+
+    def hello(self) -> Hello:
+        """This node, as it is now."""
+        return self.home.hello()
+
+    def welcomed(self, link: Link, welcome: Welcome) -> None:
+        """A session is up: what the stores are to each other decides what happens."""
+        del link
+        decision = self.home.decide(self, welcome)
+        if decision.action is Action.REFUSE:
+            raise Refused(decision.sentence, "refused")
+        if decision.action is Action.SPLIT_BRAIN:
+            raise Refused(decision.sentence, "split-brain")
+        self.located = (set(), set())
+        for known in self.located:
+            known.add(ROOT_ID)
+        try:
+            event, sentence = self._take_stock(decision, welcome)
+            self.unrepresentable.try_again(self.log)
+            self.set_apart(apart=False)
+        except OSError as error:
+            raise Refused(
+                f"what the peer lacks cannot be recorded here: {error.strerror}", "refused"
+            ) from error
+        self.is_refused = False
+        self.peer_node = welcome.node
+        self.peer_generation = welcome.generation
+        self.advance(event, sentence)
+        self.live = not self.paused and not self.congested
+        self.wake_resync()
+
+    def _take_stock(self, decision: Decision, welcome: Welcome) -> tuple[Event, str]:
+        """Mark what the peer may lack; what that makes of it, and why. Raises OSError."""
+        if decision.action is Action.BASELINE:
+            if welcome.memory_lost:
+                # What an earlier part of the baseline has carried may be gone again.
+                self.log.mark_unknown(ROOT_ID, directory=True, deep=True)
+            else:
+                self.log.mark_names_all(ROOT_ID)
+            return Event.DECIDED_BASELINE, decision.sentence
+        if not self._speaks_of(welcome):
+            self.log.mark_unknown(ROOT_ID, directory=True, deep=True)
+            self.is_asked = True
+        elif decision.action is Action.COMPARE:
+            return Event.DECIDED_QUICK, self._mark_lost()
+        return Event.DECIDED_QUICK, decision.sentence
+
+    def asked(self) -> None:
+        """What the peer may have on its own is in the log now."""
+        self.is_asked = True
+        self.home.changed(self)
+
+    @property
+    def is_apart(self) -> bool:
+        """Its store and this one were changed apart."""
+        return self.state is State.SPLIT_BRAIN
+
+    def _speaks_of(self, welcome: Welcome) -> bool:
+        """Whether the log says what that node lacks.
+
+        It was kept for the node it knows, and for no other; begun by a promotion, for those that
+        were complete and at the same generation then.
+        """
+        if self.home.is_discarded(welcome.generation):
+            # What was changed there apart from here is told by that node, or nobody knows it.
+            self.is_asked = False
+            lineage = {welcome.generation, *welcome.history}
+            known = welcome.node == self.peer_node or (not self.peer_node and self.base in lineage)
+            return known and SUSPECTED in welcome.features
+        if self.peer_node:
+            return welcome.node == self.peer_node
+        return (
+            bool(self.base)
+            and welcome.generation == self.base
+            and "inconsistent" not in welcome.features
+        )
+
+    def _mark_lost(self) -> str:
+        """The peer lost power: mark what it may have lost; that, in words."""
+        lost = self.unstable.snapshot(everywhere=False)
+        if lost is None:
+            self.log.mark_unknown(ROOT_ID, directory=True, deep=True)
+            return "the peer lost power: everything is compared"
+        self.log.absorb(lost, compare=True)
+        return f"the peer lost power: {len(lost)} objects that it may have lost are compared"
+
+    # Common checkpoints ------------------------------------------------------------------------
+
+    def begin_checkpoint(self, op: ops.Checkpoint, sink: Sink) -> bool:
+        """Have the peer flush what it was sent before; *sink* is told. False: it is not there."""
+        try:
+            self.link.send(op, None, sink, LIVE)
+        except PeerLost:
+            return False
+        self.unstable.begin()
+        return True
+
+    def flush_failed(self, reason: str) -> None:
+        """The peer could not flush: what it should have on its disk is sent again.
+
+        Not compared: what it has in memory may be right, and what is on its disk not.
+        """
+        self.last_error = LastError("/", f"cannot be flushed: {reason}")
+        lost = self.unstable.snapshot(everywhere=False)
+        if lost is None:
+            self.advance(Event.OP_LOST, f"the peer could not flush its store: {reason}")
+            self.wake_resync()
+            return
+        self.begin_divergence()
+        self.log.absorb(lost)
+        self.doubt(f"the peer could not flush its store: {reason}")
+
+    def set_apart(self, *, apart: bool = True) -> None:
+        """The peer has nothing that this side's disk does not have, or may have from here on."""
+        if self.apart != apart:
+            self.home.set_apart(self, apart=apart)
+            self.apart = apart
+
+    def tell(self, op: ops.Stable) -> None:
+        """A common checkpoint has ended; there is no answer to that."""
+        try:
+            self.link.send(op, None, None, LIVE)
+        except PeerLost:
+            return
+        self.knows_stable = True
+
+    def refused(self, link: Link, refuse: Refuse) -> None:
+        """One side of the handshake said no; the link tries again at times."""
+        del link
+        self.is_refused = True
+        if refuse.code == Action.OUTDATED.value:
+            self.home.outdated(self)
+        if refuse.code == "frozen":
+            # It is the same store as before, for a while only.
+            self.reason = refuse.reason
+            return
+        event = Event.SPLIT_BRAIN if refuse.code == "split-brain" else Event.REFUSED
+        if self.state in {State.UNINITIALIZED, State.OUT_OF_SYNC, State.REFUSED, State.SPLIT_BRAIN}:
+            self.advance(event, refuse.reason)
+
+    def went_down(self, link: Link, reason: str) -> None:
+        """The session is over; what was unanswered is recorded by its operations."""
+        del link
+        self.live = False
+        self.advance(Event.LINK_DOWN, reason)
+        self.wake_resync()
+        self.progressed()
+
+    # Operations --------------------------------------------------------------------------------
+
+    def send(self, op: ops.AnyOp, payload: bytes | None, flight: Flight, start: int) -> bool:
+        """Send *op* if everything it needs is on the peer; False: it is to be recorded."""
+        if not self.live:
+            return False
+        dirty = self.log
+        if not dirty.is_empty:
+            if type(op) is ops.Write:
+                length = len(payload) if payload is not None else 0
+                if not dirty.data_is_clean(op.object, start, op.offset + length):
+                    return False
+            elif type(op) is ops.Truncate:
+                if not dirty.data_is_clean(op.object, min(start, op.size), None):
+                    return False
+            elif not splitter.is_clean(dirty, op):
+                return False
+        if not self.link.has_room():
+            return False  # only `async` comes here with a full window: the log takes over
+        try:
+            if not self._locate_for(op):
+                return False
+            flight.sent(self, op, start)
+            try:
+                self.link.send(op, payload, flight, LIVE)
+            except BaseException:
+                flight.unsent(self)
+                raise
+            # Not before: meanwhile the peer is at work.
+            self.unstable.note(op, self._locator, length=flight.length, start=start)
+        except PeerLost:
+            return False
+        except ProtocolError as error:
+            # Beyond what a message can hold, as a time after the year 2262 can be.
+            self.note_error(op, str(error))
+            return False
+        return True
+
+    def _locate_for(self, op: ops.AnyOp) -> bool:
+        """Tell the peer where everything is that *op* needs; False where it is not there yet."""
+        known = self.located[LIVE]
+        match op:
+            case ops.Make():
+                if op.parent not in known and not self.locate(op.parent, LIVE):
+                    return False
+                known.add(op.object)
+                return True
+            case ops.Link():
+                return self.locate(op.object, LIVE) and self.locate(op.parent, LIVE)
+            case ops.Unlink():
+                return self.locate(op.parent, LIVE)
+            case ops.Rename():
+                return self.locate(op.parent, LIVE) and self.locate(op.new_parent, LIVE)
+            case ops.Checkpoint():
+                return True
+            case _:
+                object_id: bytes = op.object  # type: ignore[union-attr]
+                return object_id in known or self.locate(object_id, LIVE)
+
+    def locate(self, object_id: bytes, stream: int) -> bool:
+        """Tell the peer where an object is, once a session, parents first.
+
+        False, and nothing is told, on the live stream: a name on the way to it is not the peer's
+        yet, so that it could not find it there. The resync knows what it has placed.
+        """
+        known = self.located[stream]
+        unsure = stream == LIVE and not self.log.is_empty
+        chain: list[tuple[bytes, bytes, bytes]] = []
+        while object_id not in known:
+            inode = self.home.tree.table.by_id.get(object_id)
+            if inode is None or inode.parent is None:
+                break
+            above = self.home.tree.ensure_id(inode.parent)
+            if unsure and not self.log.name_is_clean(above, inode.name):
+                return False
+            chain.append((object_id, above, inode.name))
+            object_id = above
+        for one, parent, name in reversed(chain):
+            self.link.send(ops.Locate(one, parent, name), None, None, stream)
+            known.add(one)
+        return True
+
+    def forget(self, object_ids: list[bytes], stream: int) -> None:
+        """The peer need not know where these are any more."""
+        known = self.located[stream]
+        gone = [one for one in object_ids if one in known]
+        if not gone or not self.live:
+            return
+        known.difference_update(gone)
+        try:
+            self.link.send(ops.Forget(gone), None, None, stream)
+        except PeerLost:
+            return
+
+    def _locator(self, object_id: bytes) -> bytes:
+        tree = self.home.tree
+        inode = tree.table.by_id.get(object_id)
+        return b"" if inode is None else locators.of(tree, inode)
+
+    def mark(self, op: ops.AnyOp, *, length: int = 0, start: int = 0) -> None:
+        """Record that the peer lacks what *op* does. Raises ENOSPC if that cannot be kept.
+
+        Before the first contact there is nothing to record: the baseline carries everything.
+        """
+        if self.state is State.UNINITIALIZED and not self.live:
+            return
+        self.begin_divergence()
+        splitter.mark(self.log, op, self._locator, length=length, start=start)
+        self.wake_resync()
+
+    def check_recordable(self) -> None:
+        """ENOSPC before anything is applied, where a mark might not be kept."""
+        if not self.home.can_record():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def mark_touched(self, touched: tuple[tuple[Inode, int, int], ...]) -> None:
+        """What a metadata operation touched may differ, for it failed here halfway."""
+        if self.state is State.UNINITIALIZED and not self.live:
+            return
+        self.begin_divergence()
+        for inode, kind, _ in touched:
+            handle = self._locator(inode.id)
+            if kind == KIND_NAMES:
+                self.log.mark_names_all(inode.id, handle=handle)
+            else:
+                self.log.mark_attrs(inode.id, handle=handle)
+        self.wake_resync()
+
+    def begin_divergence(self) -> None:
+        """Before the first change that the peer does not get: a generation without it begins."""
+        if not self.diverged and (self.live or self.state is not State.UNINITIALIZED):
+            self.home.diverging(self)
+            self.diverged = True
+
+    def failed(self, op: ops.AnyOp, number: int, *, length: int, start: int) -> None:
+        """The peer did not do, or did not confirm, what was sent."""
+        if isinstance(op, ops.Sync) and number == errno.ETIMEDOUT:
+            return  # what it was to flush is unstable still
+        try:
+            if isinstance(op, ops.Sync):
+                self._mark_unflushed(op.object)
+            else:
+                self.mark(op, length=length, start=start)
+        except OSError as error:
+            # It is applied already, so it cannot fail any more: nothing is in sync from here on.
+            self.unrecorded = True
+            self.note_error(op, f"cannot be recorded: {error.strerror}")
+        if number == errno.ESTALE:
+            # Something, perhaps far above it, is not where it was located once: all is told anew.
+            self.located[LIVE].intersection_update({ROOT_ID})
+        if number != errno.ETIMEDOUT:
+            self.note_error(op, describe(number))
+            self.advance(Event.OP_LOST, f"the peer could not apply a change: {describe(number)}")
+
+    def _mark_unflushed(self, object_id: bytes) -> None:
+        """The peer may not have on its disk what it has in memory: all of it is sent again."""
+        self.begin_divergence()
+        handle = self._locator(object_id)
+        inode = self.home.tree.table.by_id.get(object_id)
+        if inode is not None and inode.is_directory:
+            self.log.mark_names_all(object_id, handle=handle)
+        else:
+            self.log.mark_tail(object_id, 0, handle=handle)
+        self.wake_resync()
+
+    def note_error(self, op: ops.AnyOp, reason: str) -> None:
+        """Remember what went wrong, with a path where there is one."""
+        object_id = getattr(op, "object", b"")
+        inode = self.home.tree.table.by_id.get(object_id)
+        path = inode.path().decode(errors="backslashreplace") if inode is not None else ""
+        self.last_error = LastError("/" + path, reason)
+
+    def object_removed(self, inode: Inode, parent: Inode, name: bytes) -> None:
+        """The object's last name is gone: nothing of it is to be carried any more.
+
+        A directory that the peer may still have something in is removed there by the resync.
+        """
+        if not inode.id:
+            return
+        if not self.log.is_empty:
+            marks = self.log.marks(inode.id)
+            if marks is not None and marks.names is not None:
+                splitter.mark_name(self.log, self.home.tree.ensure_id(parent), name, self._locator)
+            self.log.forget(inode.id)
+        self.unrepresentable.discard(inode.id)
+        self.unstable.forget(inode.id)
+        for known in self.located:
+            known.discard(inode.id)
+
+    def moving(self, inode: Inode) -> None:
+        """An object is about to get or lose a name.
+
+        Where all that is below a directory is unknown, so is what leaves it before it is looked at.
+        """
+        if self.log.is_empty:
+            return
+        for parent, _ in inode.names():
+            one: Inode | None = parent
+            while one is not None:
+                marks = self.log.marks(one.id)
+                if marks is not None and marks.deep:
+                    self._mark_unknown(inode)
+                    return
+                one = one.parent
+
+    def moved(self, inode: Inode) -> None:
+        """An object that is not a directory has another parent: its marks say where it is now."""
+        if self.log.is_empty or inode.is_directory or not self.log.marks(inode.id):
+            return
+        self.log.mark_attrs(inode.id, handle=self._locator(inode.id))
+
+    def links_changed(self, inode: Inode) -> None:
+        """An object with several names: while the peer is out of sync, all of them are looked at,
+
+        so that the resync finds the object under one of them and links instead of copying.
+        """
+        if not inode.more or (self.live and self.log.is_empty):
+            return
+        tree = self.home.tree
+        for parent, name in inode.names():
+            splitter.mark_name(self.log, tree.ensure_id(parent), name, self._locator)
+
+    def mark_crossing(
+        self,
+        parent: Inode,
+        name: bytes,
+        new_parent: Inode,
+        new_name: bytes,
+        *,
+        appears: tuple[Inode, ...],
+        vanishes: bool,
+    ) -> None:
+        """A rename between replicated and not: a name is to be removed there, or to appear."""
+        tree = self.home.tree
+        self.begin_divergence()
+        splitter.mark_name(self.log, tree.ensure_id(parent), name, self._locator, removal=vanishes)
+        splitter.mark_name(self.log, tree.ensure_id(new_parent), new_name, self._locator)
+        for inode in appears:
+            self._mark_unknown(inode)
+        self.wake_resync()
+
+    def mark_policy_change(self, inode: Inode, *, removal: bool) -> None:
+        """The object's names are to vanish from the peer, or to appear there."""
+        tree = self.home.tree
+        self.begin_divergence()
+        for parent, name in inode.names():
+            splitter.mark_name(
+                self.log, tree.ensure_id(parent), name, self._locator, removal=removal
+            )
+        if not removal or inode is tree.root:
+            self._mark_unknown(inode)
+        if not inode.is_directory and tree.stat(inode).st_nlink > len(inode.names()):
+            # It has names that nobody has looked up: they are anywhere.
+            self.log.mark_unknown(ROOT_ID, directory=True, deep=True)
+        self.wake_resync()
+
+    def _mark_unknown(self, inode: Inode) -> None:
+        object_id = self.home.tree.ensure_id(inode)
+        handle = self._locator(object_id)
+        if inode.is_directory or inode.type == 0o100000:
+            self.log.mark_unknown(object_id, directory=inode.is_directory, deep=True, handle=handle)
+        else:
+            self.log.mark_attrs(object_id, handle=handle)
+
+    # Waiting -----------------------------------------------------------------------------------
+
+    async def wait_room(self) -> None:
+        """Wait until another operation may be sent, or the peer is lost."""
+        try:
+            await self.link.wait_room()
+        except PeerLost:
+            return
+
+    async def bring_in_sync(self, inodes: tuple[Inode, ...]) -> bool:
+        """Whether what a strict change touches is in sync; if not, wait for it to become so."""
+        if self.log.is_empty:
+            return True
+        with trio.move_on_after(self.timeout_s):
+            while self.live:
+                waiting = [inode for inode in inodes if not self.is_clean(inode)]
+                if not waiting:
+                    return True
+                for inode in waiting:
+                    if inode not in self.urgent:
+                        self.urgent.append(inode)
+                self.wake_resync()
+                self.wake_urgent()
+                await self._progress.wait()
+        return self.live and all(self.is_clean(inode) for inode in inodes)
+
+    def is_clean(self, inode: Inode) -> bool:
+        """Whether the object, its names and those of its parents are on the peer."""
+        dirty = self.log
+        if inode.is_directory:
+            marks = dirty.marks(inode.id)
+            # Single names need not hold up what is done to another one.
+            if marks is not None and (marks.names_all or (marks.attrs and marks.names is None)):
+                return False
+        elif not dirty.object_is_clean(inode.id):
+            return False
+        one = inode
+        while one.parent is not None:
+            if not dirty.name_is_clean(one.parent.id, one.name):
+                return False
+            one = one.parent
+        return True
+
+    async def marks_durable(self) -> None:
+        """If the peer lacks anything, what it lacks is recorded on stable storage."""
+        if not (self.live and self.log.is_empty):
+            await self.home.make_durable()
+
+    async def ask(self, op: ops.AnyOp, payload: bytes | None = None) -> ops.AnyAnswer:
+        """Send on the bulk stream and wait for the answer. Raises PeerLost."""
+        answer = await ask(self.link, op, payload)
+        if type(op) in _CARRIES:
+            # Only now: what a checkpoint covered was applied before it.
+            self.unstable.note(op, self._locator, length=len(payload) if payload else 0)
+        return answer
+
+    async def fence(self) -> None:
+        """Wait until what is on its way on the live stream has been answered.
+
+        Only `async` operations can be: all others hold claims, and the caller has its own. It does
+        not wait for those that are sent meanwhile, which touch nothing that is claimed.
+        """
+        sent = self.unawaited
+        while self.live and self.landed < sent:
+            await trio.sleep(0.001)
+
+    # What people ask ---------------------------------------------------------------------------
+
+    def state_of(self, inode: Inode) -> str:
+        """`in-sync`, `resync`, `dirty` or `out-of-sync`; of a directory, the worst below it."""
+        if inode.id in self.unrepresentable:
+            return "unrepresentable"
+        base = "in-sync" if self.live else "out-of-sync"
+        if self.log.is_empty:
+            return base
+        worse = "resync" if self.live else "dirty"
+        if not self.is_clean(inode) or not self.log.object_is_clean(inode.id):
+            return worse
+        if not inode.is_directory:
+            return base
+        now = time.monotonic()
+        if now - self._state_cache[0] > 1:
+            self._state_cache = (now, {})
+        cached = self._state_cache[1].get(inode.ino)
+        if cached is None:
+            cached = worse if self._is_dirty_below(inode) else base
+            self._state_cache[1][inode.ino] = cached
+        return cached
+
+    def _is_dirty_below(self, directory: Inode) -> bool:
+        tree = self.home.tree
+        for count, object_id in enumerate(self.log.objects()):
+            if count >= _STATE_SCAN_MAX:
+                return True
+            marks = self.log.marks(object_id)
+            if marks is None:
+                continue
+            inode: Inode | None = locators.find(tree, marks.handle, object_id)
+            while inode is not None:
+                if inode is directory:
+                    return True
+                inode = inode.parent
+        return False
+
+    def dirty_bytes_of(self, inode: Inode) -> int:
+        """Bytes of a file that the peer lacks, in whole regions; of others, 0."""
+        if inode.is_directory:
+            return self.log.dirty_bytes if inode.id == ROOT_ID else 0
+        return (
+            sum(last - first for first, last in self.log.dirty_regions(inode.id, inode.size)) << 16
+        )
+
+    def removal_pending(self, inode: Inode) -> bool:
+        """Whether the peer still has a name that policy took away."""
+        return any(self.log.is_removal(parent.id, name) for parent, name in inode.names())
+
+
+def _not_counted(_began: int, _ended: int) -> None:
+    """Nobody wants to know."""

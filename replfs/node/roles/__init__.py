@@ -1,0 +1,1 @@
+"""The two roles at work, what is kept while they are exchanged, and the exchange."""

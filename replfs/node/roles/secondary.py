@@ -1,0 +1,196 @@
+"""A secondary at work: applies what its primary sends."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable
+from functools import partial
+
+import trio
+
+from replfs.core import generation as generations
+from replfs.core import ops
+from replfs.core.dirty import DirtyLog
+from replfs.core.generation import Action
+from replfs.core.messages import Hello, Welcome
+from replfs.core.policy import NamePatterns
+from replfs.errors import Refused
+from replfs.node.asking.identity import side_of, side_of_message, welcome_of
+from replfs.node.replica.beside import Beside
+from replfs.node.replica.freezer import Freezer
+from replfs.node.replica.keeper import Keeper
+from replfs.node.replica.replica import Replica, Reply
+from replfs.node.roles import reign
+from replfs.node.settings.config import Settings
+from replfs.store.snapshots import snapshots_of
+from replfs.store.state import State
+from replfs.store.tree import Tree
+from replfs.transport.listener import Session
+
+HandOver = Callable[[Session, ops.Handover, Reply], None]
+
+log = logging.getLogger(__name__)
+
+
+class Secondary:
+    """Everything a node has while it is a secondary: the applier of its reception's listener."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        state: State,
+        tree: Tree,
+        *,
+        event: Callable[..., None],
+        on_handover: HandOver | None = None,
+    ) -> None:
+        """*on_handover*: told that the primary wants this node to take its place."""
+        self._on_handover = on_handover
+        self.is_over = False
+        """This node is about to be a primary: nothing is applied any more."""
+        self._state = state
+        self._event = event
+        self.primary_name = ""
+        self.session: Session | None = None
+        self.keeper = Keeper(snapshots_of(tree.root_fd), lambda: state.identity().inconsistent)
+        self.replica = Replica(
+            tree,
+            self._phase,
+            NamePatterns(settings.none_patterns),
+            self.keeper.keep if self.keeper.can_keep else None,
+        )
+        self._suspects = reign.suspects_of(state)
+        """What this store may have on its own, since it gave up its role, and who is to know."""
+        self.replica.handlers[ops.Generation] = self._generation
+        self.replica.suspects.source = self._suspected
+        self.kept: list[str] = []
+        """Paths below STORE of what was kept beside since the start."""
+        if self._suspects is not None:
+            self._keep(Beside(tree, self._suspects.log, self._suspects.label, self._note_kept))
+        self.freezer = Freezer(state, self.replica, lambda: self.session, event)
+        self._hello: Hello | None = None
+
+    def _keep(self, beside: Beside | None) -> None:
+        self.replica.beside = self.replica.limbo.beside = beside
+
+    def _note_kept(self, path: str) -> None:
+        self.kept.append(path)
+        self._event("kept", path=path)
+
+    async def run(self) -> None:
+        """Serve what takes long, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.replica.run)
+            nursery.start_soon(self.keeper.run)
+
+    def unstable(self) -> DirtyLog | None:
+        """What this store has, and some other replica may lack; None: anything."""
+        if self._suspects is not None or self._state.identity().inconsistent:
+            return None
+        return self.replica.unstable.snapshot(everywhere=True)
+
+    def retire(self) -> None:
+        """This node is a primary from here on."""
+        self.replica.forget_all()
+        self.freezer.retire()
+
+    # The listener's applier ---------------------------------------------------------------------
+
+    def welcome(self, hello: Hello) -> Welcome:
+        """Whether this primary may be followed."""
+        self.freezer.check()
+        decision = generations.decide(side_of(self._state), side_of_message(hello))
+        if decision.action in {Action.REFUSE, Action.SPLIT_BRAIN, Action.OUTDATED}:
+            raise Refused(decision.sentence, decision.action.value)
+        if decision.action is not Action.FOLLOW:
+            raise Refused(
+                f"{hello.name} is not what this store can follow: {decision.sentence}", "refused"
+            )
+        self._hello = hello
+        return welcome_of(self._state)
+
+    def opened(self, session: Session) -> None:
+        """The primary is there."""
+        if self.freezer.until is not None:
+            session.close("frozen")  # it was welcomed just before
+            return
+        self.session = session
+        self.primary_name = session.name
+        self.replica.forget_all()
+        hello = self._hello
+        if hello is not None:
+            self._state.update(role="secondary", volume=hello.volume, follows=hello.generation)
+        self._event("primary", name=session.name, link="up")
+        log.info("following %s", session.name)
+
+    def closed(self, session: Session, reason: str) -> None:
+        """The primary is gone, or came back with another session."""
+        if self.session is session:
+            self.session = None
+            self._event("primary", name=session.name, link="down", reason=reason)
+            log.info("%s is gone: %s", session.name, reason)
+
+    def apply(
+        self,
+        session: Session,
+        stream: int,
+        seq: int,
+        op: ops.AnyOp,
+        payload: memoryview | bytes | None,
+    ) -> ops.AnyAnswer | None:
+        """Apply one operation."""
+        if self.is_over:
+            return ops.Done(errno.EROFS)
+        if stream and type(op) is ops.Handover:
+            return self._handover(session, op, partial(session.answer, stream, seq))
+        return self.replica.apply(stream, op, payload, partial(session.answer, stream, seq))
+
+    def catch_up(self) -> None:
+        """What was applied has been answered: note that it is not on both disks yet."""
+        self.replica.unstable.catch_up()
+
+    def _suspected(self, everywhere: bool) -> DirtyLog | None:  # noqa: FBT001 - a callback
+        """What the primary asks for that may be here and not there; None: anything."""
+        if self._suspects is not None:
+            session = self.session
+            is_asked_by_it = session is not None and session.node == self._suspects.winner
+            return self._suspects.log if is_asked_by_it else None
+        return self.replica.unstable.snapshot(everywhere=everywhere)
+
+    def _handover(self, session: Session, op: ops.Handover, reply: Reply) -> ops.AnyAnswer | None:
+        identity = self._state.identity()
+        if self._on_handover is None or identity.generation != op.generation:
+            return ops.Done(errno.EINVAL)
+        if identity.inconsistent or self.freezer.until is not None:
+            return ops.Done(errno.EBUSY)
+        self._on_handover(session, op, reply)
+        return None
+
+    def _generation(self, op: ops.Generation) -> ops.AnyAnswer:
+        """What follows, some other replica does not get."""
+        if not self._state.identity().inconsistent:
+            self._state.update(generation=op.generation, history=tuple(op.history))
+        return ops.Done(0)
+
+    def _phase(self, op: ops.Phase) -> None:
+        """The primary says that a resync begins or has ended here; durable when it returns."""
+        if op.inconsistent:
+            self._state.update(inconsistent=True, follows=op.generation)
+        else:
+            self._state.update(
+                inconsistent=False,
+                uninitialized=False,
+                generation=op.generation,
+                follows=op.generation,
+                history=tuple(op.history),
+            )
+            self._state.compared()
+            if self._suspects is not None:
+                self._suspects = None
+                self._keep(None)
+                reign.forget_suspects(self._state)
+        self._state.flush(durable=True)
+        if not op.inconsistent:
+            self.keeper.release()
+        self._event("data", state="inconsistent" if op.inconsistent else "up-to-date")

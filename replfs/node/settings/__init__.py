@@ -1,0 +1,1 @@
+"""What a node is told before it begins: its options, and where its run directory is."""

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import heapq
+import itertools
+import math
 import os
 import random
 import time
@@ -24,7 +27,6 @@ from simulation.harness.files import calls_of, own_calls_of
 from trio import Nursery
 from trio._core import _run
 from trio._core._traps import CancelShieldedCheckpoint, WaitTaskRescheduled
-from trio.testing import MockClock
 
 from replfs.store import database as database_module
 from replfs.store import state as state_module
@@ -35,6 +37,7 @@ from replfs.store.tree import Tree
 
 EPOCH_S = 1_700_000_000
 _NURSERY_WAIT = "Nursery._nested_child_finished"
+_END_S = 10.0
 _FAILURES = (errno.ENOSPC, errno.EIO)
 
 
@@ -64,11 +67,13 @@ class Life:
         """What its changes of a store go to."""
         self.member: object = None
         """The node that lives."""
+        self.died = trio.Event()
         self._on_death = on_death
 
     def die(self) -> None:
         """Nothing of it happens from here on."""
         if not self.dead:
+            self.died.set()  # before: the dead wake nobody
             self.dead = True
             if self.scope is not None:
                 self.scope.cancel()
@@ -160,20 +165,75 @@ class acting:  # noqa: N801 - used as a keyword
         return self.life.dead and error is not None
 
 
+class Clock(trio.abc.Clock):
+    """Time that passes only while everybody waits, and then at once.
+
+    Relies on: trio asks how long to sleep only when no task can run, and nothing outside of this
+    thread wakes one here. `MockClock` does the same in two turns of the loop, and with the
+    statistics of all of it.
+    """
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        """Seconds since the run began."""
+        self._is_at_end = False
+        self._sleepers: list[tuple[float, int, list[trio.lowlevel.Task]]] = []
+        """A heap: when, in which order, and who, unless that one was cancelled."""
+        self._order = itertools.count()
+
+    def start_clock(self) -> None:
+        return
+
+    def current_time(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        """`trio.sleep`, without a cancel scope of its own, which costs more than a step does."""
+        if seconds <= 0:
+            await trio.lowlevel.checkpoint()
+            return
+        who = [trio.lowlevel.current_task()]
+        heapq.heappush(self._sleepers, (self.now + seconds, next(self._order), who))
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            who.clear()
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def deadline_to_sleep_time(self, deadline: float) -> float:
+        """Nobody can run before *deadline*, or before the next sleeper is to wake: it is then."""
+        sleepers = self._sleepers
+        while sleepers and not sleepers[0][2]:
+            heapq.heappop(sleepers)
+        next_s = min(deadline, sleepers[0][0]) if sleepers else deadline
+        if next_s == math.inf:
+            # At the end of a run trio wakes itself through a pipe, and nobody else waits.
+            if self._is_at_end:
+                raise RuntimeError("everybody waits, and nothing will ever happen")
+            self._is_at_end = True
+            return _END_S
+        self.now = max(self.now, next_s)
+        while sleepers and sleepers[0][0] <= self.now:
+            for task in heapq.heappop(sleepers)[2]:
+                trio.lowlevel.reschedule(task)
+        return 0.0
+
+
 class World:
     """What the processes share: the clock and the source of randomness."""
 
     def __init__(self, seed: int) -> None:
-        self.clock = MockClock(autojump_threshold=0)
+        self.clock = Clock()
         self.rng = random.Random(f"{seed} world")
         self._stamp = 0
 
     def monotonic(self) -> float:
-        return 1000.0 + self.clock.current_time()
+        return 1000.0 + self.clock.now
 
     def time_ns(self) -> int:
         self._stamp += 1  # no two stamps are equal
-        return int((EPOCH_S + self.clock.current_time()) * 1e9) + self._stamp
+        return int((EPOCH_S + self.clock.now) * 1e9) + self._stamp
 
 
 @contextlib.contextmanager
@@ -198,6 +258,9 @@ def _patch_time(patch: pytest.MonkeyPatch, world: World) -> None:
     patch.setattr(time, "monotonic_ns", lambda: int(world.monotonic() * 1e9))
     patch.setattr(time, "time_ns", world.time_ns)
     patch.setattr(time, "time", lambda: world.time_ns() / 1e9)
+    patch.setattr(trio, "sleep", world.clock.sleep)
+    # Other processes of this machine are not waited for.
+    patch.setattr(os, "sched_yield", lambda: None)
 
 
 def _patch_trio(patch: pytest.MonkeyPatch, world: World, seed: int) -> None:

@@ -83,6 +83,8 @@ class Member:
         """It serves."""
         self.was_primary = False
         """Applications have used it, since its disk was new."""
+        self.settled = trio.Event()
+        """It has read its state and has its role, or has ended."""
         self.failure = ""
         """Why it ended by itself."""
         self.is_other = False
@@ -159,6 +161,7 @@ class Member:
         life.disk = self.disk
         life.member = self
         self.is_ready = False
+        self.settled = trio.Event()
         self.failure = ""
         self.kernel = None
         self.slots_at_death = set()
@@ -209,6 +212,7 @@ class Member:
         self.front = None
         if self._put_back is not None:
             self._put_back()
+        self.settled.set()
 
     def lose_power(self, rng: random.Random) -> str:
         """What was not flushed goes, in part; what became of it, for a trace. It is buried."""
@@ -290,7 +294,9 @@ class _Control:
     """`node.control.ControlServer`: commands are called, not sent."""
 
     def __init__(self, *_: Any, commands: dict[str, Any], **__: Any) -> None:
-        _member().commands = commands
+        member = _member()
+        member.commands = commands
+        member.settled.set()
 
     def also(self, mountpoint: str) -> None:
         return

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,19 @@ def _tighten(rng: random.Random, patch: pytest.MonkeyPatch) -> None:
             patch.setattr(module, name, rng.choice(values))
 
 
+@contextlib.contextmanager
+def _no_collector() -> Iterator[None]:
+    """Garbage of a run is collected after it: it is small, and nothing depends on when."""
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.unfreeze()
+
+
 def memory() -> Path | None:
     """Where stores are fast; None: wherever temporary files are."""
     shared = Path("/dev/shm")
@@ -53,7 +68,7 @@ def run_seed(seed: int, base: Path, *, wire: bool = False) -> Result:
     """Run *seed* in the empty directory *base*; *wire*: note what goes over the network too."""
     result = Result(seed)
     descriptors = set(os.listdir("/proc/self/fd"))
-    with simulated(seed) as world, pytest.MonkeyPatch.context() as patch:
+    with _no_collector(), simulated(seed) as world, pytest.MonkeyPatch.context() as patch:
         replace_surroundings(patch)
         _tighten(random.Random(f"{seed} limits"), patch)
         simulation = Simulation(seed, base, world, result)

@@ -145,7 +145,7 @@ class Simulation:
     # Notes -----------------------------------------------------------------------------------
 
     def note(self, text: str) -> None:
-        self.result.trace.append(f"{self.world.clock.current_time():10.4f} {text}")
+        self.result.trace.append(f"{self.world.clock.now:10.4f} {text}")
 
     def trouble(self, text: str) -> None:
         self.note(f"!! {text}")
@@ -172,8 +172,7 @@ class Simulation:
         life = Life(member.name, random.Random(f"{self.seed} life {self.lives}"), died)
         main = member.main(life)
         self.nursery.start_soon(self._live, member, life, main)
-        while not member.is_built and member.life is life:
-            await trio.sleep(0.001)
+        await member.settled.wait()
         if member.failure:
             self.note(f"{member.name} did not start: {member.failure}")
             if not member.settings.start_alone:
@@ -401,8 +400,7 @@ class Simulation:
         if self.rng.random() < 0.6:
             life.countdown = self.rng.randint(1, 60)
             with trio.move_on_after(2.0):
-                while not life.dead:
-                    await trio.sleep(0.01)
+                await life.died.wait()
         if not life.dead:
             life.die()
 
@@ -731,7 +729,7 @@ class Simulation:
                     member.life.die()
             self.nursery.cancel_scope.cancel()
         self.result.delivered = self.network.delivered
-        self.result.simulated_s = self.world.clock.current_time()
+        self.result.simulated_s = self.world.clock.now
 
     def _welcomed(self, by: str, name: str) -> None:
         """A primary has agreed to a session with a node."""

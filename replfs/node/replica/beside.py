@@ -12,10 +12,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import logging
 import os
 import stat as _stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import trio
@@ -184,18 +185,34 @@ class Beside:
         fd = os.dup(self._tree.directory_fd(self._tree.reserved_directory(KEPT)))
         for part in (self._label, *above):
             try:
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(part, 0o700, dir_fd=fd)
-                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-                deeper = os.open(part, flags, dir_fd=fd)
+                deeper = _enter(part, fd)
             finally:
                 os.close(fd)
             fd = deeper
-        free, number = name, 0
-        while _exists(free, fd):
-            number += 1
-            free = b"%s.~%d" % (name[:240], number)
-        return fd, free
+        return fd, next(one for one in _names_like(name) if not _exists(one, fd))
+
+
+def _names_like(name: bytes) -> Iterator[bytes]:
+    """The name itself, then with numbers."""
+    yield name
+    for number in itertools.count(1):
+        yield b"%s.~%d" % (name[:240], number)
+
+
+def _enter(name: bytes, directory: int) -> int:
+    """A directory of that name, made where there is none; where a file has the name, beside it.
+
+    Raises:
+        OSError: it cannot be made or opened.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    names = _names_like(name)
+    while True:
+        free = next(names)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(free, 0o700, dir_fd=directory)
+        with contextlib.suppress(NotADirectoryError):
+            return os.open(free, flags, dir_fd=directory)
 
 
 def _exists(name: bytes, directory: int) -> bool:

@@ -1,0 +1,53 @@
+"""What is kept beside, on a real directory: under its own path, whatever is kept there already."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from replfs.core.dirty import DirtyLog
+from replfs.node.replica.beside import Beside
+from replfs.store.record import ROOT_ID
+from replfs.store.tree import Tree
+
+
+@pytest.fixture
+def tree(tmp_path):
+    store = tmp_path / "store"
+    store.mkdir()
+    fd = os.open(store, os.O_RDONLY | os.O_DIRECTORY)
+    tree = Tree(fd)
+    yield tree
+    tree.close_all()
+    os.close(fd)
+
+
+@pytest.fixture
+def beside(tree):
+    suspects = DirtyLog()
+    suspects.mark_unknown(ROOT_ID, directory=True, deep=True)
+    return Beside(tree, suspects, "a-now", lambda path: None)
+
+
+async def test_a_file_is_kept_where_a_file_has_the_name_of_its_directory(tree, beside, tmp_path):
+    """What is wrong with the old tree's names does not stop a resync from keeping it."""
+    store, kept = tmp_path / "store", tmp_path / "store/.replfs/kept/a-now"
+    (store / "b").write_bytes(b"was there first")
+    inode = tree.lookup(tree.root, b"b")[0]
+    await beside.keep_contents(inode)
+    tree.drop_unused(inode)
+    (store / "b").unlink()
+    (store / "b/c").mkdir(parents=True)
+    (store / "b/c/f").write_bytes(b"came later")
+    inode = tree.root
+    for name in (b"b", b"c", b"f"):
+        inode = tree.lookup(inode, name)[0]
+    await beside.keep_contents(inode)
+    assert (kept / "b").read_bytes() == b"was there first"
+    assert (kept / "b.~1/c/f").read_bytes() == b"came later"
+    # And the same directory for what else was in it.
+    (store / "b/c/g").write_bytes(b"too")
+    inode = tree.lookup(inode.parent, b"g")[0]
+    await beside.keep_contents(inode)
+    assert (kept / "b.~1/c/g").read_bytes() == b"too"

@@ -33,6 +33,8 @@ _SIZES: Final = Sizes(slice_s=0.15, small_files=300, tree_files=1, stream_mib=16
 _FEWEST: Final = 2
 _MOST: Final = 6
 _FIRST: Final = -20
+_GROUP: Final = Path("/proc/self/autogroup")
+"""Of the session, which hides the priorities in it; empty where there are no such groups."""
 _TRIP: Final = "round_trip"
 _MESSAGE_BYTES: Final = 1024
 
@@ -94,15 +96,14 @@ def ratios(results: Results) -> dict[str, float]:
 @contextlib.contextmanager
 def _before_all_others() -> Iterator[None]:
     """With the highest priority, if that may be: what else runs then matters little."""
-    group = Path("/proc/self/autogroup")  # of the session, which hides the priorities in it
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             before = os.getpriority(os.PRIO_PROCESS, 0)
             os.setpriority(os.PRIO_PROCESS, 0, _FIRST)
             stack.callback(os.setpriority, os.PRIO_PROCESS, 0, before)
-            group_before = group.read_text().split()[-1]
-            group.write_text(str(_FIRST))
-            stack.callback(group.write_text, group_before)
+            if words := _GROUP.read_text().split():
+                _GROUP.write_text(str(_FIRST))
+                stack.callback(_GROUP.write_text, words[-1])
         yield
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from benchmarks import compare, gross, growth, pages, results, sources, tables, timing
@@ -95,6 +97,22 @@ def test_a_gross_regression_is_a_third():
     assert gross.regressions({"create": 0.3}, {"create": 0.11}) == []
     (sentence,) = gross.regressions({"create": 0.3}, {"create": 0.09})
     assert "3.3 times slower" in sentence
+
+
+@pytest.mark.parametrize("content", ["", "/autogroup-7 nice 0\n", None])
+def test_a_kernel_with_or_without_groups_of_sessions(content, tmp_path, monkeypatch):
+    group = tmp_path / "autogroup"
+    if content is not None:
+        group.write_text(content)
+    given = []
+    monkeypatch.setattr(gross, "_GROUP", group)
+    monkeypatch.setattr(os, "getpriority", lambda *_: 5)
+    monkeypatch.setattr(os, "setpriority", lambda *given_now: given.append(given_now[2]))
+    with gross._before_all_others():
+        assert given == [-20]
+        assert not content or group.read_text() == "-20"
+    assert given == [-20, 5]
+    assert not content or group.read_text() == "0"
 
 
 def test_what_is_stored_is_what_is_measured():

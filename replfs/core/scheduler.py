@@ -13,6 +13,7 @@ Two claims on the same key conflict as this table says:
 
 A key is anything hashable; the scheduler compares keys and nothing more. All claims of an operation
 are made at once, so no operation ever waits while a later one waits for it: there is no deadlock.
+One that runs may claim more, ahead of those that wait, but only what it need not wait for.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class Scheduler:
     """Admits operations in the order they come, and holds those that conflict.
 
     Invariant: two tickets with `waits == 0` that are not yet complete never conflict.
-    Invariant: conflicting operations become ready in the order of their admission.
+    Invariant: conflicting operations become ready in the order of their admission, but for what
+    `extend` lets one that runs have before its turn.
     """
 
     def __init__(self) -> None:
@@ -88,6 +90,33 @@ class Scheduler:
         self.admitted += 1
         self.in_flight += 1
         return ticket
+
+    def extend(self, ticket: Ticket, keys: tuple[Hashable, ...]) -> bool:
+        """Claim *keys* exclusively, too, for a ticket that is ready.
+
+        False, and nothing changed, where another ready ticket has one of them, or this one has it
+        otherwise. Those that wait for one of them wait for this ticket from here on.
+        """
+        lines = self._lines
+        for key, mode, _, _ in ticket.claims:
+            if key in keys and mode != EXCLUSIVE:
+                return False
+        owned = {claim[0] for claim in ticket.claims}
+        wanted = [key for key in keys if key not in owned]
+        if any(not other.waits for key in wanted for other in lines.get(key, ())):
+            return False
+        blocks = ticket.blocks or []
+        for key in wanted:
+            claim = (key, EXCLUSIVE, 0, 0)
+            for later in lines.setdefault(key, []):
+                if later not in blocks:
+                    blocks.append(later)
+                    later.waits += 1
+            lines[key].append(ticket)
+            self._claims.setdefault(key, []).append(claim)
+            ticket.claims += (claim,)
+        ticket.blocks = blocks or None
+        return True
 
     def _hold(self, ticket: Ticket, earlier: Ticket) -> None:
         if earlier.blocks is None:

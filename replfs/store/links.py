@@ -43,7 +43,7 @@ class Links:
 
         True also where a walk has not found them all: they are not where users can see them.
         """
-        if self._is_known(inode) or self._look_up(inode) or inode.ino in self._walked_for:
+        if self.are_known(inode) or self._look_up(inode) or inode.ino in self._walked_for:
             return True
         if time.monotonic() < self.may_walk_at:
             return False
@@ -86,7 +86,8 @@ class Links:
         self._sought = set()
         self._missing = set()
 
-    def _is_known(self, inode: Inode) -> bool:
+    def are_known(self, inode: Inode) -> bool:
+        """Whether every name of *inode* has been looked up."""
         return inode.is_directory or len(inode.names()) >= self._tree.stat(inode).st_nlink
 
     def _look_up(self, inode: Inode) -> bool:
@@ -97,7 +98,7 @@ class Links:
             if above is None:
                 continue
             tree.drop_unused(tree.lookup_or_none(above, name) or above)
-        return self._is_known(inode)
+        return self.are_known(inode)
 
     async def _walk_twice(self) -> None:
         began = time.monotonic()

@@ -423,9 +423,14 @@ def test_killed_with_a_full_window_both_sides_converge():
         pair.assert_equal()
 
 
-def test_a_resync_beside_it(place):
-    """What is on its way, unawaited, is not overtaken by what a resync carries."""
+@pytest.mark.parametrize("level", ["op", "close"])
+def test_a_resync_beside_it(place, level):
+    """What is on its way, unawaited, is not overtaken by what a resync carries.
+
+    And it comes to an end, though a few names are marked again faster than it goes.
+    """
     top = place.top
+    os.setxattr(top, ACK, level.encode())
     over = threading.Event()
 
     def work(directory: Path) -> None:

@@ -1,7 +1,7 @@
 """The scheduler against a model so plain that it is its own specification.
 
 The model keeps every operation that is not complete, in the order of admission; one may run when
-no earlier one conflicts with it.
+no earlier one conflicts with it. One that runs and claims more goes before all others.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.model = Model()
         self.announced = []
         self.held = Counter()
+        self.held_later = False
         self.admitted = 0
 
     @rule(claims=CLAIMS, kind=st.sampled_from(KINDS))
@@ -93,8 +94,26 @@ class SchedulerMachine(RuleBasedStateMachine):
         expected = [one for one in self.model.ready() if id(one) not in before]
         became = list(self.scheduler.complete(ticket))
         # Each exactly once, in the order of admission: nothing is lost or overtaken.
+        if self.held_later:
+            became.sort(key=self.model.tickets.index)
         assert became == expected
         self.announced += became
+
+    @precondition(lambda self: self.announced)
+    @rule(data=st.data(), keys=st.sets(st.sampled_from(KEYS), min_size=1, max_size=3))
+    def extend(self, data, keys):
+        ticket = data.draw(st.sampled_from(self.announced), label="extend")
+        owned = {claim[0]: claim[1] for claim in ticket.claims}
+        others = [one for one in self.announced if one is not ticket]
+        taken = {claim[0] for one in others for claim in one.claims}
+        taken |= {key for key, mode in owned.items() if mode != EXCLUSIVE}
+        # What it has exclusively nobody else that is ready has.
+        assert self.scheduler.extend(ticket, tuple(keys)) == (not keys & taken)
+        if not keys & taken:
+            assert {claim[0] for claim in ticket.claims} == owned.keys() | keys
+            self.held_later = True
+            self.model.tickets.remove(ticket)
+            self.model.tickets.insert(0, ticket)
 
     @invariant()
     def what_may_run_is_what_the_model_says(self):

@@ -112,12 +112,12 @@ class Pipeline:
     @asynccontextmanager
     async def claimed(
         self, claims: tuple[Claim, ...], kind: str, peer: Peer
-    ) -> AsyncIterator[None]:
+    ) -> AsyncIterator[Ticket]:
         """A turn for as long as the block lasts, behind what is on its way to *peer*, too."""
         ticket = await self.claim(claims, kind)
         try:
             await peer.fence()
-            yield
+            yield ticket
         finally:
             self.release_claim(ticket)
 

@@ -175,6 +175,7 @@ class Resync:
         await self._names.expand()
         await self._names.gather()
         await self._each(self._log.names_pending(), self._names.place)
+        await self._names.place_together()
         await self._each(self._log.objects_with_data(), self._contents.data)
         await self._each(self._log.objects_with_attrs(), self._contents.finish)
         self._peer.progressed()

@@ -7,11 +7,13 @@ have to be found by listing the one above it.
 from __future__ import annotations
 
 import stat as _stat
+from collections.abc import Hashable
 from contextlib import ExitStack
 from typing import Final
 
 from replfs.core import footprint, ops
 from replfs.core.relationship import State
+from replfs.core.scheduler import Claim, Ticket
 from replfs.node.asking.attributes import read as read_attributes
 from replfs.node.asking.question import list_all
 from replfs.node.pacing.courtesy import Slice
@@ -27,6 +29,8 @@ _NAMES_AHEAD: Final = 2000
 """Unknown directories are expanded only while fewer dirty names than this are waiting."""
 _FEW_NAMES: Final = 64
 """Gathered with one message while applications are at work."""
+_TOGETHER_MIN: Final = 64
+"""Names that are claimed at once, so that no rename among them makes work for ever."""
 _HINTS_MAX: Final = 16
 
 
@@ -45,11 +49,15 @@ class Names:
         """Dirty names, (id of the directory, name), of which the peer had nothing when listed."""
         self._hints: dict[bytes, list[tuple[bytes, bytes]]] = {}
         """Of an object with several names, those that were placed in this resync."""
+        self._together = _TOGETHER_MIN
+        self._left = 0
+        """Names that the last pass left to be placed together."""
 
     def forget(self) -> None:
         """The resync is over: what was found on the way is not needed any more."""
         self._absent.clear()
         self._hints.clear()
+        self._together = _TOGETHER_MIN
         self._work.links.forget()
 
     # 1. Expand ---------------------------------------------------------------------------------
@@ -162,14 +170,16 @@ class Names:
         with self._tree.held(inode):
             return await self._gather_in(inode, names)
 
-    async def _gather_in(self, inode: Inode, names: list[bytes]) -> bool:
+    async def _gather_in(self, inode: Inode, names: list[bytes], *, at_once: bool = False) -> bool:
+        """*at_once*: without a pause, and behind everything that is on its way to the peer."""
         directory_id = inode.id
         gathered = False
         start = 0
         share = Slice()
         while start < len(names):
-            await self._applications.give_way()
             count = ops.NAMES_PER_MESSAGE
+            if not at_once:
+                await self._applications.give_way()
             if self._applications.are_busy:
                 count = min(count, _FEW_NAMES)
             part = names[start : start + count]
@@ -191,7 +201,8 @@ class Names:
                     self._tree.drop_unused(child)
             if not part:
                 continue
-            await self._peer.fence()
+            if not at_once:
+                await self._peer.fence()
             self._peer.locate(directory_id, BULK)
             answer = await self._peer.ask(ops.Gather(directory_id, part, wanted))
             if isinstance(answer, ops.Done) and not answer.errno:
@@ -224,10 +235,10 @@ class Names:
             while not await self._place_once(key, directory, name):
                 pass
         except OSError as error:
-            self._work.failed(key, directory, error.strerror or "cannot be read")
+            self._failed_to_read(directory, name, error)
 
     async def _place_once(self, key: object, directory: Inode, name: bytes) -> bool:
-        """False: something else stood there when it was this operation's turn."""
+        """False: what stood there when it was this operation's turn was at work."""
         child = self._work.child(directory, name)
         with ExitStack() as holds:
             claims = footprint.entry(directory, name)
@@ -241,16 +252,41 @@ class Names:
                     return True
                 if not await self._are_hints_placed(child):
                     return True
-            async with self._work.claim(claims):
-                if self._work.child(directory, name) is not child:
-                    return False
-                if self._log.is_gathered(directory.id, name):
-                    await self._place_claimed(key, directory, name, child)
-                return True
+            async with self._work.claim(claims) as ticket:
+                if not self._log.is_gathered(directory.id, name):
+                    return True
+                return await self._place_now(directory, name, child, ticket)
 
-    async def _place_claimed(
-        self, key: object, directory: Inode, name: bytes, child: Inode | None
-    ) -> None:
+    async def _place_now(
+        self, directory: Inode, name: bytes, foreseen: Inode | None, ticket: Ticket
+    ) -> bool:
+        """Place what stands under a name that is claimed, with the object *foreseen* there.
+
+        An operation that was before this one may have put another object there, and every one that
+        does so finds the next waiting: what is there now is claimed, too. False: it cannot be.
+        """
+        child = self._work.child(directory, name)
+        with ExitStack() as holds:
+            if child is not None and child is not foreseen:
+                holds.enter_context(self._tree.held(child))
+                if not (
+                    self._work.links.are_known(child)
+                    and self._work.pipeline.scheduler.extend(ticket, (child,))
+                ):
+                    return False
+            if child is None or self._have_hints_place(child):
+                await self._place_claimed(directory, name, child)
+            return True
+
+    def _have_hints_place(self, child: Inode) -> bool:
+        """As `_are_hints_placed`, as far as it is known."""
+        if child.is_directory or not child.more:
+            return True
+        parents = (parent for parent, _ in child.names())
+        return all(self._has_place(one) for one in parents if self._work.is_on_peers(one))
+
+    async def _place_claimed(self, directory: Inode, name: bytes, child: Inode | None) -> None:
+        key = ("name", directory.id, name)
         version = self._log.mark_version(directory.id)
         self._peer.locate(directory.id, BULK)
         if child is None:
@@ -346,6 +382,83 @@ class Names:
             self._peer.locate(parent_id, BULK)
         return hints
 
+    async def place_together(self) -> None:
+        """Place what applications marked again between its gathering and its turn.
+
+        A rename between two dirty names marks both, so names that are renamed all the time, faster
+        than a pass goes, would stay dirty for ever. Claimed together they come clean together. Few
+        at a time, since an application waits for all of them; twice as many after each pass that
+        left no fewer, so that an end is certain.
+        """
+        left = [
+            item for item in self._log.names_pending() if not self._work.is_waiting(("name", *item))
+        ]
+        self._together = self._together * 2 if len(left) >= self._left > 0 else _TOGETHER_MIN
+        self._left = len(left)
+        for start in range(0, len(left), self._together):
+            await self._applications.give_way()
+            with ExitStack() as holds:
+                await self._place_all(left[start : start + self._together], holds)
+
+    async def _place_all(self, items: list[tuple[bytes, bytes]], holds: ExitStack) -> None:
+        claims: dict[Hashable, Claim] = {}
+        found: list[tuple[Inode, bytes, Inode | None]] = []
+        for directory_id, name in items:
+            directory = self._work.find(directory_id)
+            if directory is None or self._log.name_is_clean(directory_id, name):
+                continue
+            holds.enter_context(self._tree.held(directory))
+            try:
+                child = self._work.child(directory, name)
+            except OSError as error:
+                self._failed_to_read(directory, name, error)
+                continue
+            if child is None:
+                more = footprint.entry(directory, name)
+            else:
+                holds.enter_context(self._tree.held(child))
+                if self._rate.limit and self._goes_whole(child, directory, name):
+                    await self._rate.spend(child.size)
+                if not await self._work.links.learn_names(child):
+                    self._await_walk(("name", directory_id, name), child)
+                    continue
+                more = footprint.entry_of(directory, name, child)
+            for claim in more:
+                strongest = claims.setdefault(claim[0], claim)
+                if claim[1] > strongest[1]:
+                    claims[claim[0]] = claim
+            found.append((directory, name, child))
+        if not found:
+            return
+        found.sort(key=lambda item: _depth(item[0]))
+        async with self._work.claim(tuple(claims.values())) as ticket:
+            waiting: dict[Inode, list[bytes]] = {}
+            for directory, name, _ in found:
+                if not self._log.is_gathered(directory.id, name):
+                    waiting.setdefault(directory, []).append(name)
+            for directory, names in waiting.items():
+                if self._has_place(directory):
+                    await self._gather_in(directory, names, at_once=True)
+            for directory, name, child in found:
+                if self._has_place(directory) and self._log.is_gathered(directory.id, name):
+                    try:
+                        await self._place_now(directory, name, child, ticket)
+                    except OSError as error:
+                        self._failed_to_read(directory, name, error)
+
+    def _failed_to_read(self, directory: Inode, name: bytes, error: OSError) -> None:
+        reason = error.strerror or "cannot be read"
+        self._work.failed(("name", directory.id, name), directory, reason)
+
+    def _has_place(self, inode: Inode) -> bool:
+        """Whether the object's place is on the peer, as far as it is known; nothing is done."""
+        one = inode
+        while one.parent is not None:
+            if not self._log.name_is_clean(one.parent.id, one.name):
+                return False
+            one = one.parent
+        return one.id == ROOT_ID
+
     # Whether a place is there ------------------------------------------------------------------
 
     async def is_placed(self, inode: Inode, *, now: bool = False) -> bool:
@@ -416,3 +529,11 @@ class Names:
             await self._gather_one(inode.id, aside)
         for name in names:
             await self._place(inode, name)
+
+
+def _depth(inode: Inode) -> int:
+    count = 0
+    while inode.parent is not None:
+        inode = inode.parent
+        count += 1
+    return count

@@ -15,7 +15,7 @@ from typing import Final
 
 from replfs.core import ops
 from replfs.core.policy import Policy
-from replfs.core.scheduler import Claim
+from replfs.core.scheduler import Claim, Ticket
 from replfs.errors import PeerLost
 from replfs.node.replication.flight import describe
 from replfs.node.replication.peer import BULK, Peer
@@ -81,12 +81,12 @@ class Work:
         self.links = Links(pipeline.tree)
 
     @asynccontextmanager
-    async def claim(self, claims: tuple[Claim, ...]) -> AsyncIterator[None]:
+    async def claim(self, claims: tuple[Claim, ...]) -> AsyncIterator[Ticket]:
         """A turn, behind what is on its way to the peer. Raises PeerLost."""
-        async with self.pipeline.claimed(claims, "resync", self.peer):
+        async with self.pipeline.claimed(claims, "resync", self.peer) as ticket:
             if not self.peer.live:
                 raise PeerLost("the session ended")
-            yield
+            yield ticket
 
     # Failures ----------------------------------------------------------------------------------
 

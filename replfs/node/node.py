@@ -406,19 +406,22 @@ class Node:
             raise UsageError("nothing is mounted by this node")
         mountpoint = front.mountpoint
         lazy = bool(arguments.get("lazy"))
-        try:
-            await trio.to_thread.run_sync(_unmount, mountpoint, lazy)
-        except OSError as error:
-            if error.errno == errno.EBUSY:
-                raise UsageError(
-                    f"{mountpoint} is in use: close what is open there, or use --lazy"
-                ) from None
-            raise
-        drain_s = float(arguments.get("timeout_s", DRAIN_S))
-        with trio.move_on_after(drain_s):
-            await front.over.wait()
-        if self.primary is not None:
-            return await self._ending.ask(drain_s)
+        # The session is over, and a primary ends, while the kernel is still at it: it forgets each
+        # inode that it knew before umount(2) returns.
+        with self._ending.asking():
+            try:
+                await trio.to_thread.run_sync(_unmount, mountpoint, lazy)
+            except OSError as error:
+                if error.errno == errno.EBUSY:
+                    raise UsageError(
+                        f"{mountpoint} is in use: close what is open there, or use --lazy"
+                    ) from None
+                raise
+            drain_s = float(arguments.get("timeout_s", DRAIN_S))
+            with trio.move_on_after(drain_s):
+                await front.over.wait()
+            if self.primary is not None:
+                return await self._ending.ask(drain_s)
         return {"stopping": False, "message": f"{mountpoint} is unmounted, the node goes on"}
 
     async def _command_stop(self, arguments: dict[str, Any]) -> dict[str, Any]:

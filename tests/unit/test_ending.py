@@ -95,3 +95,21 @@ async def test_an_end_that_fails_otherwise_is_no_clean_end(autojump_clock):
         nursery.start_soon(ending.tell)
         with pytest.raises(NotInSync, match="the log says why"):
             await ending.ask(1.0)
+
+
+async def test_who_is_still_at_the_unmounting_is_told_too(autojump_clock):
+    """umount(2) of a mount with many known inodes returns after the session has ended."""
+    ending = Ending()
+    told = ""
+
+    async def umount() -> None:
+        nonlocal told
+        with ending.asking():
+            await trio.sleep(2)
+            told = (await ending.ask(60.0))["message"]
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(umount)
+        await ending.drain(Scripted(), time.monotonic())
+        await ending.tell()
+        assert told == "drained, both sides are flushed"

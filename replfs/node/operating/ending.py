@@ -8,9 +8,10 @@ Only what cannot be flushed or recorded here makes it unclean; the next start th
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol
 
 import trio
@@ -26,6 +27,10 @@ DRAIN_S: Final = 60.0
 """How long what is in flight may take, unless whoever ends the node says otherwise."""
 _CUT_OFF_S: Final = 10.0
 """How long recording takes what is cut off, at most."""
+
+_TELL_S: Final = 10.0
+"""How long umount(2) takes to forget what the kernel knew of the mount, at most."""
+_LOOK_S: Final = 0.001
 
 
 class Ended(Protocol):
@@ -55,6 +60,15 @@ class Ending:
         self._over = trio.Event()
         self._asking = 0
 
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[None]:
+        """Somebody is at work who will `ask`: the process does not end under them."""
+        self._asking += 1
+        try:
+            yield
+        finally:
+            self._asking -= 1
+
     async def ask(self, drain_s: float) -> dict[str, Any]:
         """End the node, and wait until it has ended but for its process.
 
@@ -63,11 +77,8 @@ class Ending:
         """
         self.drain_s = drain_s
         self.wanted.set()
-        self._asking += 1
-        try:
+        with self.asking():
             await self._over.wait()
-        finally:
-            self._asking -= 1
         if not self.is_clean:
             raise NotInSync(self.message)
         return {"stopping": True, "message": self.message}
@@ -105,8 +116,9 @@ class Ending:
     async def tell(self) -> None:
         """Nothing more can go wrong: those who asked get their answer, before this returns."""
         self._over.set()
-        while self._asking:
-            await trio.lowlevel.checkpoint()
+        with trio.move_on_after(_TELL_S):
+            while self._asking:
+                await trio.sleep(_LOOK_S)
 
 
 class EndOfPrimary:

@@ -12,81 +12,128 @@ from __future__ import annotations
 
 import os
 import stat as _stat
-from typing import Final
+from operator import attrgetter
+from typing import Any, Final, Protocol, TypeVar
 
 from replfs.store.record import ROOT_ID
 
+T = TypeVar("T")
+
 ROOT_NODEID: Final = 1
 _RENUMBERED: Final = 1 << 62
+_TYPES: Final = {
+    one: one
+    for one in (
+        _stat.S_IFREG, _stat.S_IFDIR, _stat.S_IFLNK, _stat.S_IFIFO, _stat.S_IFSOCK, _stat.S_IFCHR,
+        _stat.S_IFBLK,
+    )
+}  # fmt: skip
+"""One integer for each, instead of one for each inode."""
+
+
+class _Rare:
+    """What few objects have: an inode has one of its own only once one of these is set."""
+
+    __slots__ = ("ack", "children", "flags", "foreign", "gone", "more", "policy", "unconfirmed")
+
+    def __init__(self) -> None:
+        self.flags = self.policy = self.ack = self.children = self.unconfirmed = 0
+        self.foreign = self.gone = False
+        self.more: dict[tuple[Inode, bytes], None] | None = None
+
+
+_NOTHING: Final = _Rare()
+"""Of all inodes that have none of their own; never changed."""
+
+
+class _Field(Protocol[T]):
+    """An attribute of every inode."""
+
+    def __get__(self, inode: Inode, owner: type[Inode]) -> T: ...
+    def __set__(self, inode: Inode, value: T) -> None: ...
+
+
+def _rare(name: str) -> Any:
+    """A property of an `Inode` that stands in its `_Rare`."""
+
+    def put(inode: Inode, value: object) -> None:
+        if inode.rare is _NOTHING:
+            if getattr(_NOTHING, name) == value:
+                return
+            inode.rare = _Rare()
+        setattr(inode.rare, name, value)
+
+    return property(attrgetter(f"rare.{name}"), put)
 
 
 class Inode:
-    """One known object."""
+    """One known object. A million of them are not unusual, so each byte counts."""
 
     __slots__ = (
-        "ack",
-        "children",
         "fd",
-        "flags",
-        "foreign",
-        "gone",
         "handle",
         "id",
-        "ino",
         "lookups",
-        "more",
         "name",
         "nodeid",
         "opens",
         "parent",
         "pins",
-        "policy",
         "privileges",
+        "rare",
         "recorded",
         "resolved",
         "size",
         "type",
-        "unconfirmed",
     )
 
+    flags: _Field[int] = _rare("flags")
+    """Of its record."""
+    policy: _Field[int] = _rare("policy")
+    """Its own, of its record; 0: none."""
+    ack: _Field[int] = _rare("ack")
+    """Its own acknowledgement level, of its record; 0: none."""
+    unconfirmed: _Field[int] = _rare("unconfirmed")
+    """Number of the last of its changes that is awaited together with others; kept by the
+    volume."""
+    more: _Field[dict[tuple[Inode, bytes], None] | None] = _rare("more")
+    """Further names that have been seen, of an object with several links, oldest first."""
+    children: _Field[int] = _rare("children")
+    """Names below this directory that known inodes hold: it stays known as long as they do."""
+    gone: _Field[bool] = _rare("gone")
+    """Its last name was removed."""
+    foreign: _Field[bool] = _rare("foreign")
+    """On another file system mounted inside the store: shown, never entered."""
+
     def __init__(self, ino: int, file_type: int) -> None:
-        self.ino = ino
         self.nodeid = ino if ino != ROOT_NODEID else _RENUMBERED
         """The number the kernel knows it by."""
-        self.type = file_type
+        self.type = _TYPES.get(file_type, file_type)
         self.handle = b""
         """The file system's handle of it, whatever its name; empty while nobody has asked."""
         self.id = b""
         """Object id, or empty while the record has not been read."""
         self.recorded = False
-        self.flags = 0
-        self.policy = 0
-        self.ack = 0
+        self.rare = _NOTHING
         self.resolved: tuple[int, int, int] | None = None
         """Cached (policy epoch, effective policy, acknowledgement level); kept by the volume."""
-        self.unconfirmed = 0
-        """Number of the last of its changes that is awaited together with others; kept by the
-        volume."""
         self.parent: Inode | None = None
         self.name = b""
-        self.more: dict[tuple[Inode, bytes], None] | None = None
-        """Further names that have been seen, of an object with several links, oldest first."""
         self.lookups = 0
         self.pins = 0
         """Bits: which other users, besides kernel and handles, need it known."""
         self.opens = 0
-        self.children = 0
-        """Names below this directory that known inodes hold: it stays known as long as they do."""
         self.fd = -1
         """A directory's cached descriptor; or what keeps an object reachable without a name."""
         self.size = 0
         """Bytes; current for regular files that are open."""
         self.privileges: bool | None = None
         """Whether a write must clear set-id bits or capabilities; None: not looked yet."""
-        self.gone = False
-        """Its last name was removed."""
-        self.foreign = False
-        """On another file system mounted inside the store: shown, never entered."""
+
+    @property
+    def ino(self) -> int:
+        """Its inode number in the store."""
+        return self.nodeid if self.nodeid != _RENUMBERED else ROOT_NODEID
 
     @property
     def is_directory(self) -> bool:
@@ -158,6 +205,23 @@ class Inode:
         return b"/".join(reversed(parts))
 
 
+class Root(Inode):
+    """The root of the store: the kernel has one number for it, the store another."""
+
+    __slots__ = ("_ino",)
+
+    def __init__(self, ino: int) -> None:
+        super().__init__(ino, _stat.S_IFDIR)
+        self.nodeid = ROOT_NODEID
+        self.id = ROOT_ID
+        self._ino = ino
+
+    @property
+    def ino(self) -> int:
+        """Its inode number in the store."""
+        return self._ino
+
+
 class Handle:
     """An open file or directory."""
 
@@ -181,17 +245,21 @@ class Table:
     to another object: it has a name, or a descriptor.
     """
 
-    def __init__(self, root: Inode) -> None:
+    def __init__(self, root: Root) -> None:
         self.root = root
-        self.by_ino: dict[int, Inode] = {root.ino: root}
         self.by_nodeid: dict[int, Inode] = {ROOT_NODEID: root}
         self.by_id: dict[bytes, Inode] = {root.id: root}
         self.handles: dict[int, Handle] = {}
         self._next_handle = 1
 
+    def find(self, ino: int) -> Inode | None:
+        """The known one with this inode number in the store."""
+        if ino == self.root.ino:
+            return self.root
+        return self.by_nodeid.get(ino if ino != ROOT_NODEID else _RENUMBERED)
+
     def add(self, inode: Inode) -> None:
         """A new one is known."""
-        self.by_ino[inode.ino] = inode
         self.by_nodeid[inode.nodeid] = inode
         if inode.id:
             self.by_id[inode.id] = inode
@@ -201,7 +269,7 @@ class Table:
         if inode.id and self.by_id.get(inode.id) is inode:
             del self.by_id[inode.id]
         inode.id = object_id
-        if self.by_ino.get(inode.ino) is inode:
+        if self.by_nodeid.get(inode.nodeid) is inode:
             self.by_id[object_id] = inode
 
     def drop_unused(self, inode: Inode) -> list[Inode]:
@@ -215,9 +283,8 @@ class Table:
             one = waiting.pop()
             if one.lookups > 0 or one.opens or one.pins or one.children or one is self.root:
                 continue
-            if self.by_ino.get(one.ino) is not one:
+            if self.by_nodeid.get(one.nodeid) is not one:
                 continue
-            del self.by_ino[one.ino]
             del self.by_nodeid[one.nodeid]
             if one.id and self.by_id.get(one.id) is one:
                 del self.by_id[one.id]

@@ -25,7 +25,7 @@ from typing import Final
 from replfs.errors import StoreError
 from replfs.store import record as _record
 from replfs.store import syscalls
-from replfs.store.inode import ROOT_NODEID, Handle, Inode, Table, close_quietly, proc_path
+from replfs.store.inode import Handle, Inode, Root, Table, close_quietly, proc_path
 from replfs.store.permitted import permitted
 from replfs.store.record import ROOT_ID, IdSource, Record
 
@@ -68,12 +68,10 @@ class Tree:
         self.root_fd = root_fd
         found = os.fstat(root_fd)
         self.device = found.st_dev
-        root = Inode(found.st_ino, _stat.S_IFDIR)
-        root.id = ROOT_ID
+        root = Root(found.st_ino)
         root.fd = root_fd
-        root.nodeid = ROOT_NODEID
         self.table = Table(root)
-        self.root = root
+        self.root: Inode = root
         self.new_id = IdSource()
         self._directories: OrderedDict[Inode, None] = OrderedDict()
         """Those of which a descriptor is cached, the one used last at the end."""
@@ -223,7 +221,7 @@ class Tree:
         """The inode of what was just seen as *name*."""
         foreign = found.st_dev != self.device
         ino = found.st_ino | _FOREIGN if foreign else found.st_ino
-        inode = self.table.by_ino.get(ino)
+        inode = self.table.find(ino)
         if inode is not None and inode.type != _stat.S_IFMT(found.st_mode):
             self._vanished(inode)
         if inode is None or inode.gone:
@@ -232,7 +230,7 @@ class Tree:
                 foreign = syscalls.is_mountpoint(self.directory_fd(parent), name)
                 if foreign:
                     ino |= _FOREIGN
-                    inode = self.table.by_ino.get(ino)
+                    inode = self.table.find(ino)
                     if inode is not None and not inode.gone:
                         return inode
             inode = Inode(ino, _stat.S_IFMT(found.st_mode))
@@ -277,7 +275,7 @@ class Tree:
             inode.add_name(parent, name)
             return inode
         ino = found.st_ino | _FOREIGN
-        other = self.table.by_ino.get(ino)
+        other = self.table.find(ino)
         if other is None or other.gone:
             other = Inode(ino, _stat.S_IFDIR)
             other.foreign = True
@@ -835,7 +833,7 @@ class Tree:
         for handle in self.table.handles.values():
             close_quietly(handle.fd)
         self.table.handles.clear()
-        for inode in self.table.by_ino.values():
+        for inode in self.table.by_nodeid.values():
             if inode.fd >= 0 and inode is not self.root:
                 close_quietly(inode.fd)
                 inode.fd = -1

@@ -20,7 +20,7 @@ ROUND = 800
 ROUNDS = 2
 GROWTH_MAX = 4 << 20
 """Bytes of resident memory for all rounds after the first, of each node."""
-INODE_MAX = 1000
+INODE_MAX = 400
 """Bytes of resident memory for one known object; docs/operations/metrics.md says what it was."""
 
 

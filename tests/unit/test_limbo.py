@@ -110,7 +110,7 @@ async def test_very_deep_trees_and_large_files_go_too(tree, tmp_path):
     take(tree, limbo, b"large")
     assert await limbo.empty(lambda: True)
     assert os.listdir(tmp_path / "store/.replfs/limbo") == []
-    assert len(tree.table.by_ino) < 10
+    assert len(tree.table.by_nodeid) < 10
 
 
 async def test_what_is_this_nodes_own_is_kept(tree, tmp_path):

@@ -225,7 +225,7 @@ class FrontEnd:
         session = self.session
         if session is None:
             return
-        known = [inode for inode in self._tree.table.by_ino.values() if inode.lookups > 0]
+        known = [inode for inode in self._tree.table.by_nodeid.values() if inode.lookups > 0]
         for start in range(0, len(known), _FORGET_AT_ONCE):
             part = [
                 (inode.nodeid, [(above.nodeid, name) for above, name in inode.names()])

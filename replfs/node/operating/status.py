@@ -68,7 +68,7 @@ class StatusBoard:
             "metrics": node.metrics or None,
             "policy_default": node.settings.policy,
             "process": {
-                "objects": len(node.tree.table.by_ino),
+                "objects": len(node.tree.table.by_nodeid),
                 "memory_bytes": _resident_bytes(),
                 "descriptors": len(os.listdir("/proc/self/fd")) - 1,
                 "cpu_s": sum(os.times()[:2]),

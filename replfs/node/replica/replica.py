@@ -127,7 +127,7 @@ class Replica:
         self._sessions += 1
         self.limbo.forget()
         self._listing = (b"", [])
-        for inode in list(self.tree.table.by_ino.values()):
+        for inode in list(self.tree.table.by_nodeid.values()):
             if inode.pins & 3:
                 inode.pins &= ~3
                 self.tree.drop_unused(inode)

@@ -109,7 +109,9 @@ class Policies:
                 found = one.policy
             if one.ack:
                 ack = one.ack
-            one.resolved = self._epoch, found, ack
+            resolved = self._epoch, found, ack
+            above = one.parent.resolved if one.parent is not None else None
+            one.resolved = above if above == resolved else resolved  # one for a whole tree
         return found
 
     def is_deferred(self, inode: Inode, policy: int) -> bool:

@@ -356,7 +356,7 @@ class Simulation:
         table = node.tree.table
         left = [
             f"{inode.path()!r} lookups {inode.lookups} opens {inode.opens} pins {inode.pins}"
-            for inode in table.by_ino.values()
+            for inode in table.by_nodeid.values()
             if inode is not table.root and (inode.lookups or inode.opens or inode.pins & ~KEEP_PIN)
         ]
         self.verdict("inodes are held", left)

@@ -28,12 +28,12 @@ from replfs.node.asking import attributes, suspects
 from replfs.node.asking.inspector import Inspector
 from replfs.node.asking.probe import probe, yield_to
 from replfs.node.failover.copies import Copies
-from replfs.node.replica.replica import digest_regions
 from replfs.node.replication.peer import Peer
 from replfs.node.roles import reign
 from replfs.node.roles.primary import Primary
 from replfs.node.roles.roles import Roles
 from replfs.store import locators
+from replfs.store.contents import digest_regions
 from replfs.store.inode import Inode
 from replfs.store.record import ROOT_ID
 from replfs.store.tree import Tree

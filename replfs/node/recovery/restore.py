@@ -29,8 +29,9 @@ from replfs.errors import PeerLost, StoreError
 from replfs.node.asking import suspects
 from replfs.node.asking.question import list_all
 from replfs.node.pacing.crew import each
-from replfs.node.replica.replica import Replica, digest_regions
+from replfs.node.replica.replica import Replica
 from replfs.node.replication.flight import describe
+from replfs.store.contents import digest_regions
 from replfs.store.inode import Inode
 from replfs.store.record import INCOMPLETE, ROOT_ID
 from replfs.store.tree import Tree

@@ -27,7 +27,7 @@ from replfs.errors import Refused, ReplfsError, UsageError
 from replfs.front import mounting
 from replfs.node.asking.probe import probe
 from replfs.node.mounted.frontend import FrontEnd
-from replfs.node.replica.replica import Reply
+from replfs.node.replica.later import Reply
 from replfs.node.replication.peer import Peer
 from replfs.node.roles import reign
 from replfs.node.roles.primary import Primary

@@ -20,7 +20,8 @@ from replfs.node.asking.identity import side_of, side_of_message, welcome_of
 from replfs.node.replica.beside import Beside
 from replfs.node.replica.freezer import Freezer
 from replfs.node.replica.keeper import Keeper
-from replfs.node.replica.replica import Replica, Reply
+from replfs.node.replica.later import Reply
+from replfs.node.replica.replica import Replica
 from replfs.node.roles import reign
 from replfs.node.settings.config import Settings
 from replfs.store.snapshots import snapshots_of
@@ -67,12 +68,11 @@ class Secondary:
         self.kept: list[str] = []
         """Paths below STORE of what was kept beside since the start."""
         if self._suspects is not None:
-            self._keep(Beside(tree, self._suspects.log, self._suspects.label, self._note_kept))
+            self.replica.keep_beside(
+                Beside(tree, self._suspects.log, self._suspects.label, self._note_kept)
+            )
         self.freezer = Freezer(state, self.replica, lambda: self.session, event)
         self._hello: Hello | None = None
-
-    def _keep(self, beside: Beside | None) -> None:
-        self.replica.beside = self.replica.limbo.beside = beside
 
     def _note_kept(self, path: str) -> None:
         self.kept.append(path)
@@ -188,7 +188,7 @@ class Secondary:
             self._state.compared()
             if self._suspects is not None:
                 self._suspects = None
-                self._keep(None)
+                self.replica.keep_beside(None)
                 reign.forget_suspects(self._state)
         self._state.flush(durable=True)
         if not op.inconsistent:

@@ -1,0 +1,175 @@
+"""The live stream: what applications do on the primary, done here in the same order, exactly."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat as _stat
+from collections.abc import Callable
+from typing import Any, Final
+
+from replfs.core import ops
+from replfs.core.unstable import Unstable
+from replfs.node.replica.beside import Beside
+from replfs.node.replica.objects import Objects
+from replfs.store import syscalls
+from replfs.store.contents import write_all
+from replfs.store.inode import Inode
+from replfs.store.syscalls import failure
+from replfs.store.tree import Tree
+
+_OK: Final = ops.Done(0)
+_STALE: Final = ops.Done(errno.ESTALE)
+
+
+class Live:
+    """Applies the operations of the live stream to *tree*."""
+
+    def __init__(self, tree: Tree, objects: Objects, unstable: Unstable) -> None:
+        self.beside: Beside | None = None
+        """Where that is kept which this store may have on its own, and loses by an operation."""
+        self._tree = tree
+        self._objects = objects
+        self._unstable = unstable
+        self.handlers: dict[type, Callable[[Any], ops.AnyAnswer]] = {
+            ops.Truncate: self._truncate,
+            ops.Make: self._make,
+            ops.Link: self._link,
+            ops.Unlink: self._unlink,
+            ops.Rename: self._rename,
+            ops.SetAttr: self._set_attr,
+            ops.SetXattr: self._set_xattr,
+            ops.RemoveXattr: self._remove_xattr,
+            ops.SetPolicy: self._set_policy,
+        }
+        """What is done for each kind but a write; they raise OSError."""
+
+    # Data --------------------------------------------------------------------------------------
+
+    def write(self, op: ops.Write, payload: bytes | memoryview) -> ops.AnyAnswer:
+        """Apply a write. Raises OSError."""
+        inode = self._tree.table.by_id.get(op.object)
+        if inode is None:
+            return _STALE
+        fd = self._tree.data_fd(inode)
+        written = write_all(fd, payload, op.offset)
+        syscalls.utimens(fd, None, op.mtime)
+        return ops.Done(0, written)
+
+    def _truncate(self, op: ops.Truncate) -> ops.AnyAnswer:
+        inode = self._objects.known(op.object)
+        fd = self._tree.data_fd(inode)
+        os.ftruncate(fd, op.size)
+        syscalls.utimens(fd, None, op.mtime)
+        return _OK
+
+    # Metadata ----------------------------------------------------------------------------------
+
+    def _touch(self, directory: Inode, mtime: int) -> None:
+        syscalls.utimens(self._tree.directory_fd(directory), None, mtime)
+
+    def _make(self, op: ops.Make) -> ops.AnyAnswer:
+        parent = self._objects.directory(op.parent, op.name)
+        self._tree.set_umask(0)
+        inode, found, _, fd = self._tree.make(
+            parent,
+            op.name,
+            op.mode,
+            rdev=op.rdev,
+            target=op.target,
+            owner=(op.uid, op.gid),
+            inherit_group=False,
+            object_id=op.object,
+        )
+        if fd >= 0:
+            self._tree.keep_data_fd(inode, fd)  # most new files are written at once
+        # What the parent's default ACL, which may not be the primary's yet, made of them.
+        changed = self._tree.set_acls(inode, op.acl, op.default_acl, fd)
+        if inode.type != _stat.S_IFLNK and (changed or found.st_mode != op.mode):
+            self._tree.set_mode(inode, op.mode)
+        self._tree.set_times(inode, op.mtime, op.mtime)
+        self._touch(parent, op.parent_mtime)
+        return _OK
+
+    def _link(self, op: ops.Link) -> ops.AnyAnswer:
+        inode = self._objects.known(op.object)
+        parent = self._objects.directory(op.parent, op.name)
+        self._tree.link(inode, parent, op.name)
+        for other, name in inode.names():
+            self._unstable.note_name(other.id, name, self._objects.locator)
+        self._touch(parent, op.parent_mtime)
+        return _OK
+
+    def _unlink(self, op: ops.Unlink) -> ops.AnyAnswer:
+        parent = self._objects.directory(op.parent, op.name)
+        inode = self._objects.expect(parent, op.name, op.object)
+        links = self._tree.stat(inode).st_nlink
+        if op.directory or links <= 1:
+            inode.pins = 0
+        self._keep_removed(parent, op.name, inode, links)
+        self._tree.unlink(parent, op.name, inode, directory=op.directory, links=links)
+        if inode.gone:
+            self._unstable.forget(op.object)
+        self._touch(parent, op.parent_mtime)
+        return _OK
+
+    def _rename(self, op: ops.Rename) -> ops.AnyAnswer:
+        parent = self._objects.directory(op.parent, op.name)
+        new_parent = self._objects.directory(op.new_parent, op.new_name)
+        inode = self._objects.expect(parent, op.name, op.object)
+        replaced = self._objects.at(new_parent, op.new_name)
+        if (replaced.id if replaced is not None else b"") != op.replaced:
+            raise failure(errno.ESTALE)
+        links = self._tree.stat(replaced).st_nlink if replaced is not None else 0
+        if replaced is not None and not op.exchange:
+            self._keep_removed(new_parent, op.new_name, replaced, links)
+        self._tree.rename(
+            parent,
+            op.name,
+            new_parent,
+            op.new_name,
+            syscalls.RENAME_EXCHANGE if op.exchange else 0,
+            inode=inode,
+            replaced=replaced,
+            replaced_links=links,
+        )
+        if replaced is not None and replaced.gone:
+            replaced.pins = 0
+            self._unstable.forget(replaced.id)
+            self._tree.drop_unused(replaced)
+        self._touch(parent, op.parent_mtime)
+        if new_parent is not parent:
+            self._touch(new_parent, op.new_parent_mtime)
+        return _OK
+
+    def _set_attr(self, op: ops.SetAttr) -> ops.AnyAnswer:
+        inode = self._objects.known(op.object)
+        if op.uid != ops.KEEP or op.gid != ops.KEEP:
+            self._tree.set_owner(inode, op.uid, op.gid)
+        if op.mode != ops.KEEP and inode.type != _stat.S_IFLNK:
+            self._tree.set_mode(inode, op.mode)
+        if op.atime is not None or op.mtime is not None:
+            self._tree.set_times(inode, op.atime, op.mtime)
+        return _OK
+
+    def _set_xattr(self, op: ops.SetXattr) -> ops.AnyAnswer:
+        self._tree.set_xattr(self._objects.known(op.object), op.name, op.value)
+        return _OK
+
+    def _remove_xattr(self, op: ops.RemoveXattr) -> ops.AnyAnswer:
+        try:
+            self._tree.remove_xattr(self._objects.known(op.object), op.name)
+        except OSError as error:
+            if error.errno != errno.ENODATA:
+                raise
+        return _OK
+
+    def _set_policy(self, op: ops.SetPolicy) -> ops.AnyAnswer:
+        self._tree.set_policy(self._objects.known(op.object), op.policy, op.ack)
+        return _OK
+
+    def _keep_removed(self, parent: Inode, name: bytes, inode: Inode, links: int) -> None:
+        """An object is about to lose a name through the live stream."""
+        beside = self.beside
+        if beside is not None and links <= 1 and beside.holds_contents(inode):
+            beside.keep_removed(parent, name, inode, inode.path())

@@ -1,0 +1,113 @@
+"""Which object a primary means: by its id, where it was located in this session or placed by it."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from replfs.core import ops
+from replfs.store import locators
+from replfs.store.inode import Inode
+from replfs.store.syscalls import failure
+from replfs.store.tree import Tree
+
+
+class Objects:
+    """The objects of one replica, as its primary names them."""
+
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
+
+    def directory(self, object_id: bytes, name: bytes) -> Inode:
+        """A directory in which *name* may be changed. Raises OSError."""
+        inode = self.known(object_id)
+        if not inode.is_directory:
+            raise failure(errno.ENOTDIR)
+        self.tree.check_name(inode, name)
+        return inode
+
+    def known(self, object_id: bytes) -> Inode:
+        """An object that has a name; OSError (ESTALE) where it was not located, or is gone."""
+        inode = self.tree.table.by_id.get(object_id)
+        if inode is None or not inode.named:
+            raise failure(errno.ESTALE)
+        return inode
+
+    def at(self, parent: Inode, name: bytes) -> Inode | None:
+        """What stands at a name, with its record read; None where nothing does."""
+        try:
+            inode = self.tree.lookup(parent, name)[0]
+        except FileNotFoundError:
+            return None
+        self.tree.read_record(inode)
+        return inode
+
+    def expect(self, parent: Inode, name: bytes, object_id: bytes) -> Inode:
+        """The object at a name, which must be *object_id*: nothing else may be touched."""
+        inode = self.at(parent, name)
+        if inode is None or not self.tree.is_object(inode, object_id):
+            if inode is not None:
+                self.tree.drop_unused(inode)
+            raise failure(errno.ESTALE)
+        return inode
+
+    def locate(self, op: ops.Locate, pin: int) -> None:
+        """Learn where an object is, if it is there; *pin* keeps it known."""
+        inode = self.tree.table.by_id.get(op.object)
+        if inode is None or not inode.named:
+            parent = self.tree.table.by_id.get(op.parent)
+            if parent is None or not parent.is_directory:
+                return
+            try:
+                inode = self.at(parent, op.name)
+            except OSError:
+                return
+            if inode is None:
+                return
+            if not self.tree.is_object(inode, op.object):
+                self.tree.drop_unused(inode)
+                return
+        inode.pins |= pin
+
+    def forget(self, op: ops.Forget, pin: int) -> None:
+        """The session needs objects no longer."""
+        for object_id in op.objects:
+            inode = self.tree.table.by_id.get(object_id)
+            if inode is not None and inode.pins & pin:
+                inode.pins &= ~pin
+                self.tree.drop_unused(inode)
+
+    def forget_all(self) -> None:
+        """A new session: nothing is located yet."""
+        for inode in list(self.tree.table.by_nodeid.values()):
+            if inode.pins & 3:
+                inode.pins &= ~3
+                self.tree.drop_unused(inode)
+
+    def pin(self, object_id: bytes, pin: int) -> None:
+        """Keep an object known that the session has just placed."""
+        made = self.tree.table.by_id.get(object_id)
+        if made is not None:
+            made.pins |= pin
+
+    def still_stands(self, inode: Inode) -> bool:
+        """Whether an object is where it is known to be: behind the node's back it may have gone."""
+        for parent, name in inode.names():
+            try:
+                directory = self.tree.directory_fd(parent)
+                found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                stands = found.st_ino == inode.ino
+            except OSError:
+                stands = False
+            if not stands:
+                inode.drop_name(parent, name)
+        if not inode.named:
+            inode.pins &= ~3
+            inode.gone = True
+            self.tree.drop_unused(inode)
+        return inode.named
+
+    def locator(self, object_id: bytes) -> bytes:
+        """How an object is found again after a restart; empty where it is not known."""
+        inode = self.tree.table.by_id.get(object_id)
+        return b"" if inode is None else locators.of(self.tree, inode)

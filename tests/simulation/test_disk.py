@@ -163,6 +163,23 @@ def test_what_is_flushed_stays(life):
             os.unlink(f"{root}/file")
 
 
+def test_bytes_that_are_flushed_stay_where_their_time_does_not(life):
+    """fdatasync after a write in place, which has no size to flush: only the time may go."""
+    root = os.fsdecode(life.disk.path)
+    with acting(life):
+        fd = os.open(f"{root}/file", os.O_CREAT | os.O_RDWR, 0o644)
+        os.pwrite(fd, b"o" * 2 * PAGE, 0)
+        os.fsync(fd)
+        os.pwrite(fd, b"new", 10)
+        syscalls.utimens(fd, None, 1 << 40)
+        os.fdatasync(fd)
+        os.close(fd)
+    life.disk.lose_power(Loss(0))
+    with open(f"{root}/file", "rb") as file:
+        assert file.read(20) == b"o" * 10 + b"new" + b"o" * 7
+        assert os.fstat(file.fileno()).st_mtime_ns != 1 << 40
+
+
 def test_pages_are_lost_one_by_one(life):
     disk = life.disk
     root = os.fsdecode(disk.path)

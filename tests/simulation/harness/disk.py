@@ -76,6 +76,8 @@ class Written:
     new_size: int = -1
     """Of a truncation; -1: it is a write."""
     stop: int = 0
+    is_flushed: bool = False
+    """The bytes are durable, the times may not be."""
 
 
 @dataclass(eq=False)
@@ -332,6 +334,8 @@ class Disk:
 
     def _note_contents(self, before: os.stat_result, path: bytes, change: Written) -> None:
         def undo() -> None:
+            if change.is_flushed:
+                return
             fd = _open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
                 if change.new_size >= 0 and change.size > change.new_size:
@@ -356,7 +360,8 @@ class Disk:
             self._commits = self._commits[-1:]
             return
         ino = _fstat(fd).st_ino
-        self._files.pop(ino, None)
+        for change in self._files.pop(ino, _File()).changes:
+            change.is_flushed = True
         last = self._last_untimed if data_only else self._last
         self._durable_up_to(last.get(ino, 0))
 

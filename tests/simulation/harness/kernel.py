@@ -22,6 +22,7 @@ from typing import Any
 import trio
 from simulation.harness.ledger import END, InSync, Ledger, Thing
 
+from replfs.errors import ReplfsError
 from replfs.node.mounted.volume import Volume
 from replfs.store import syscalls
 from replfs.store.inode import Handle, Inode
@@ -277,6 +278,12 @@ class Kernel:
                 for thing, name, was_unsure in known:
                     if not was_unsure:
                         thing.unsure_names.discard(name)
+            raise
+        except ReplfsError:
+            # As the front end has the kernel do: it may be done.
+            for directory, name in entries:
+                directory.negative.pop(name, None)
+                self._drop_entry(directory, name)
             raise
 
     async def make(self, path: tuple[bytes, ...], mode: int, **more: Any) -> None:

@@ -105,6 +105,11 @@ class Ledger:
         for thing in self.things():
             thing.promises = {name: one for name, one in thing.promises.items() if name == node}
 
+    def replaced(self, node: str) -> None:
+        """The disk of *node* is another one: what the old one promised is void."""
+        for thing in self.things():
+            thing.promises.pop(node, None)
+
     def read(self, store: bytes, *, everything: bool = False) -> None:
         """What the record does not know (or *everything*) is as it stands in the store."""
         known: dict[int, Thing] = {}

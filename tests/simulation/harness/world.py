@@ -529,6 +529,7 @@ class Simulation:
             replica.life.die()
         await self._buried(replica)
         replica.wipe()
+        self.ledger.replaced(replica.name)
         await self.start(replica)
 
     async def _errors(self, replica: Member) -> None:

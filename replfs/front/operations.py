@@ -19,6 +19,8 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FUSEError, RequestContext
 
+from replfs.errors import ReplfsError
+
 log = logging.getLogger(__name__)
 
 FOREVER_S: Final = 86400.0
@@ -124,6 +126,37 @@ def answered(
             raise FUSEError(number) from None
 
     return wrapped
+
+
+class _naming:  # noqa: N801 - used as a keyword
+    """A change of names is made inside; where it fails all the same, the kernel looks again.
+
+    A strict change that no peer confirmed is applied here, and an error to the kernel, which would
+    believe for a day that the names are what they were.
+    """
+
+    __slots__ = ("_names",)
+
+    def __init__(self, *names: tuple[int, bytes]) -> None:
+        """*names*: (parent's inode, name)."""
+        self._names = names
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if isinstance(error, ReplfsError):
+            trio.lowlevel.spawn_system_task(_look_again, self._names)
+
+
+async def _look_again(names: Sequence[tuple[int, bytes]]) -> None:
+    def tell() -> None:
+        for parent, name in names:
+            with contextlib.suppress(OSError):  # the kernel does not know it
+                pyfuse3.invalidate_entry(cast(Any, parent), cast(Any, name))
+
+    # In a thread: it waits for the reply to whoever changes names in the same directory.
+    await trio.to_thread.run_sync(tell, abandon_on_cancel=True)
 
 
 class Operations(pyfuse3.Operations):
@@ -258,15 +291,16 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
         """A fifo, socket, device or empty file."""
-        made = await self.mounted.make(
-            parent_inode,
-            name,
-            mode,
-            owner=(ctx.uid, ctx.gid),
-            umask=ctx.umask,
-            rdev=rdev,
-            kind="mknod",
-        )
+        with _naming((parent_inode, name)):
+            made = await self.mounted.make(
+                parent_inode,
+                name,
+                mode,
+                owner=(ctx.uid, ctx.gid),
+                umask=ctx.umask,
+                rdev=rdev,
+                kind="mknod",
+            )
         self._changed(parent_inode, ctx.pid)
         return self._attributes(*made, ctx.pid)
 
@@ -275,9 +309,10 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
     ) -> EntryAttributes:
         """A directory."""
-        made = await self.mounted.make(
-            parent_inode, name, mode, owner=(ctx.uid, ctx.gid), umask=ctx.umask, kind="mkdir"
-        )
+        with _naming((parent_inode, name)):
+            made = await self.mounted.make(
+                parent_inode, name, mode, owner=(ctx.uid, ctx.gid), umask=ctx.umask, kind="mkdir"
+            )
         self._changed(parent_inode, ctx.pid)
         return self._attributes(*made, ctx.pid)
 
@@ -286,27 +321,30 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
     ) -> EntryAttributes:
         """A symbolic link."""
-        made = await self.mounted.make(
-            parent_inode,
-            name,
-            0o120777,
-            owner=(ctx.uid, ctx.gid),
-            target=target,
-            kind="symlink",
-        )
+        with _naming((parent_inode, name)):
+            made = await self.mounted.make(
+                parent_inode,
+                name,
+                0o120777,
+                owner=(ctx.uid, ctx.gid),
+                target=target,
+                kind="symlink",
+            )
         self._changed(parent_inode, ctx.pid)
         return self._attributes(*made, ctx.pid)
 
     @answered
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         """Remove a name."""
-        await self.mounted.unlink(parent_inode, name)
+        with _naming((parent_inode, name)):
+            await self.mounted.unlink(parent_inode, name)
         self._changed(parent_inode, ctx.pid)
 
     @answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         """Remove an empty directory."""
-        await self.mounted.rmdir(parent_inode, name)
+        with _naming((parent_inode, name)):
+            await self.mounted.rmdir(parent_inode, name)
         self._changed(parent_inode, ctx.pid)
 
     @answered
@@ -320,14 +358,15 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> None:
         """Rename, replace, exchange; what `RENAME_WHITEOUT` leaves is the caller's."""
-        await self.mounted.rename(
-            parent_inode_old,
-            name_old,
-            parent_inode_new,
-            name_new,
-            flags,
-            owner=(ctx.uid, ctx.gid),
-        )
+        with _naming((parent_inode_old, name_old), (parent_inode_new, name_new)):
+            await self.mounted.rename(
+                parent_inode_old,
+                name_old,
+                parent_inode_new,
+                name_new,
+                flags,
+                owner=(ctx.uid, ctx.gid),
+            )
         self._changed(parent_inode_old, ctx.pid)
         self._changed(parent_inode_new, ctx.pid)
 
@@ -336,7 +375,8 @@ class Operations(pyfuse3.Operations):
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
         """One more name."""
-        linked = await self.mounted.link(inode, new_parent_inode, new_name)
+        with _naming((new_parent_inode, new_name)):
+            linked = await self.mounted.link(inode, new_parent_inode, new_name)
         self._changed(new_parent_inode, ctx.pid)
         return self._attributes(*linked, ctx.pid)
 
@@ -347,9 +387,10 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[pyfuse3.FileInfo, EntryAttributes]:
         """A new file, open."""
-        handle, inode, found = await self.mounted.create(
-            parent_inode, name, mode, flags, owner=(ctx.uid, ctx.gid), umask=ctx.umask
-        )
+        with _naming((parent_inode, name)):
+            handle, inode, found = await self.mounted.create(
+                parent_inode, name, mode, flags, owner=(ctx.uid, ctx.gid), umask=ctx.umask
+            )
         self._changed(parent_inode, ctx.pid)
         return self._opened(handle), self._attributes(inode, found, ctx.pid)
 

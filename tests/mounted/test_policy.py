@@ -582,6 +582,16 @@ def test_strict_fails_within_the_timeout_when_the_peer_hangs(quick_pair):
     assert read(pair.secondary_store / "strict" / "file") == b"before"
     pair.agent.thaw()
     pair.wait_in_sync()
+    # Names are what they are here, whatever the kernel was told: it looks again.
+    pair.agent.freeze()
+    assert not exists(top / "new")
+    with within(LONG_S), fails(errno.EIO):
+        os.rename(top / "file", top / "new")  # applied here, unconfirmed
+    wait_for(lambda: exists(top / "new") and not exists(top / "file"), what="the new name")
+    pair.agent.thaw()
+    pair.wait_in_sync()
+    os.rename(top / "new", top / "file")
+    pair.wait_in_sync()
     pair.assert_equal()
     write_at(top / "file", b"again!")
     assert read(pair.secondary_store / "strict" / "file") == b"again!"

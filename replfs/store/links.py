@@ -18,7 +18,8 @@ import trio
 from pyroaring import BitMap64
 
 from replfs.store.inode import Inode
-from replfs.store.tree import RESERVED, Tree
+from replfs.store.reach import RESERVED
+from replfs.store.tree import Tree
 
 _YIELD_EVERY: Final = 256
 _REST: Final = 10

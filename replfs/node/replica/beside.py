@@ -24,8 +24,9 @@ import trio
 from replfs.core.dirty import DirtyLog
 from replfs.store import syscalls
 from replfs.store.inode import Inode
+from replfs.store.reach import KEPT, LIMBO
 from replfs.store.record import ROOT_ID
-from replfs.store.tree import KEPT, LIMBO, Tree
+from replfs.store.tree import Tree
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,8 @@ import trio
 from replfs.core.policy import NO_PATTERNS, NamePatterns, Policy
 from replfs.node.replica.beside import Beside
 from replfs.store.inode import Inode, close_quietly
-from replfs.store.tree import KEPT, LIMBO, Tree
+from replfs.store.reach import KEPT, LIMBO
+from replfs.store.tree import Tree
 
 _YIELD_EVERY: Final = 50
 """Names looked at, or removed, between two chances for other tasks."""

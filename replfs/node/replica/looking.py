@@ -18,8 +18,9 @@ from replfs.node.replica.later import Later, Reply
 from replfs.node.replica.objects import Objects
 from replfs.store.contents import digest_regions, read_range
 from replfs.store.inode import Inode
+from replfs.store.reach import RESERVED
 from replfs.store.record import INCOMPLETE
-from replfs.store.tree import RESERVED, Tree
+from replfs.store.tree import Tree
 
 _LARGE_DIRECTORY: Final = 256 << 10
 """Bytes: a larger one is read and sorted in a thread."""

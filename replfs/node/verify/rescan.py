@@ -30,8 +30,8 @@ from replfs.node.replication.pipeline import Pipeline
 from replfs.node.verify.walk import Below, walk
 from replfs.store import locators, record
 from replfs.store.inode import Inode, proc_path
+from replfs.store.reach import RESERVED
 from replfs.store.record import ROOT_ID
-from replfs.store.tree import RESERVED
 
 log = logging.getLogger(__name__)
 

@@ -38,8 +38,8 @@ from replfs.node.replication.pipeline import Pipeline
 from replfs.node.verify.walk import Below, walk
 from replfs.store import locators
 from replfs.store.inode import Inode
+from replfs.store.reach import RESERVED
 from replfs.store.record import can_carry
-from replfs.store.tree import RESERVED
 
 CHUNK: Final = 1 << 20
 """Bytes compared under one claim."""

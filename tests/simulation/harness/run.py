@@ -21,7 +21,7 @@ from replfs.node.pacing import courtesy as courtesy_module
 from replfs.node.resync import contents as contents_module
 from replfs.node.resync import names as names_module
 from replfs.store import activity as activity_module
-from replfs.store import tree as tree_module
+from replfs.store import reach as reach_module
 
 
 def _tighten(rng: random.Random, patch: pytest.MonkeyPatch) -> None:
@@ -38,8 +38,8 @@ def _tighten(rng: random.Random, patch: pytest.MonkeyPatch) -> None:
         (names_module, "_NAMES_AHEAD", (1, 3)),
         (contents_module, "_REGIONS_AT_ONCE", (1, 3)),
         (courtesy_module, "TASKS", (1, 2)),
-        (tree_module, "_DIRECTORIES_OPEN_MAX", (4, 6)),
-        (tree_module, "_FILES_OPEN_MAX", (1, 2)),
+        (reach_module, "_DIRECTORIES_OPEN_MAX", (4, 6)),
+        (reach_module, "_FILES_OPEN_MAX", (1, 2)),
     ):
         if rng.random() < 0.5:
             patch.setattr(module, name, rng.choice(values))

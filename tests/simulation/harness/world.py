@@ -32,7 +32,7 @@ from replfs.errors import NotInSync, ReplfsError, UsageError
 from replfs.node.mounted.view import ReadOnlyView
 from replfs.node.replication.peer import Peer
 from replfs.node.roles.primary import Primary
-from replfs.store.tree import KEEP_PIN
+from replfs.store.reach import KEEP_PIN
 
 NODES = ("a", "b", "c", "d")
 _PATIENCE_S = 300.0

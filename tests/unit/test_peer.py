@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
-from replfs.core import ops
+from replfs.core import features, ops
 from replfs.core.dirty import DirtyLog
+from replfs.core.relationship import State
+from replfs.errors import UsageError
+from replfs.node.failover.switchover import Switchover
 from replfs.node.replication.flight import Flight
 from replfs.node.replication.peer import LIVE, Peer
 from replfs.store.record import ROOT_ID
@@ -153,3 +156,41 @@ def test_a_removed_directory_that_is_equal_there_is_removed_at_once(peer, below)
     peer.object_removed(b, a, b"b")
     assert peer.log.is_empty
     assert send(peer, ops.Unlink(b.id, a.id, b"b", True, 1))
+
+
+# Releases ----------------------------------------------------------------------------------------
+
+
+class Sink:
+    def answered(self, link, answer):
+        pass
+
+    def lost(self, link):
+        pass
+
+
+def test_a_generation_is_announced_to_a_peer_that_knows_what_that_is(peer):
+    peer.state = State.IN_SYNC
+    peer.features = frozenset(features.WORDS.values())
+    assert peer.announce(b"g" * 16, [], Sink())
+    assert peer.link.sent == [ops.Generation(b"g" * 16, [])]
+    assert peer.peer_generation == b"g" * 16
+
+
+def test_a_peer_of_an_older_release_is_told_of_a_generation_by_a_resync(peer):
+    """It would end the session at an operation that it does not know, and do so for ever."""
+    peer.state = State.IN_SYNC
+    peer.peer_generation = b"o" * 16
+    assert not peer.announce(b"g" * 16, [], Sink())
+    assert peer.link.sent == []
+    assert peer.peer_generation == b"o" * 16
+    assert peer.state is State.INCREMENTAL
+    assert "older release" in peer.reason
+
+
+async def test_a_peer_of_an_older_release_is_not_asked_to_take_over(peer):
+    roles: Any = None
+    peer.release = "0.0.9"
+    with pytest.raises(UsageError, match=r"peer runs replfs 0\.0\.9, which cannot be handed"):
+        await Switchover(roles)._prepare(peer)
+    assert peer.link.sent == []

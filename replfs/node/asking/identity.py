@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 
 import replfs
+from replfs.core import features
 from replfs.core.generation import Side
 from replfs.core.messages import Hello, Identity, Welcome
 from replfs.store.state import SUSPECTS, State
@@ -23,8 +24,8 @@ SUSPECTED: Final = "suspects"
 """In a reply's features: the store knows what it may have on its own since it gave up its role."""
 
 
-def hello_of(state: State, *features: str) -> Hello:
-    """This store, for a greeting."""
+def hello_of(state: State, *marks: str) -> Hello:
+    """This store, for a greeting; *marks* are put among its features."""
     mine = state.identity()
     return Hello(
         volume=mine.volume,
@@ -37,7 +38,7 @@ def hello_of(state: State, *features: str) -> Hello:
         clean=not state.unclean,
         uninitialized=mine.uninitialized,
         memory_lost=state.memory_lost,
-        features=list(features),
+        features=[*features.WORDS.values(), *marks],
         release=replfs.__version__,
     )
 
@@ -63,7 +64,9 @@ def welcome_of(state: State) -> Welcome:
 
 def features_of(state: State) -> list[str]:
     """What else there is to be said."""
-    found = ["inconsistent"] if state.identity().inconsistent else []
+    found = list(features.WORDS.values())
+    if state.identity().inconsistent:
+        found.append("inconsistent")
     if not state.has_acls:
         found.append(WITHOUT_ACLS)
     return found if state.peer(SUSPECTS) is None else [*found, SUSPECTED]

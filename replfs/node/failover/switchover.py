@@ -41,7 +41,7 @@ _REFUSALS: Final = {
     "to it: start it with one",
     errno.EPERM: "it has no root, so its mount cannot be made read-write: unmount it there first",
     errno.EBUSY: "it is frozen, or inconsistent, or its role is being changed: try again",
-    errno.EINVAL: "it is not at this node's generation, or of an older release",
+    errno.EINVAL: "it is not at this node's generation",
 }
 
 
@@ -97,6 +97,12 @@ class Switchover:
         return chosen[0]
 
     async def _prepare(self, peer: Peer) -> None:
+        if not peer.understands(ops.Handover):
+            release = f"replfs {peer.release}" if peer.release else "an older release"
+            raise UsageError(
+                f"{peer.name} runs {release}, which cannot be handed the role: upgrade it first, "
+                "or stop this node and promote it there"
+            )
         generation = self._roles.state.identity().generation
         number = await _ask(peer, ops.Handover(generation, commit=False))
         if number:

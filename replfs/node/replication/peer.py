@@ -19,6 +19,7 @@ import trio
 
 from replfs.core import ops, splitter
 from replfs.core.dirty import DirtyLog
+from replfs.core.features import understands
 from replfs.core.generation import Action, Decision
 from replfs.core.messages import Hello, Refuse, Welcome
 from replfs.core.relationship import Event, State, next_state
@@ -117,6 +118,8 @@ class Peer:
         self.peer_generation = b""
         self.release = ""
         """Its version of replfs, as it said last."""
+        self.features: frozenset[str] = frozenset()
+        """What it said of itself in the greeting of this session."""
         self.clock_difference_s: float | None = None
         """How far its clock was ahead of ours then."""
         self.base = b""
@@ -257,13 +260,23 @@ class Peer:
             return "inconsistent"
         return "outdated" if not self.live else "inconsistent"
 
+    def understands(self, kind: type[ops.Op]) -> bool:
+        """Whether its release knows operations of that kind: no other may be sent."""
+        return understands(self.features, kind)
+
     @property
     def is_whole(self) -> bool:
         """It gets everything that is sent now."""
         return self.live and self.log.is_empty and self.link.has_room()
 
     def announce(self, generation: bytes, history: list[bytes], sink: Sink) -> bool:
-        """What follows belongs to another generation; *sink* is told. False: it is not there."""
+        """What follows belongs to another generation; *sink* is told.
+
+        False: it is not there, or of a release that is told by a resync only.
+        """
+        if not self.understands(ops.Generation):
+            self.doubt("it runs an older release, which only a resync tells of a new generation")
+            return False
         # It may have it from here on, whether that is confirmed or not.
         self.peer_generation = generation
         try:
@@ -298,6 +311,7 @@ class Peer:
                 f"what the peer lacks cannot be recorded here: {error.strerror}", "refused"
             ) from error
         self.is_refused = False
+        self.features = frozenset(welcome.features)
         self.peer_node = welcome.node
         self.peer_generation = welcome.generation
         self.advance(event, sentence)

@@ -8,6 +8,7 @@ import pytest
 
 from replfs.core.dirty import DirtyLog
 from replfs.node.replica.beside import Beside
+from replfs.node.replica.limbo import Limbo
 from replfs.store.record import ROOT_ID
 from replfs.store.tree import Tree
 
@@ -51,3 +52,22 @@ async def test_a_file_is_kept_where_a_file_has_the_name_of_its_directory(tree, b
     inode = tree.lookup(inode.parent, b"g")[0]
     await beside.keep_contents(inode)
     assert (kept / "b.~1/c/g").read_bytes() == b"too"
+
+
+async def test_what_has_another_name_still_is_not_kept_by_a_link_that_would_change_with_it(
+    tree, beside, tmp_path
+):
+    store = tmp_path / "store"
+    for name in ("one", "two"):
+        (store / name).write_bytes(b"x")
+    os.link(store / "one", store / "other")
+    limbo = Limbo(tree)
+    limbo.beside = beside
+    for name in (b"one", b"two"):
+        inode = tree.lookup(tree.root, name)[0]
+        tree.ensure_id(inode)
+        beside.taken(tree.root, name, inode)
+        limbo.take(tree.root, name, inode)
+    assert await limbo.empty(lambda: True)
+    assert (store / "other").stat().st_nlink == 1
+    assert [path.name for path in (store / ".replfs/kept/a-now").iterdir()] == ["two"]

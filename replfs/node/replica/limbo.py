@@ -191,7 +191,8 @@ class Limbo:
         tree = self._tree
         found = tree.stat(inode)
         beside = self.beside
-        if beside is not None and beside.wants(directory, name, inode):
+        # Of a file with another name nothing goes; a name among what is kept would change with it.
+        if found.st_nlink == 1 and beside is not None and beside.wants(directory, name, inode):
             beside.keep_removed(directory, name, inode, beside.path_of(inode))
         fd = -1
         if found.st_size > _LARGE_FILE and found.st_nlink == 1:

@@ -323,7 +323,8 @@ class Simulation:
             return  # another primary may have had it meanwhile
         if not peer.is_asked or not peer.peer_node:
             return  # since the primary was promoted it has not met that node, or not asked it yet
-        theirs = check.Snapshot(replica.raw, primary=False)
+        # What is none belongs to its node, and stays when that is a primary no more.
+        theirs = check.Snapshot(replica.raw, primary=replica.was_primary)
         found = check.not_covered(ours, theirs, peer.log, slots)
         self.verdict(f"{what}: {peer.name} lacks something that is not recorded", found)
 

@@ -1,4 +1,4 @@
-"""What a node understands that an earlier release did not: told in every greeting, asked before use.
+"""What a node understands that an earlier release did not: told in greetings, asked before use.
 
 A peer that is sent an operation it does not know ends the session, again and again. So each kind
 of operation that came later has a word here; whoever knows it says so in the `features` of its
@@ -15,6 +15,7 @@ from replfs.core import ops
 WORDS: Final[dict[type[ops.Op], str]] = {
     ops.Generation: "hears-generation",
     ops.Handover: "takes-over",
+    ops.Progress: "counts-changes",
 }
 """By the kind of operation. A word is never used again for something else."""
 

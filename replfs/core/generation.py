@@ -6,6 +6,10 @@ earlier ones. So a store whose generation stands in the other's history is simpl
 of which neither knows the other's generation have been changed apart. An operator who decides which
 of those wins enters the loser's generation in the winner's history.
 
+Within a generation the primary numbers its changes, and its secondaries count them. So of several
+secondaries at one generation it is known which has more when their primary is gone; what one has
+beyond the number at which another became the primary is not thrown away.
+
 `decide` is asked by both sides at connect, each about itself, and answers with the first row of
 `TABLE` that fits. Wall-clock time never decides anything.
 """
@@ -30,6 +34,8 @@ class Action(enum.Enum):
     """This side is the primary; the peer has nothing yet, or an earlier copy without ids."""
     COMPARE = "compare"
     """This side is the primary; everything is compared, for it is not known what the peer has."""
+    FOLLOW_KEEPING = "follow-keeping"
+    """As `FOLLOW`; what this side may have and its primary lacks is kept beside."""
     STEP_DOWN = "step-down"
     """This side is a primary that another store has left behind: it becomes a secondary."""
     OUTDATED = "outdated"
@@ -58,6 +64,12 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     """A resync into it has begun and not ended."""
     memory_lost: bool = False
     """It lost power, and with it what was not flushed."""
+    progress: int = 0
+    """Up to which change of its generation a secondary has everything; 0: it is not known."""
+    base: bytes = b""
+    """A primary's: the generation in whose place its reign began; empty where it began none."""
+    base_progress: int = 0
+    """Up to which change of that one it had everything then; 0: it is not known."""
     has_acls: bool = True
     """Its file system keeps POSIX access control lists."""
     follows: bytes = b""
@@ -84,6 +96,17 @@ def _knows(mine: Side, theirs: Side) -> bool:
 def _common(mine: Side, theirs: Side) -> bool:
     ours = {mine.generation, *mine.history} - {b""}
     return not ours.isdisjoint({theirs.generation, *theirs.history})
+
+
+def _may_have_more(follower: Side, primary: Side) -> bool:
+    """Whether *follower* may have changes of the generation in whose place *primary* began.
+
+    One that lost power has no more than its disk kept of them, which nobody was promised.
+    """
+    if not primary.base or primary.base != follower.generation or follower.memory_lost:
+        return False
+    known = follower.progress and primary.base_progress
+    return not known or follower.progress > primary.base_progress
 
 
 def _two_primaries(mine: Side, theirs: Side) -> bool:
@@ -151,6 +174,12 @@ TABLE: Final[tuple[Row, ...]] = (
         "this store is new and becomes a replica",
     ),
     (
+        "I follow, and may have more",
+        lambda m, t: m.role != "primary" and _knows(t, m) and _may_have_more(m, t),
+        Action.FOLLOW_KEEPING,
+        "this store follows its primary, and keeps beside what that one never had",
+    ),
+    (
         "I follow",
         lambda m, t: m.role != "primary" and _knows(t, m),
         Action.FOLLOW,
@@ -199,6 +228,13 @@ TABLE: Final[tuple[Row, ...]] = (
         "the peer lost power: what it may have lost is compared",
     ),
     (
+        "the peer is behind, and may have more",
+        lambda m, t: _knows(m, t) and _may_have_more(t, m),
+        Action.QUICK,
+        "the peer lacks what was recorded for it, and may have changes that this store never had: "
+        "they are compared, and kept beside there",
+    ),
+    (
         "the peer is behind",
         _knows,
         Action.QUICK,
@@ -233,7 +269,12 @@ TABLE: Final[tuple[Row, ...]] = (
 
 
 def is_ahead(one: Side, other: Side) -> bool:
-    """Whether *one* has what *other* lacks, both being replicas of one volume."""
+    """Whether *one* has what *other* lacks, both being replicas of one volume.
+
+    At one generation the one ahead is that which is known to have followed further.
+    """
+    if one.generation and one.generation == other.generation:
+        return one.progress > other.progress
     return _knows(one, other) and not _knows(other, one)
 
 

@@ -97,6 +97,12 @@ class Identity(msgspec.Struct, kw_only=True):
     features: list[str]
     clock_ns: int = 0
     release: str = ""
+    progress: int = 0
+    """The change of its primary up to which a secondary has everything; 0: it is not known."""
+    base: bytes = b""
+    """The generation whose place the primary's own reign took; empty: it took none."""
+    base_progress: int = 0
+    """The change of that generation up to which the primary has everything; 0: not known."""
 
 
 class Hello(Identity, kw_only=True):
@@ -426,6 +432,9 @@ def _check_identity(identity: Identity) -> None:
     for feature in identity.features:
         _text(feature, _CODE_MAX)
     _number(identity.clock_ns, _U64_MAX)
+    _number(identity.progress, _U64_MAX)
+    _object_or_none(identity.base)
+    _number(identity.base_progress, _U64_MAX)
 
 
 def _check_attributes(attributes: ops.Attributes) -> None:
@@ -575,6 +584,10 @@ def _check_generation(op: ops.Generation) -> None:
         _object(generation)
 
 
+def _check_progress(op: ops.Progress) -> None:
+    _number(op.number, _U64_MAX)
+
+
 def _check_handover(op: ops.Handover) -> None:
     _object(op.generation)
 
@@ -630,6 +643,7 @@ _CHECKS: Final[dict[type[ops.Op], Callable[[Any], None]]] = {
     ops.Inspect: _check_inspect,
     ops.Stable: _check_nothing,
     ops.Generation: _check_generation,
+    ops.Progress: _check_progress,
     ops.Handover: _check_handover,
     ops.Suspects: _check_suspects,
     ops.Fetch: _check_fetch,

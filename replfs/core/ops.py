@@ -203,6 +203,15 @@ class Generation(Op, frozen=True, tag=33):
     history: list[bytes]
 
 
+class Progress(Op, frozen=True, tag=34):
+    """The peer has everything up to the primary's change `number`: from here on it counts.
+
+    Each of `CHANGES` on the live stream is one more. Sent where nothing is recorded for the peer.
+    """
+
+    number: int
+
+
 # Bulk: resync ----------------------------------------------------------------------------------
 
 
@@ -350,7 +359,7 @@ class Handover(Op, frozen=True, tag=52):
 
 LiveOp = (
     Locate | Forget | Write | Truncate | Make | Link | Unlink | Rename | SetAttr | SetXattr
-    | RemoveXattr | SetPolicy | Sync | Checkpoint | Stable | Generation
+    | RemoveXattr | SetPolicy | Sync | Checkpoint | Stable | Generation | Progress
 )  # fmt: skip
 BulkOp = (
     Locate | Forget | Gather | Place | Clear | Digest | Data | Finish | List | EmptyLimbo | Phase
@@ -358,9 +367,15 @@ BulkOp = (
 )  # fmt: skip
 AnyOp = (
     Locate | Forget | Write | Truncate | Make | Link | Unlink | Rename | SetAttr | SetXattr
-    | RemoveXattr | SetPolicy | Sync | Checkpoint | Stable | Generation | Gather | Place | Clear
-    | Digest | Data | Finish | List | EmptyLimbo | Phase | Inspect | Suspects | Fetch | Handover
+    | RemoveXattr | SetPolicy | Sync | Checkpoint | Stable | Generation | Progress | Gather | Place
+    | Clear | Digest | Data | Finish | List | EmptyLimbo | Phase | Inspect | Suspects | Fetch
+    | Handover
 )  # fmt: skip
+
+CHANGES: Final[frozenset[type[Op]]] = frozenset({
+    Write, Truncate, Make, Link, Unlink, Rename, SetAttr, SetXattr, RemoveXattr, SetPolicy,
+})  # fmt: skip
+"""What an application changed, of the live operations."""
 
 
 # Answers ---------------------------------------------------------------------------------------

@@ -293,7 +293,7 @@ class Node:
             if self.roles.front is not None:
                 self.roles.front.unmount()
             if self._ending.is_clean:
-                self.state.stopped_cleanly()
+                self.state.stopped_cleanly(self.roles.progress)
             with trio.CancelScope(shield=True):
                 await self._ending.tell()
             control.stop()

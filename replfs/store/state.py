@@ -104,6 +104,15 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """Earlier generations, newest first, at most `HISTORY_MAX`."""
     discarded: tuple[bytes, ...] = ()
     """Generations of other stores that an operator decided against, newest first."""
+    base: bytes = b""
+    """The generation in whose place this store's reign began, by a promotion or after a loss of
+    power. Empty: it has none, or none from another one's."""
+    base_progress: int = 0
+    """Up to which change of `base` this store had everything then; 0: not known."""
+    progress: int = 0
+    """Up to which change of its primary a secondary had everything at its last clean stop."""
+    runs: int = 0
+    """How often a node was started here; the high bits of the numbers of a primary's changes."""
     follows: bytes = b""
     """The generation of the primary that was let in last, also where no resync from it has ended
     yet: one that does not know it may not change the store any more. Empty: none was."""
@@ -322,16 +331,22 @@ class State:
             self._identity = identity
         return identity
 
-    def new_generation(self) -> bytes:
-        """Begin a generation; the one before goes into the history. Raises as `update`."""
+    def new_generation(self, **changes: Any) -> bytes:
+        """Begin a generation; the one before goes into the history. Arguments as of `update`.
+
+        Raises:
+            OSError: as `update`.
+        """
         old = self._identity
         history = (old.generation, *old.history) if old.generation else old.history
-        return self.update(generation=os.urandom(OBJECT_ID_SIZE), history=history).generation
+        generation = os.urandom(OBJECT_ID_SIZE)
+        return self.update(generation=generation, history=history, **changes).generation
 
     def started(self) -> None:
         """A run begins, and the store is not clean until it ends. Durable when it returns."""
         self.update(
             clean=False,
+            runs=self._identity.runs + 1,
             memory_lost=self.memory_lost,
             boot_id=boot_id(),
             mount_id=mount_id(self._root),
@@ -345,9 +360,12 @@ class State:
             self.memory_lost = False
             self.update(memory_lost=False)
 
-    def stopped_cleanly(self) -> None:
-        """The run ends, with a drain and a checkpoint. Durable when it returns."""
-        self.update(clean=True, stopped_ns=time.time_ns())
+    def stopped_cleanly(self, progress: int = 0) -> None:
+        """The run ends, with a drain and a checkpoint. Durable when it returns.
+
+        *progress*: up to which change of its primary a secondary has everything.
+        """
+        self.update(clean=True, stopped_ns=time.time_ns(), progress=progress)
         self.flush(durable=True)
 
     def place(self) -> Binding:

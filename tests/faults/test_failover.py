@@ -108,6 +108,31 @@ def test_a_promotion_that_is_refused_says_why_and_changes_nothing():
         group.assert_equal()
 
 
+def test_the_secondary_that_followed_less_far_is_not_promoted_unawares():
+    """What the other one has besides was acknowledged (`async`), and is not thrown away."""
+    with Group(3, mounted=False) as group:
+        a, b, c = group.nodes
+        (a.top / "file").write_bytes(b"old")
+        os.setxattr(a.top / "file", "user.replfs.policy", b"async")
+        group.wait_in_sync(a)
+        c.freeze()
+        (a.top / "file").write_bytes(b"acknowledged")
+        wait_for(lambda: (b.store / "file").read_bytes() == b"acknowledged", 30, "b to have it")
+        a.kill9()
+        c.kill9()
+        c.start()
+
+        said = refusal(c, "promote", c.store, code=6)
+        assert "b has 2 changes that this node lacks: promote that one" in said
+        assert "nothing speaks against it" in promote(b, "--tentative")
+        assert "they are kept beside there" in promote(c, "--force")
+        group.wait_in_sync(c, "b")
+        group.assert_equal(b, c)
+        assert (c.store / "file").read_bytes() == b"old"
+        kept = [path.read_bytes() for path in (b.store / ".replfs/kept").glob("*/file")]
+        assert kept == [b"acknowledged"]
+
+
 # Switchover --------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 from helpers.cases import outcome
 from helpers.disks import CrashDisk, crash_disk
+from helpers.group import Group
 from helpers.nodes import Node, Pair, make_base, remove_base, unmount_all, wait_for
 
 pytestmark = pytest.mark.mounted
@@ -409,3 +410,67 @@ def test_a_primary_whose_disk_dies_says_so_and_has_everything_when_it_comes_back
         pair.wait_in_sync()
         found.check(pair.primary_store, pair.secondary_store)
         pair.assert_equal()
+
+
+class GroupOnADisk(Group):
+    """A group whose first node's store is on a disk that can lose power."""
+
+    def __init__(self, count: int, kind: str, options: tuple[str, ...]) -> None:
+        super().__init__(count, mounted=False, arguments=options)
+        self._kind = kind
+        self._disks = ExitStack()
+        self.disk: CrashDisk
+
+    def start_up(self) -> None:
+        place = self.nodes[0].store
+        self.disk = self._disks.enter_context(crash_disk(self.base, place, self._kind))
+        super().start_up()
+
+    def clean_up(self) -> None:
+        for node in self.nodes:
+            node.clean_up()
+        self._disks.close()
+        super().clean_up()
+
+    def lose_power(self) -> None:
+        node = self.nodes[0]
+        node.freeze()
+        self.disk.cut()
+        node.kill9()
+        self.disk.come_back()
+
+
+def test_a_primary_that_lost_power_fetches_from_the_peer_that_followed_furthest():
+    """Both peers have what was confirmed; one has more, which was acknowledged (`async`)."""
+    with GroupOnADisk(3, "xfs", NEVER) as group:
+        a, b, c = group.nodes
+        (a.top / "queue").write_bytes(b"old")
+        os.setxattr(a.top / "queue", "user.replfs.policy", b"async")
+        writers = [Writer(a.top / f"w{number}", 20 + number) for number in range(2)]
+        for writer in writers:
+            writer.start()
+        wait_for(lambda: sum(one.operations for one in writers) > 100, 30, "writers to write")
+        c.freeze()
+        (a.top / "queue").write_bytes(b"acknowledged")
+        wait_for(lambda: (b.store / "queue").read_bytes() == b"acknowledged", 30, "b to have it")
+        # What is on its way to c does not arrive, and nobody is told of that.
+        a.freeze()
+        c.kill9()
+        group.lose_power()
+        for writer in writers:
+            writer.rests.set()
+            writer.join(30)
+            assert not writer.is_alive()
+            writer.check(b.store, writer.files, exactly=True)
+        assert (c.store / "queue").read_bytes() == b"old"
+        c.start()
+        a.start()
+        for writer in writers:
+            writer.check(a.top, writer.files, exactly=True)
+        assert (a.top / "queue").read_bytes() == b"acknowledged"
+        assert b"fetched from b" in a.log_since_start()
+        assert b"fetched from c" not in a.log_since_start()
+        group.wait_in_sync(a)
+        group.assert_equal()
+        for writer in writers:
+            writer.check(c.store, writer.files, exactly=True)

@@ -58,8 +58,8 @@ async def test_what_has_another_name_still_is_not_kept_by_a_link_that_would_chan
     tree, beside, tmp_path
 ):
     store = tmp_path / "store"
-    for name in ("one", "two"):
-        (store / name).write_bytes(b"x")
+    for path in (store / "one", store / "two"):
+        path.write_bytes(b"x")
     os.link(store / "one", store / "other")
     limbo = Limbo(tree)
     limbo.beside = beside

@@ -148,7 +148,7 @@ def test_every_live_operation_is_of_a_class():
         ops.Sync: "fsync",
         ops.Checkpoint: "fsyncdir",
     }
-    own = {ops.Locate, ops.Forget, ops.Stable, ops.Generation}  # of replfs
+    own = {ops.Locate, ops.Forget, ops.Stable, ops.Generation, ops.Progress}  # of replfs
     assert of_class.keys() | own == set(ops.LiveOp.__args__)
     for kind in of_class.values():
         assert CLASSES[kind] is not OpClass.LOCAL

@@ -65,6 +65,11 @@ CASES = {
         Action.OUTDATED,
     ),
     "I follow, new": (side(**NEW), peer(role="primary"), Action.FOLLOW),
+    "I follow, and may have more": (
+        side(role="secondary", progress=8),
+        peer(role="primary", generation=MINE, history=(NOW, OLD), base=NOW, base_progress=7),
+        Action.FOLLOW_KEEPING,
+    ),
     "I follow": (
         side(role="secondary", generation=OLD, history=()),
         peer(role="primary"),
@@ -93,6 +98,11 @@ CASES = {
     "the peer has no ACLs": (side(), peer(has_acls=False), Action.REFUSE),
     "the peer is new": (side(), peer(**NEW), Action.BASELINE),
     "the peer is behind, and lost memory": (side(), peer(memory_lost=True), Action.COMPARE),
+    "the peer is behind, and may have more": (
+        side(generation=MINE, history=(NOW, OLD), base=NOW, base_progress=7),
+        peer(progress=8),
+        Action.QUICK,
+    ),
     "the peer is behind": (side(), peer(generation=OLD, history=()), Action.QUICK),
     "the peer is ahead, and this store lost power": (
         side(generation=OLD, history=(), memory_lost=True),
@@ -165,6 +175,68 @@ def test_an_operator_decides_a_split_brain_by_giving_the_winner_the_losers_gener
     assert decide(follower, winner).action is Action.FOLLOW
 
 
+def successor(progress):
+    """A secondary of generation NOW that was promoted, having followed so far."""
+    return side(generation=MINE, history=(NOW, OLD), base=NOW, base_progress=progress)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "mine", "keeps"),
+    [
+        (7, 7, False),
+        (7, 6, False),
+        (7, 8, True),
+        # What is not known may be more.
+        (0, 7, True),
+        (7, 0, True),
+    ],
+)
+def test_a_secondary_that_followed_further_than_its_new_primary_keeps_what_that_one_lacks(
+    theirs, mine, keeps
+):
+    follower = peer(progress=mine)
+    found = decide(follower, successor(theirs)).action
+    assert found is (Action.FOLLOW_KEEPING if keeps else Action.FOLLOW)
+    assert row_of(successor(theirs), follower)[0] == (
+        "the peer is behind, and may have more" if keeps else "the peer is behind"
+    )
+
+
+def test_progress_means_something_only_where_the_reign_took_the_place_of_that_generation():
+    further = peer(progress=9)
+    for primary in (
+        side(),  # the same primary as before
+        side(generation=MINE, history=(NOW, OLD), base=OLD, base_progress=7),
+    ):
+        assert decide(further, primary).action is Action.FOLLOW
+        assert decide(primary, further).action is Action.QUICK
+
+
+def test_a_secondary_that_lost_power_is_not_asked_to_keep_what_is_older():
+    assert decide(peer(memory_lost=True), successor(7)).action is Action.FOLLOW
+    assert decide(successor(7), peer(memory_lost=True)).action is Action.COMPARE
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "ahead"),
+    [
+        ({"progress": 8}, {"progress": 7}, True),
+        ({"progress": 7}, {"progress": 8}, False),
+        ({"progress": 7}, {"progress": 7}, False),
+        ({"progress": 7}, {"progress": 0}, True),
+        ({"progress": 0}, {"progress": 7}, False),
+        # Of another generation the number says nothing.
+        ({"progress": 1}, {"progress": 9, "generation": OLD, "history": ()}, True),
+        ({"progress": 9, "generation": OLD, "history": ()}, {"progress": 1}, False),
+        ({"progress": 9, "generation": MINE}, {"progress": 1, "generation": THEIRS}, False),
+    ],
+)
+def test_of_two_secondaries_the_one_with_the_later_generation_or_the_higher_number_is_ahead(
+    one, other, ahead
+):
+    assert generation.is_ahead(peer(**one), peer(**other)) is ahead
+
+
 def test_another_volume_makes_nobody_step_down():
     stranger = peer(role="primary", volume=OTHER, generation=MINE, history=(NOW, OLD))
     assert decide(side(), stranger).action is Action.REFUSE
@@ -196,6 +268,7 @@ SIDES: list[dict[str, Any]] = [
     # A primary belongs to a volume and has a generation.
     if role != "primary" or (volume and current and not flags[0])
 ]
+FOLLOWING = {Action.FOLLOW, Action.FOLLOW_KEEPING}
 SENDING = {Action.QUICK, Action.BASELINE, Action.COMPARE}
 
 
@@ -204,7 +277,7 @@ def test_every_combination_is_decided_and_both_sides_agree():
     for left, right in itertools.product(SIDES, SIDES):
         one, other = side("one", **left), side("other", **right)
         here, there = decide(one, other).action, decide(other, one).action
-        assert (here in SENDING) == (there is Action.FOLLOW), (one, other)
+        assert (here in SENDING) == (there in FOLLOWING), (one, other)
         assert (here is Action.SPLIT_BRAIN) == (there is Action.SPLIT_BRAIN), (one, other)
         assert (here is Action.STEP_DOWN) == (there is Action.OUTDATED), (one, other)
         if here is Action.STEP_DOWN:

@@ -82,6 +82,7 @@ LIVE_OPS = [
     st.builds(ops.SetPolicy, ids, small, small),
     st.builds(ops.Sync, ids, st.booleans()),
     st.builds(ops.Generation, ids, histories),
+    st.builds(ops.Progress, st.integers(0, U64)),
     st.builds(ops.Checkpoint, ids_or_none),
     st.builds(ops.Stable, st.booleans()),
 ]
@@ -491,6 +492,7 @@ BAD_LIVE: list[ops.AnyOp] = [
     ops.Generation(b"", []),
     ops.Generation(I, [b""]),
     ops.Generation(I, [I] * 65),
+    ops.Progress(-1),
     ops.Write(I, 0, 0),
 ]
 BAD_BULK: list[ops.AnyOp] = [

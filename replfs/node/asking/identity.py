@@ -40,11 +40,13 @@ def hello_of(state: State, *marks: str) -> Hello:
         memory_lost=state.memory_lost,
         features=[*features.WORDS.values(), *marks],
         release=replfs.__version__,
+        base=mine.base,
+        base_progress=mine.base_progress,
     )
 
 
-def welcome_of(state: State) -> Welcome:
-    """This store, for a reply."""
+def welcome_of(state: State, progress: int = 0) -> Welcome:
+    """This store, for a reply; *progress*: a secondary's, as far as it is known."""
     mine = hello_of(state)
     return Welcome(
         volume=mine.volume,
@@ -59,6 +61,9 @@ def welcome_of(state: State) -> Welcome:
         memory_lost=mine.memory_lost,
         features=features_of(state),
         release=mine.release,
+        progress=progress,
+        base=mine.base,
+        base_progress=mine.base_progress,
     )
 
 
@@ -72,9 +77,9 @@ def features_of(state: State) -> list[str]:
     return found if state.peer(SUSPECTS) is None else [*found, SUSPECTED]
 
 
-def side_of(state: State) -> Side:
-    """This store, for a decision."""
-    side = side_of_message(welcome_of(state))
+def side_of(state: State, progress: int = 0) -> Side:
+    """This store, for a decision; *progress* as for `welcome_of`."""
+    side = side_of_message(welcome_of(state, progress))
     return msgspec.structs.replace(side, follows=state.identity().follows)
 
 
@@ -91,4 +96,7 @@ def side_of_message(said: Identity) -> Side:
         inconsistent="inconsistent" in said.features,
         memory_lost=said.memory_lost,
         has_acls=WITHOUT_ACLS not in said.features,
+        progress=said.progress,
+        base=said.base,
+        base_progress=said.base_progress,
     )

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import trio
 
-from replfs.core.generation import is_ahead
+from replfs.core.generation import Side, is_ahead
 from replfs.core.messages import Welcome
 from replfs.errors import NotInSync, UsageError
 from replfs.front import mounting
@@ -144,7 +144,7 @@ class Promotion:
         return sorted(found)
 
     def _of_others(self, seen: Sequence[Seen]) -> list[Objection]:
-        mine = side_of(self._roles.state)
+        mine = side_of(self._roles.state, self._roles.progress)
         found = []
         for name, welcome in seen:
             if welcome is None or welcome.volume != mine.volume:
@@ -159,13 +159,22 @@ class Promotion:
                     )
                 )
             elif is_ahead(theirs, mine):
-                found.append(
-                    Objection(
-                        f"{name} is ahead of this node: promote that one",
-                        f"what {name} has and this node lacks is lost",
-                    )
-                )
+                found.append(_ahead(name, mine, theirs))
         return found
+
+
+def _ahead(name: str, mine: Side, theirs: Side) -> Objection:
+    """Another secondary has what this one lacks."""
+    if mine.generation != theirs.generation:
+        return Objection(
+            f"{name} is ahead of this node: promote that one",
+            f"what {name} has and this node lacks is lost",
+        )
+    more = f"{theirs.progress - mine.progress} changes" if mine.progress else "changes"
+    return Objection(
+        f"{name} has {more} that this node lacks: promote that one",
+        f"{name} has {more} that this node lacks: they are kept beside there",
+    )
 
 
 def of_state(state: State, before_resync: str | None = None) -> list[Objection]:
@@ -235,7 +244,7 @@ def promote_stopped(state: State, *, force: bool, tentative: bool) -> str:
     refuse(objections, force=force)
     for peer in state.peers():
         state.forget_log(peer.name)
-    reign.promote(state, clean=True)
+    reign.promote(state, progress=0 if state.unclean else state.identity().progress, clean=True)
     state.flush(durable=True)
     lines = ["it is the primary now: mount it with 'replfs mount'", *(o.loss for o in objections)]
     return "\n".join(lines)

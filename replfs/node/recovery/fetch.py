@@ -1,7 +1,10 @@
 """A primary that lost power, before it serves: from which peer it fetches what it lost.
 
 What it had acknowledged, and not flushed, its peers have. One that was in sync has all of it: the
-first such that answers is enough. If there is none, each of the others has a part. A peer that was
+first such that answers is enough for what was promised. Of several the one that has followed
+furthest has what was acknowledged before all of them had it (`async`), too: those that answer in
+the same moment are compared, and what another one has beyond is kept beside there when it follows,
+since a new generation begins here. If there is none, each of the others has a part. A peer that was
 away when this store was last flushed has nothing that this store lacks.
 
 A peer that lost power too has no memory either. If all have, the stores are compared in full, and
@@ -67,6 +70,7 @@ class _Source:
         self.standing = _Standing.AWAITED
         self.reason = _Standing.AWAITED.value
         self.lost_power = False
+        self.progress = 0
         self.supersedes = False
         """It was made primary in place of this store."""
 
@@ -86,6 +90,7 @@ class _Source:
             raise Refused(decision.sentence, "refused")
         elif welcome.node == self.peer.node and decision.action is not Action.BASELINE:
             if not welcome.memory_lost:
+                self.progress = welcome.progress
                 self.standing = _Standing.READY
                 return
             self.lost_power = True
@@ -174,9 +179,11 @@ class Fetch:
     async def _fetch(self, sources: list[_Source], *, any_will_do: bool) -> frozenset[str]:
         until = trio.current_time() + self._settings.start_wait_s
         done: set[str] = set()
+        if any_will_do:
+            await self._gather(sources)
         while True:
-            for source in sources:
-                if source.standing is _Standing.READY:
+            for source in sorted(sources, key=_progress, reverse=True):
+                if source.standing is _Standing.READY and not (done and any_will_do):
                     try:
                         await self._from(source, own_counts=not any_will_do)
                     except PeerLost as error:
@@ -186,6 +193,8 @@ class Fetch:
                     else:
                         source.standing = _Standing.DONE
                         done.add(source.peer.name)
+                        if any_will_do and len(sources) > 1:
+                            self._begin_anew(source)
                     until = trio.current_time() + self._settings.start_wait_s
             if any(source.supersedes for source in sources):
                 return frozenset()  # what this store lost is no longer its to have
@@ -200,6 +209,24 @@ class Fetch:
             log.warning("the peers lost power, too: what is here counts")
         # Only one that was in sync differs nowhere else; of the others that is not known.
         return frozenset(done) if any_will_do else frozenset()
+
+    async def _gather(self, sources: list[_Source]) -> None:
+        """Wait until one answers, and a moment longer for the others."""
+        with trio.move_on_after(self._settings.start_wait_s):
+            while not any(one.standing is _Standing.READY for one in sources):
+                if all(one.standing is _Standing.NOTHING for one in sources):
+                    return
+                await trio.sleep(_LOOK_S)
+        with trio.move_on_after(self._settings.peer_timeout_s):
+            while any(one.standing is _Standing.AWAITED for one in sources):
+                await trio.sleep(_LOOK_S)
+
+    def _begin_anew(self, source: _Source) -> None:
+        """What another peer has beyond *source* is not this store's: told apart by a generation."""
+        self._state.new_generation(
+            base=self._state.identity().generation, base_progress=source.progress
+        )
+        self._state.flush(durable=True)
 
     def _alone(self, awaited: list[_Source]) -> None:
         """Nobody answers: an operator has said that it shall serve all the same, or it does not."""
@@ -272,6 +299,10 @@ class Fetch:
         self._event(
             "fetched", peer=name, changes=restore.changed, bytes=restore.bytes, seconds=seconds
         )
+
+
+def _progress(source: _Source) -> int:
+    return source.progress
 
 
 def link_maker(

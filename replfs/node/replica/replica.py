@@ -33,10 +33,7 @@ from replfs.store.tree import Tree
 
 _OK: Final = ops.Done(0)
 
-_CHANGES: Final = frozenset({
-    ops.Write, ops.Truncate, ops.Make, ops.Link, ops.Unlink, ops.Rename, ops.SetAttr, ops.SetXattr,
-    ops.RemoveXattr, ops.SetPolicy, ops.Gather, ops.Place, ops.Clear, ops.Data, ops.Finish,
-})  # fmt: skip
+_CHANGES: Final = ops.CHANGES | {ops.Gather, ops.Place, ops.Clear, ops.Data, ops.Finish}
 """What changes the store."""
 
 

@@ -26,7 +26,7 @@ from replfs.core.relationship import Event, State, next_state
 from replfs.core.unstable import Unstable
 from replfs.errors import PeerLost, ProtocolError, Refused
 from replfs.node.asking.identity import SUSPECTED
-from replfs.node.asking.question import ask
+from replfs.node.asking.question import Question, ask
 from replfs.node.replication.flight import Flight, describe
 from replfs.store import locators
 from replfs.store.activity import KIND_NAMES
@@ -754,6 +754,20 @@ class Peer:
             # Only now: what a checkpoint covered was applied before it.
             self.unstable.note(op, self._locator, length=len(payload) if payload else 0)
         return answer
+
+    async def align(self, number: Callable[[], int]) -> None:
+        """Tell the peer, in the order of the live stream, that it has everything up to a change.
+
+        *number* is asked when that is sent. Nothing may be recorded for the peer then, or it is to
+        be told again. Raises PeerLost.
+        """
+        if not self.understands(ops.Progress):
+            return
+        while not self.link.has_room():
+            await self.link.wait_room()
+        question = Question()
+        self.link.send(ops.Progress(number()), None, question, LIVE)
+        await question.answer()
 
     async def fence(self) -> None:
         """Wait until what is on its way on the live stream has been answered.

@@ -67,6 +67,8 @@ class Pipeline:
         self.policies = policies
         self.scheduler = Scheduler()
         self.peers: list[Peer] = []
+        self.changes = 0
+        """The number of the last change; a peer that has everything counts with it."""
         self.is_over = False
         """This node is no primary any more: every change fails with EROFS."""
         self.strict_peers = 0
@@ -238,6 +240,8 @@ class Pipeline:
         """To every peer on which *op* is clean; into the log of the others."""
         length = len(payload) if payload is not None else 0
         flight.op = op
+        if type(op) is not ops.Sync:
+            self.changes += 1
         if len(self.peers) > 1:
             # Those that get it learn first that it belongs to another generation.
             for peer in self.peers:

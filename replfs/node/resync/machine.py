@@ -137,21 +137,29 @@ class Resync:
                 self._passing = False
             while not await self._tell(ops.EmptyLimbo(), again=errno.EAGAIN):
                 pass
+            await peer.align(lambda: self.work.pipeline.changes)
             generation, history = self._generation()
             # A generation that a peer knows must not be forgotten here: this store would look
             # outdated after a loss of power.
             await peer.home.make_durable()
+            if self._lacks_something():
+                # It failed to apply a change meanwhile. Told now that it has everything, it would
+                # pass for a whole replica of a generation of which it lacks something.
+                continue
             # The peer may have it from here on, whether that is confirmed or not.
             peer.peer_generation = generation
             peer.diverged = False
             await self._tell(ops.Phase(inconsistent=False, generation=generation, history=history))
-            if not (len(self._log) or peer.unrecorded or generation != self._generation()[0]):
+            if not self._lacks_something() and generation == self._generation()[0]:
                 break
         self._names.forget()
         peer.advance(Event.LOG_EMPTY_CONFIRMED)
         # A loss of power must not forget who has what only memory has here.
         await peer.home.make_durable()
         peer.progressed()
+
+    def _lacks_something(self) -> bool:
+        return bool(len(self._log) or self._peer.unrecorded)
 
     def _generation(self) -> tuple[bytes, list[bytes]]:
         hello = self._peer.hello()

@@ -74,6 +74,10 @@ class Inspection:
 class Follower(Applier, Protocol):
     """The secondary."""
 
+    @property
+    def progress(self) -> int:
+        """Up to which change of its primary it has everything; 0: it is not known."""
+
     def catch_up(self) -> None:
         """What was applied has been answered: do what could wait until then."""
 
@@ -136,7 +140,8 @@ class Reception:
     def welcome(self, hello: Hello) -> Welcome:
         """Whether there may be a session, and of what kind."""
         if PROBE in hello.features:
-            return welcome_of(self._state)
+            progress = self.follower.progress if self.follower is not None else 0
+            return welcome_of(self._state, progress)
         if INSPECTION in hello.features:
             return self._welcome_inspection(hello)
         if self.follower is not None:

@@ -73,9 +73,10 @@ def begin_logs(state: State, peers: Iterable[PeerSetting], unstable: DirtyLog | 
         log.attach(NotKept())
 
 
-def promote(state: State, *, clean: bool = False) -> None:
+def promote(state: State, *, progress: int, clean: bool = False) -> None:
     """The store is a primary, in a generation of its own, from here on.
 
+    *progress*: up to which change of its last primary it has everything; 0: that is not known.
     *clean*: no node serves it, and nothing it had in flight is to be looked for.
 
     Raises:
@@ -89,6 +90,8 @@ def promote(state: State, *, clean: bool = False) -> None:
         volume=old.volume or os.urandom(OBJECT_ID_SIZE),
         generation=os.urandom(OBJECT_ID_SIZE),
         history=(old.generation, *old.history) if old.generation else old.history,
+        base=old.generation,
+        base_progress=0 if old.inconsistent or state.memory_lost else progress,
         follows=b"",
         inconsistent=False,
         uninitialized=False,
@@ -128,16 +131,7 @@ def give_up(state: State, peers: Sequence[Peer], winner: Identity | None) -> Non
     """
     state.forget_peer(SUSPECTS)
     if winner is not None:
-        label = f"{state.identity().name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-        state.save_peer(SUSPECTS, node=winner.node, settings={"label": label})
-        source = log_for(peers, winner)
-        with state.batch():
-            suspects = state.load_log(SUSPECTS)
-            if source is None:
-                suspects.mark_unknown(ROOT_ID, directory=True, deep=True)
-            else:
-                suspects.absorb(source)
-        suspects.attach(NotKept())
+        suspect(state, winner.node, log_for(peers, winner))
     state.update(role="secondary", role_changed=True)
     for peer in peers:
         # Operations that end only now have nobody to be recorded for.
@@ -145,8 +139,27 @@ def give_up(state: State, peers: Sequence[Peer], winner: Identity | None) -> Non
         state.forget_log(peer.name)
 
 
+def suspect(state: State, winner: bytes, source: DirtyLog | None) -> None:
+    """Remember what this store may have, and the node *winner*, which it follows, never had.
+
+    *source*: that; None: anything.
+
+    Raises:
+        OSError: that cannot be saved.
+    """
+    label = f"{state.identity().name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    state.save_peer(SUSPECTS, node=winner, settings={"label": label})
+    with state.batch():
+        suspects = state.load_log(SUSPECTS)
+        if source is None:
+            suspects.mark_unknown(ROOT_ID, directory=True, deep=True)
+        else:
+            suspects.absorb(source)
+    suspects.attach(NotKept())
+
+
 class Suspects(NamedTuple):
-    """What a store may have on its own that gave up its role."""
+    """What a store may have on its own that gave up its role, or had followed further."""
 
     winner: bytes
     """The node that took its place, which the log was kept for."""

@@ -36,6 +36,7 @@ from replfs.node.roles.secondary import Secondary
 from replfs.node.settings.config import PeerSetting, Settings
 from replfs.node.settings.rundir import make_rundir
 from replfs.store.activity import ActivityLog, is_lost, recover
+from replfs.store.progress import Progress
 from replfs.store.state import State
 from replfs.store.tree import Tree
 from replfs.transport.listener import Session
@@ -81,6 +82,7 @@ class Roles:
         """Told of a mountpoint, before anything is mounted there."""
         self._rundir = rundir
         self._activity: ActivityLog | None = None
+        self._progress: Progress | None = None
         self.primary: Primary | None = None
         self.secondary: Secondary | None = None
         self.front: FrontEnd | None = None
@@ -109,11 +111,22 @@ class Roles:
         """Become what the state says."""
         if self.state.identity().role == "primary":
             self._build_primary()
+        elif self.state.memory_lost:
+            self._build_secondary(0)
         else:
-            self._build_secondary()
+            # Of a run that was killed the number is where it left it.
+            self._build_secondary(None if self.state.unclean else self.state.identity().progress)
+
+    @property
+    def progress(self) -> int:
+        """Up to which change of its primary this node has everything; 0: it is not known."""
+        return self.secondary.progress if self.secondary is not None else 0
 
     def close(self, *, clean: bool) -> None:
         """After the end; *clean*: nothing is left that the next run would have to compare."""
+        progress, self._progress = self._progress, None
+        if progress is not None:
+            progress.close(clean=clean)
         activity, self._activity = self._activity, None
         if activity is not None:
             activity.close()
@@ -184,10 +197,14 @@ class Roles:
 
     # Building ------------------------------------------------------------------------------------
 
-    def _activity_path(self) -> str:
+    def _in_memory(self, what: str) -> str:
+        """Where a file of this store is that is to survive the process, and no more."""
         binding = self.state.identity().binding
         place = hashlib.sha256(binding.digest()).hexdigest()[:16]
-        return f"{_memory_directory(self._rundir)}/activity-{place}"
+        return f"{_memory_directory(self._rundir)}/{what}-{place}"
+
+    def _activity_path(self) -> str:
+        return self._in_memory("activity")
 
     def _build_primary(self, *, promoted: bool = False) -> Primary:
         """*promoted*: this process just promoted the store, which has nothing in flight."""
@@ -218,11 +235,15 @@ class Roles:
         self.primary = primary
         return primary
 
-    def _build_secondary(self) -> None:
+    def _build_secondary(self, number: int | None) -> None:
+        """*number*: up to which change it has everything; None: as the last run left it."""
+        path = self._in_memory("progress")
+        self._progress = Progress(path, self.state.identity().node, number)
         self.secondary = Secondary(
             self.settings,
             self.state,
             self.tree,
+            progress=self._progress,
             event=self.event,
             on_handover=self._asked_to_take_over,
         )
@@ -289,7 +310,7 @@ class Roles:
                 log.warning("changes were made here meanwhile: this is a split brain")
             reign.give_up(self.state, primary.pipeline.peers, winner)
             await trio.to_thread.run_sync(self.state.harden)
-            await self._become_secondary()
+            await self._become_secondary(0)
 
     async def follow(self) -> None:
         """The state says that this is a secondary, which has nothing on its own: be one."""
@@ -297,10 +318,13 @@ class Roles:
         if primary is not None:
             await self._end_role()
             reign.give_up(self.state, primary.pipeline.peers, None)
-            await self._become_secondary()
+            await self._become_secondary(primary.pipeline.changes)
 
-    async def _become_secondary(self) -> None:
-        """The state says that this is a secondary, and nothing of the primary runs any more."""
+    async def _become_secondary(self, number: int) -> None:
+        """The state says that this is a secondary, and nothing of the primary runs any more.
+
+        *number*: the change of its own reign up to which its successor has everything; 0: unknown.
+        """
         primary, self.primary = self.primary, None
         if primary is not None:
             primary.retire()
@@ -318,7 +342,7 @@ class Roles:
             with contextlib.suppress(OSError):
                 if not await self.front.freeze():
                     log.warning("files are open for writing: changes fail with EROFS")
-        self._build_secondary()
+        self._build_secondary(number)
         self._start_role()
         self.event("role", role="secondary")
         log.info("this node is a secondary now")
@@ -360,6 +384,7 @@ class Roles:
         self.secondary = None
         self.reception.follower = None
         secondary.retire()
+        self.close(clean=True)
         self._build_primary(promoted=True)
         self._start_role()
         self.event("role", role="primary")
@@ -422,7 +447,7 @@ class Roles:
         if self.secondary is not None and not self.state.memory_lost:
             unstable = self.secondary.unstable()
         reign.begin_logs(self.state, self.peers(), unstable)
-        reign.promote(self.state)
+        reign.promote(self.state, progress=self.progress)
 
     def peers(self) -> list[PeerSetting]:
         """The peers a primary has here: those configured, and those added while it was one."""

@@ -24,6 +24,7 @@ from replfs.node.replica.later import Reply
 from replfs.node.replica.replica import Replica
 from replfs.node.roles import reign
 from replfs.node.settings.config import Settings
+from replfs.store.progress import Progress
 from replfs.store.snapshots import snapshots_of
 from replfs.store.state import State
 from replfs.store.tree import Tree
@@ -43,6 +44,7 @@ class Secondary:
         state: State,
         tree: Tree,
         *,
+        progress: Progress,
         event: Callable[..., None],
         on_handover: HandOver | None = None,
     ) -> None:
@@ -51,6 +53,7 @@ class Secondary:
         self.is_over = False
         """This node is about to be a primary: nothing is applied any more."""
         self._state = state
+        self._progress = progress
         self._event = event
         self.primary_name = ""
         self.session: Session | None = None
@@ -64,13 +67,11 @@ class Secondary:
         self._suspects = reign.suspects_of(state)
         """What this store may have on its own, since it gave up its role, and who is to know."""
         self.replica.handlers[ops.Generation] = self._generation
+        self.replica.handlers[ops.Progress] = self._aligned
         self.replica.suspects.source = self._suspected
         self.kept: list[str] = []
         """Paths below STORE of what was kept beside since the start."""
-        if self._suspects is not None:
-            self.replica.keep_beside(
-                Beside(tree, self._suspects.log, self._suspects.label, self._note_kept)
-            )
+        self._keep_suspects()
         self.freezer = Freezer(state, self.replica, lambda: self.session, event)
         self._hello: Hello | None = None
 
@@ -90,6 +91,12 @@ class Secondary:
             return None
         return self.replica.unstable.snapshot(everywhere=True)
 
+    @property
+    def progress(self) -> int:
+        """Up to which change of its primary this store has everything; 0: it is not known."""
+        lacks = self._state.identity().inconsistent or self._state.memory_lost
+        return 0 if lacks else self._progress.number
+
     def retire(self) -> None:
         """This node is a primary from here on."""
         self.replica.forget_all()
@@ -100,29 +107,59 @@ class Secondary:
     def welcome(self, hello: Hello) -> Welcome:
         """Whether this primary may be followed."""
         self.freezer.check()
-        decision = generations.decide(side_of(self._state), side_of_message(hello))
+        decision = self._decide(hello)
         if decision.action in {Action.REFUSE, Action.SPLIT_BRAIN, Action.OUTDATED}:
             raise Refused(decision.sentence, decision.action.value)
-        if decision.action is not Action.FOLLOW:
+        if decision.action not in {Action.FOLLOW, Action.FOLLOW_KEEPING}:
             raise Refused(
                 f"{hello.name} is not what this store can follow: {decision.sentence}", "refused"
             )
         self._hello = hello
-        return welcome_of(self._state)
+        return welcome_of(self._state, self.progress)
+
+    def _decide(self, hello: Hello) -> generations.Decision:
+        return generations.decide(side_of(self._state, self.progress), side_of_message(hello))
 
     def opened(self, session: Session) -> None:
         """The primary is there."""
         if self.freezer.until is not None:
             session.close("frozen")  # it was welcomed just before
             return
+        hello = self._hello
+        if hello is not None and not self._keep_what_is_beyond(session, hello):
+            return
         self.session = session
         self.primary_name = session.name
         self.replica.forget_all()
-        hello = self._hello
         if hello is not None:
             self._state.update(role="secondary", volume=hello.volume, follows=hello.generation)
         self._event("primary", name=session.name, link="up")
         log.info("following %s", session.name)
+
+    def _keep_what_is_beyond(self, session: Session, hello: Hello) -> bool:
+        """If this store followed further than its new primary had: remember with what.
+
+        False: it cannot be remembered, so nothing may be taken from that primary.
+        """
+        keeps = self._decide(hello).action is Action.FOLLOW_KEEPING
+        if not keeps or self._suspects is not None:
+            return True
+        try:
+            reign.suspect(self._state, hello.node, self.unstable())
+            self._state.flush(durable=True)
+        except OSError as error:
+            session.close(f"what this store has alone cannot be recorded: {error.strerror}")
+            return False
+        log.warning("%s never had what this store may have: that is kept beside", hello.name)
+        self._suspects = reign.suspects_of(self._state)
+        self._keep_suspects()
+        return True
+
+    def _keep_suspects(self) -> None:
+        found = self._suspects
+        if found is not None:
+            beside = Beside(self.replica.tree, found.log, found.label, self._note_kept)
+            self.replica.keep_beside(beside)
 
     def closed(self, session: Session, reason: str) -> None:
         """The primary is gone, or came back with another session."""
@@ -142,7 +179,9 @@ class Secondary:
         """Apply one operation."""
         if self.is_over:
             return ops.Done(errno.EROFS)
-        if stream and type(op) is ops.Handover:
+        if not stream and type(op) in ops.CHANGES:
+            self._progress.count()
+        elif stream and type(op) is ops.Handover:
             return self._handover(session, op, partial(session.answer, stream, seq))
         return self.replica.apply(stream, op, payload, partial(session.answer, stream, seq))
 
@@ -173,9 +212,15 @@ class Secondary:
             self._state.update(generation=op.generation, history=tuple(op.history))
         return ops.Done(0)
 
+    def _aligned(self, op: ops.Progress) -> ops.AnyAnswer:
+        """The primary has nothing recorded for this store."""
+        self._progress.number = op.number
+        return ops.Done(0)
+
     def _phase(self, op: ops.Phase) -> None:
         """The primary says that a resync begins or has ended here; durable when it returns."""
         if op.inconsistent:
+            self._progress.number = 0
             self._state.update(inconsistent=True, follows=op.generation)
         else:
             self._state.update(

@@ -7,6 +7,7 @@ the same key makes an earlier one unnecessary, and repeating one changes nothing
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final, Protocol
 
 import msgspec
@@ -153,6 +154,13 @@ class Journal(Protocol):
             OSError: they cannot be kept (ENOSPC); nothing has been.
         """
 
+    def together(self) -> AbstractContextManager[None]:
+        """Changes made in the block are kept at its end; for no longer than until an await.
+
+        Raises:
+            OSError: they cannot be kept; see `behind`.
+        """
+
 
 class NotKept:
     """A journal that keeps nothing, for a log that lives in memory only."""
@@ -161,3 +169,7 @@ class NotKept:
 
     def __call__(self, changes: Sequence[Change], *, lazily: bool = False) -> None:
         """Keep nothing."""
+
+    def together(self) -> AbstractContextManager[None]:
+        """Nothing is kept at the end of the block either."""
+        return nullcontext()

@@ -377,6 +377,11 @@ def _object_or_none(value: bytes) -> None:
         raise ProtocolError(f"an object id of {len(value)} bytes")
 
 
+def _digest_or_none(value: bytes) -> None:
+    if value and len(value) != _DIGEST_SIZE:
+        raise ProtocolError(f"a digest of {len(value)} bytes")
+
+
 def _name(value: bytes) -> None:
     if not 0 < len(value) <= ops.NAME_MAX:
         raise ProtocolError(f"a name of {len(value)} bytes")
@@ -691,9 +696,11 @@ def _check_answer(answer: ops.AnyAnswer) -> None:
         _number(answer.size, _OFFSET_MAX)
     elif type(answer) is ops.Listing:
         _count(answer.entries, ops.NAMES_PER_MESSAGE)
+        _digest_or_none(answer.digest)
         for entry in answer.entries:
             _name(entry.name)
             _object_or_none(entry.object)
+            _digest_or_none(entry.digest)
     elif type(answer) is ops.Inspected:
         _object_or_none(answer.object)
         if answer.attributes is not None:

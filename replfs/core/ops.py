@@ -290,10 +290,14 @@ class Finish(Op, frozen=True, tag=45):
 
 
 class List(Op, frozen=True, tag=46):
-    """Names and ids in a directory, after `after` in byte order, at most `NAMES_PER_MESSAGE`."""
+    """Names and ids in a directory, after `after` in byte order, at most `NAMES_PER_MESSAGE`.
+
+    With `digests`, what is small enough has its digest beside it.
+    """
 
     parent: ObjectId
     after: bytes
+    digests: bool = False
 
 
 class EmptyLimbo(Op, frozen=True, tag=47):
@@ -407,18 +411,28 @@ class Digests(Answer, frozen=True, tag=3):
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One name in a listing; `object` is empty where the object has no valid id."""
+    """One name in a listing; `object` is empty where the object has no valid id.
+
+    `digest`, where it is not empty, is that of all there is to the object besides its names
+    (`store.look`).
+    """
 
     name: bytes
     object: ObjectId
     complete: bool
+    digest: bytes = b""
 
 
 class Listing(Answer, frozen=True, tag=4):
-    """Entries in byte order; `more` tells that the next `List` goes on after the last one."""
+    """Entries in byte order; `more` tells that the next `List` goes on after the last one.
+
+    `digest`, on the last page, is that of the directory's own attributes; empty where it is not
+    complete, or was not asked for.
+    """
 
     entries: list[Entry]
     more: bool
+    digest: bytes = b""
 
 
 class Inspected(Answer, frozen=True, tag=5):

@@ -26,6 +26,7 @@ import sqlite3
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -190,6 +191,9 @@ class _PeerJournal:
 
     def __call__(self, changes: Sequence[Change], *, lazily: bool = False) -> None:
         self._state._save(self._number, changes, lazily=lazily)  # noqa: SLF001
+
+    def together(self) -> AbstractContextManager[None]:
+        return self._state.batch()
 
 
 class State:

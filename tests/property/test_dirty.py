@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import given, settings
@@ -48,6 +49,9 @@ class Disk:
         self.is_full = False
         self.loses = False
         self.rows = {}
+
+    def together(self):
+        return nullcontext()
 
     def __call__(self, changes, *, lazily=False):
         if lazily and self.loses:

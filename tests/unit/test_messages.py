@@ -99,7 +99,7 @@ BULK_OPS = [
     st.builds(ops.Digest, ids, st.integers(0, 2**40), st.integers(0, 16384), st.integers(1, 2**30)),
     st.builds(ops.Data, ids, st.integers(0, 2**61), st.integers(1, 2**61)),
     st.builds(ops.Finish, ids, attributes),
-    st.builds(ops.List, ids, st.just(b"") | names),
+    st.builds(ops.List, ids, st.just(b"") | names, st.booleans()),
     st.builds(ops.EmptyLimbo),
     st.builds(ops.Phase, st.booleans(), ids_or_none, histories),
     st.builds(ops.Inspect, ids, st.just(b"") | names),
@@ -119,8 +119,9 @@ ANSWERS = st.one_of(
     st.builds(ops.Digests, st.integers(0, 20).map(lambda n: b"d" * 16 * n), sizes),
     st.builds(
         ops.Listing,
-        st.lists(st.builds(ops.Entry, names, ids_or_none, st.booleans()), max_size=10),
+        st.lists(st.builds(ops.Entry, names, ids_or_none, st.booleans(), ids_or_none), max_size=10),
         st.booleans(),
+        ids_or_none,
     ),
     st.builds(ops.Inspected, ids_or_none, st.booleans(), st.none() | inspected_attributes),
     st.builds(

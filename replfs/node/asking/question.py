@@ -67,18 +67,19 @@ async def ask(link: Link, op: ops.AnyOp, payload: bytes | None = None) -> ops.An
 
 
 async def list_all(
-    asked: Ask, directory: ops.ObjectId, known: Collection[bytes] = ()
+    asked: Ask, directory: ops.ObjectId, known: Collection[bytes] = (), *, digests: bool = False
 ) -> dict[bytes, ops.Entry] | ops.AnyAnswer:
     """All that the peer has in a directory, by name; or the answer that was no listing.
 
-    *asked* asks the peer one thing. Names in *known* are left out, and take no memory. A page that
+    *asked* asks the peer one thing. Names in *known* are left out, and take no memory. *digests*:
+    as of `ops.List`. A page that
     is empty and not the last one counts as a failure (EPROTO): what follows it is not known, and
     to ask for it again would never end.
     """
     found: dict[bytes, ops.Entry] = {}
     after = b""
     while True:
-        answer = await asked(ops.List(directory, after))
+        answer = await asked(ops.List(directory, after, digests))
         if not isinstance(answer, ops.Listing):
             return answer
         for entry in answer.entries:

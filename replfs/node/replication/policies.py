@@ -160,7 +160,7 @@ class Policies:
         """Whether an object with this own policy is `none`, whatever directory it is in."""
         if policy:
             return policy == Policy.NONE
-        return bool(self._patterns.match(name, directory=directory))
+        return bool(self._patterns) and bool(self._patterns.match(name, directory=directory))
 
     def _chain(self, inode: Inode) -> Iterator[tuple[str, Policy]]:
         one: Inode | None = inode
@@ -219,13 +219,20 @@ class Policies:
 
     def is_replicated_name(self, parent: Inode, name: bytes, inode: Inode) -> bool:
         """Whether the peers have this name: its directory is replicated, it and its object are."""
+        return self.is_replicated_entry(parent, name, inode.policy, directory=inode.is_directory)
+
+    def is_replicated_entry(self, parent: Inode, name: bytes, own: int, *, directory: bool) -> bool:
+        """As `is_replicated_name`, of an object with this policy of its own."""
         if not self._used:
             return POLICIES[self.default].replicated
-        return self._replicated(parent) and (
-            POLICIES[Policy(inode.policy)].replicated
-            if inode.policy
-            else not self._pattern(name, inode)
+        return self._replicated(parent) and not self.is_none_by_itself(
+            name, own, directory=directory
         )
+
+    @property
+    def replicates_all(self) -> bool:
+        """No object here, and no name, is kept from the peers by a policy."""
+        return not self._used and POLICIES[self.default].replicated
 
     def _replicated(self, inode: Inode) -> bool:
         return POLICIES[Policy(self.effective(inode))].replicated

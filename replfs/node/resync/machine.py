@@ -180,7 +180,8 @@ class Resync:
     async def _pass(self) -> None:
         before = self._reached()
         await self.work.links.walk_for_sought()
-        await self._names.expand()
+        expansion = self._names.expansion
+        await self._each(expansion.pending(), expansion.expand)
         await self._names.gather()
         await self._each(self._log.names_pending(), self._names.place)
         await self._names.place_together()

@@ -1,4 +1,4 @@
-"""Steps 1 to 3 of a resync: names.
+"""Steps 2 and 3 of a resync: names.
 
 They need each other: a directory can be listed there once its own place is there, which may first
 have to be found by listing the one above it.
@@ -15,18 +15,16 @@ from replfs.core import footprint, ops
 from replfs.core.relationship import State
 from replfs.core.scheduler import Claim, Ticket
 from replfs.node.asking.attributes import read as read_attributes
-from replfs.node.asking.question import list_all
 from replfs.node.pacing.courtesy import Slice
 from replfs.node.pacing.rate import Rate
 from replfs.node.replication.peer import BULK
 from replfs.node.resync import whole
+from replfs.node.resync.expand import Expansion
 from replfs.node.resync.work import UNREPRESENTABLE, Work
 from replfs.store import locators
 from replfs.store.inode import Inode
 from replfs.store.record import ROOT_ID
 
-_NAMES_AHEAD: Final = 2000
-"""Unknown directories are expanded only while fewer dirty names than this are waiting."""
 _FEW_NAMES: Final = 64
 """Gathered with one message while applications are at work."""
 _TOGETHER_MIN: Final = 64
@@ -47,6 +45,8 @@ class Names:
         self._rate = rate
         self._absent: set[tuple[bytes, bytes]] = set()
         """Dirty names, (id of the directory, name), of which the peer had nothing when listed."""
+        self.expansion = Expansion(work, self.is_placed, self._absent)
+        """Step 1."""
         self._hints: dict[bytes, list[tuple[bytes, bytes]]] = {}
         """Of an object with several names, those that were placed in this resync."""
         self._together = _TOGETHER_MIN
@@ -59,81 +59,6 @@ class Names:
         self._hints.clear()
         self._together = _TOGETHER_MIN
         self._work.links.forget()
-
-    # 1. Expand ---------------------------------------------------------------------------------
-
-    async def expand(self) -> None:
-        """List directories of which everything is unknown, while few dirty names are waiting."""
-        for directory in self._log.directories_unknown():
-            await self._applications.give_way()
-            if self._log.dirty_names - len(self._work.stuck) >= _NAMES_AHEAD:
-                return
-            await self._expand_one(directory)
-
-    async def _expand_one(self, directory_id: bytes) -> None:
-        """List a directory on both sides, and mark each name that may differ."""
-        marks = self._log.marks(directory_id)
-        if marks is None or not marks.names_all or self._work.is_waiting(("list", directory_id)):
-            return
-        inode = self._work.find(directory_id)
-        if inode is None:
-            return
-        with self._tree.held(inode):
-            if await self.is_placed(inode):
-                await self._list_both(inode, deep=marks.deep)
-
-    async def _list_both(self, inode: Inode, *, deep: bool) -> None:
-        directory_id = inode.id
-        version = self._log.mark_version(directory_id)
-        await self._peer.fence()
-        theirs = await self._list(inode)
-        if theirs is None:
-            return
-        share = Slice()
-        for name in self._tree.names(inode):
-            await share.breathe()
-            try:
-                child = self._work.child(inode, name)
-            except OSError as error:
-                self._work.failed(("list", directory_id), inode, error.strerror or "error")
-                return
-            entry = theirs.pop(name, None)
-            if child is None:
-                if entry is not None:
-                    self._log.mark_name(directory_id, name)
-                continue
-            if entry is None:
-                self._absent.add((directory_id, name))
-            if entry is None or entry.object != child.id or not entry.complete or child.more:
-                self._log.mark_name(directory_id, name)
-            if deep:
-                handle = locators.of(self._tree, child)
-                if child.is_directory or child.type == _stat.S_IFREG:
-                    self._log.mark_unknown(
-                        child.id, directory=child.is_directory, deep=True, handle=handle
-                    )
-                else:
-                    self._log.mark_attrs(child.id, handle=handle)
-            self._tree.drop_unused(child)
-        for name in theirs:
-            await share.breathe()
-            self._log.mark_name(directory_id, name)
-        self._log.clear_names_all(directory_id, version=version)
-        self._work.progress.compared += 1
-        self._work.succeeded(("list", directory_id))
-
-    async def _list(self, inode: Inode) -> dict[bytes, ops.Entry] | None:
-        """The peer's names in a directory; None where it cannot say."""
-
-        async def asked(op: ops.AnyOp) -> ops.AnyAnswer:
-            self._peer.locate(inode.id, BULK)
-            return await self._peer.ask(op)
-
-        found = await list_all(asked, inode.id)
-        if not isinstance(found, dict):
-            self._work.refused(("list", inode.id), inode, found)
-            return None
-        return found
 
     # 2. Gather ---------------------------------------------------------------------------------
 
@@ -482,7 +407,7 @@ class Names:
                 self._tree.ensure_id(parent)
                 if self._log.name_is_clean(parent.id, name):
                     continue
-                await self._expand_one(parent.id)
+                await self.expansion.expand(("list", parent.id))
                 if self._log.name_is_clean(parent.id, name):
                     continue
                 if self._is_unknown(parent.id, name):
@@ -521,7 +446,7 @@ class Names:
 
     async def carry_now(self, inode: Inode) -> None:
         """All names in a directory that is placed, before everything else."""
-        await self._expand_one(inode.id)
+        await self.expansion.expand(("list", inode.id))
         marks = self._log.marks(inode.id)
         names = [name for name in marks.names if name] if marks and marks.names else []
         aside = [name for name in names if not self._log.is_gathered(inode.id, name)]

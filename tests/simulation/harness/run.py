@@ -19,8 +19,10 @@ from simulation.harness.world import Simulation
 from replfs.core import ops
 from replfs.node.pacing import courtesy as courtesy_module
 from replfs.node.resync import contents as contents_module
+from replfs.node.resync import expand as expand_module
 from replfs.node.resync import names as names_module
 from replfs.store import activity as activity_module
+from replfs.store import look as look_module
 from replfs.store import reach as reach_module
 
 
@@ -35,7 +37,9 @@ def _tighten(rng: random.Random, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ops, "NAMES_PER_MESSAGE", names)
     patch.setattr(names_module, "_HINTS_MAX", min(names, 16))
     for module, name, values in (
-        (names_module, "_NAMES_AHEAD", (1, 3)),
+        (expand_module, "_NAMES_AHEAD", (1, 3)),
+        (expand_module, "_MARKS_TOGETHER", (1, 3)),
+        (look_module, "PRIVILEGED", (False, True)),
         (contents_module, "_REGIONS_AT_ONCE", (1, 3)),
         (courtesy_module, "TASKS", (1, 2)),
         (reach_module, "_DIRECTORIES_OPEN_MAX", (4, 6)),

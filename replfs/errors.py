@@ -12,7 +12,8 @@
     └── NotInSync               a strict change cannot be confirmed; EIO
 
 Every class carries `errno`, what an application sees, and `exit_code`, what a script sees.
-System call failures stay `OSError`: their errno is already right.
+System call failures stay `OSError`: their errno is already right. One in the middle of a change
+that takes several calls is `HalfDone`, an `OSError`, where what the earlier calls did remains.
 """
 
 from __future__ import annotations
@@ -72,3 +73,7 @@ class NotInSync(ReplfsError):
     """A `strict` change cannot be confirmed by the peers it needs; the caller sees EIO."""
 
     exit_code = 6
+
+
+class HalfDone(OSError):
+    """A change failed here after a part of it was made; errno of the call that failed."""

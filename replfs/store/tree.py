@@ -11,11 +11,13 @@ names.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat as _stat
 import time
 from typing import Final
 
+from replfs.errors import HalfDone
 from replfs.store import record as _record
 from replfs.store import syscalls
 from replfs.store.describe import PERMISSIONS, Described
@@ -89,7 +91,7 @@ class Tree(Described):
 
         *owner* becomes its owner and group, but where *inherit_group* and the parent has the
         set-group-ID bit, the group stays the parent's. The id is written with it. A failure
-        leaves nothing behind.
+        leaves nothing behind, but may have changed the parent's times: `HalfDone`.
         """
         above = self.directory_fd(parent)
         file_type = _stat.S_IFMT(mode)
@@ -125,12 +127,13 @@ class Tree(Described):
                 self._write_record(proc_path(above, name), value, follow=False)
             # Again: the record changed the ctime.
             found = _look(above, name, fd)
-        except BaseException:
+        except OSError as error:
             if fd >= 0:
                 os.close(fd)
             remove = os.rmdir if file_type == _stat.S_IFDIR else os.unlink
-            permitted(above, _CHANGE, lambda: remove(name, dir_fd=above))
-            raise
+            with contextlib.suppress(OSError):
+                permitted(above, _CHANGE, lambda: remove(name, dir_fd=above))
+            raise HalfDone(error.errno, error.strerror) from error
         self._saw(found.st_ctime_ns)
         inode.id = new.object
         inode.recorded = True

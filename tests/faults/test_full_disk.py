@@ -171,6 +171,7 @@ def test_a_full_primary_without_its_peer():
 def test_errors_of_a_full_disk_do_not_leave_a_directory_behind():
     with pair_on_disk("primary", inodes=64) as pair:
         top = pair.mountpoint
+        generation = pair.mount.status()["generation"]
         made = 0
         while outcome(os.mkdir, top / f"{made}") == "ok":
             made += 1
@@ -183,7 +184,13 @@ def test_errors_of_a_full_disk_do_not_leave_a_directory_behind():
             assert outcome(call) == "ENOSPC", name
         with fails(errno.ENOENT):
             os.lstat(top / "new")
+        number = 0
+        while outcome(os.setxattr, top / "0", f"user.{number}", bytes(200)) == "ok":
+            number += 1
+        assert outcome(os.setxattr, top / "0", "user.last", bytes(200)) == "ENOSPC"
+        # What did not happen here need not be looked for there.
         assert pair.peer()["state"] == "in-sync"
+        assert pair.mount.status()["generation"] == generation
         pair.assert_equal()
         os.rmdir(top / "0")
         # Its inode is free once the kernel has forgotten the directory, which is a moment later.

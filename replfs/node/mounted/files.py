@@ -17,6 +17,7 @@ import trio
 from replfs.core import footprint, ops
 from replfs.core.policy import Policy
 from replfs.core.scheduler import END
+from replfs.errors import HalfDone
 from replfs.node.mounted.late_times import LateTimes
 from replfs.node.mounted.view import View
 from replfs.node.replication.flight import Flight
@@ -290,15 +291,20 @@ class Files(View):
 
         def apply() -> ops.AnyOp | None:
             owner = uid is not None or gid is not None
+            timed = atime is not None or mtime is not None
             if owner:
                 tree.set_owner(
                     inode, ops.KEEP if uid is None else uid, ops.KEEP if gid is None else gid
                 )
-            if mode is not None:
-                tree.set_mode(inode, mode)
-            timed = atime is not None or mtime is not None
-            if timed:
-                tree.set_times(inode, atime, mtime)
+            try:
+                if mode is not None:
+                    tree.set_mode(inode, mode)
+                if timed:
+                    tree.set_times(inode, atime, mtime)
+            except OSError as error:
+                if owner or (mode is not None and timed):
+                    raise HalfDone(error.errno, error.strerror) from error
+                raise
             if not self.is_sent(inode):
                 return None
             if timed:

@@ -24,7 +24,7 @@ import trio
 from replfs.core import ops
 from replfs.core.policy import Policy
 from replfs.core.scheduler import Claim, Scheduler, Ticket
-from replfs.errors import NotInSync
+from replfs.errors import HalfDone, NotInSync
 from replfs.node.pacing.courtesy import Applications
 from replfs.node.replication.flight import Flight, Latencies
 from replfs.node.replication.peer import Peer
@@ -49,11 +49,6 @@ _LOOK_AT: Final = 16
 
 _BACKGROUND: Final = frozenset({"resync", "verify"})
 _HURRY_S: Final = 0.01
-_HALF_DONE: Final = frozenset({
-    errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM,
-})  # fmt: skip
-"""The store failed, perhaps in the middle: what was touched may have changed."""
-
 Touched = tuple[Inode, int, int]
 """(inode, kind, region) for the activity log."""
 
@@ -389,7 +384,8 @@ class Pipeline:
             try:
                 op = apply()
             except OSError as error:
-                if error.errno in _HALF_DONE:
+                # Of a call that fails with EIO nobody knows what it did; any other did nothing.
+                if isinstance(error, HalfDone) or error.errno == errno.EIO:
                     for peer in self.peers:
                         peer.mark_touched(touched)
                 raise

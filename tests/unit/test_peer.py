@@ -7,6 +7,8 @@ import os
 from typing import Any
 
 import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
 
 from replfs.core import features, ops
 from replfs.core.dirty import DirtyLog
@@ -156,6 +158,26 @@ def test_a_removed_directory_that_is_equal_there_is_removed_at_once(peer, below)
     peer.object_removed(b, a, b"b")
     assert peer.log.is_empty
     assert send(peer, ops.Unlink(b.id, a.id, b"b", True, 1))
+
+
+async def test_a_resync_is_hurried_also_after_the_peer_was_left_alone(peer):
+    """Both wait for something; neither takes away what the other waits for."""
+    woken = []
+
+    async def wait(what, until):
+        await until()
+        woken.append(what)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait, "resync", peer.wait_urgent)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(wait, "congestion", peer.wait_hurry)
+        await wait_all_tasks_blocked()
+        peer.wake_urgent()
+        await wait_all_tasks_blocked()
+        assert woken == ["resync"]
+        peer.hurry()
+    assert woken == ["resync", "congestion"]
 
 
 # Releases ----------------------------------------------------------------------------------------

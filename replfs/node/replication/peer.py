@@ -150,9 +150,9 @@ class Peer:
         self.urgent: deque[Inode] = deque()
         """Objects a strict change waits for: the resync takes them first."""
         self._wake = trio.Event()
+        self._wake_urgent = trio.Event()
         self._hurry = trio.Event()
         self._progress = trio.Event()
-        self._hurry = trio.Event()
         self._state_cache: tuple[float, dict[int, str]] = (0.0, {})
 
     # State -------------------------------------------------------------------------------------
@@ -190,12 +190,12 @@ class Peer:
 
     def wake_urgent(self) -> None:
         """There is something a strict change waits for, and a resync that may carry it."""
-        self._hurry.set()
+        self._wake_urgent.set()
 
     async def wait_urgent(self) -> None:
         """Wait until `wake_urgent`."""
-        await self._hurry.wait()
-        self._hurry = trio.Event()
+        await self._wake_urgent.wait()
+        self._wake_urgent = trio.Event()
 
     def progressed(self) -> None:
         """The log became shorter: whoever waits for something in it may look again."""

@@ -1,8 +1,8 @@
 """One peer, as its primary sees it: link, dirty region log, relationship state.
 
-Decides for every operation whether it is sent to this peer or recorded, tells the peer where
-objects are before they are first used, and knows what is in sync. What empties the log is
-`node.resync`.
+Decides for every operation whether it is sent to this peer or recorded, and tells the peer where
+objects are before they are first used. What it lacks is recorded in `node.replication.lacks`; what
+empties the log is `node.resync`.
 """
 
 from __future__ import annotations
@@ -23,17 +23,14 @@ from replfs.core.features import understands
 from replfs.core.generation import Action, Decision
 from replfs.core.messages import Hello, Refuse, Welcome
 from replfs.core.relationship import Event, State, next_state
-from replfs.core.unstable import Unstable
 from replfs.errors import PeerLost, ProtocolError, Refused
 from replfs.node.asking.identity import SUSPECTED
 from replfs.node.asking.question import Question, ask
 from replfs.node.replication.flight import Flight, describe
-from replfs.store import locators
-from replfs.store.activity import KIND_NAMES
+from replfs.node.replication.lacks import Lacks
 from replfs.store.inode import Inode
 from replfs.store.record import ROOT_ID
 from replfs.store.tree import Tree
-from replfs.store.unrepresentable import Unrepresentable
 from replfs.transport.link import Link, Sink
 
 log = logging.getLogger(__name__)
@@ -43,8 +40,6 @@ BULK: Final = 1
 
 _CARRIES: Final = frozenset({ops.Gather, ops.Place, ops.Clear, ops.Data, ops.Finish})
 """Operations of a resync that change the peer's store."""
-_STATE_SCAN_MAX: Final = 10_000
-"""Dirty objects looked at to tell the state of a directory."""
 
 
 class Home(Protocol):
@@ -91,21 +86,18 @@ class LastError:
         self.when = time.time()
 
 
-class Peer:
+class Peer(Lacks):
     """One configured peer."""
 
     def __init__(
         self, home: Home, name: str, endpoint: str, dirty: DirtyLog, timeout_s: float
     ) -> None:
+        super().__init__(home.tree, dirty)
         self.home = home
         self.name = name
         self.endpoint = endpoint
-        self.log = dirty
         self.timeout_s = timeout_s
         self.link: Link
-        self.live = False
-        """Operations are sent: the session is up and both sides agreed on it."""
-        self.state = State.UNINITIALIZED
         self.reason = "not connected yet"
         self.since = time.time()
         self.last_in_sync: float | None = None
@@ -128,11 +120,7 @@ class Peer:
         """The log holds what the peer may have on its own, as far as it has to be asked."""
         self.is_refused = False
         """The last attempt to connect was refused."""
-        self.diverged = False
-        """A generation has begun that the peer does not have."""
         self.last_error: LastError | None = None
-        self.unstable = Unstable()
-        """What it was sent and may not have on its disk yet."""
         self.apart = False
         """It was away when this side was last flushed."""
         self.changes = 0
@@ -141,19 +129,15 @@ class Peer:
         """It was told of a common checkpoint since its state became what it is."""
         self.unrecorded = False
         """A mark could not be kept: everything is compared before the peer is in sync again."""
-        self.unrepresentable = Unrepresentable()
-        self.located: tuple[set[bytes], set[bytes]] = (set(), set())
         self.unawaited = 0
         """Operations sent that nobody waits for (policy `async`), ever."""
         self.landed = 0
         """Those of them that were answered or lost, in about the order they were sent in."""
         self.urgent: deque[Inode] = deque()
         """Objects a strict change waits for: the resync takes them first."""
-        self._wake = trio.Event()
         self._wake_urgent = trio.Event()
         self._hurry = trio.Event()
         self._progress = trio.Event()
-        self._state_cache: tuple[float, dict[int, str]] = (0.0, {})
 
     # State -------------------------------------------------------------------------------------
 
@@ -178,15 +162,6 @@ class Peer:
             self.reason = ""
         self.since = time.time()
         self.home.changed(self)
-
-    def wake_resync(self) -> None:
-        """There is something to carry, or to stop carrying."""
-        self._wake.set()
-
-    async def wait_work(self) -> None:
-        """Wait until there may be something for the resync to do."""
-        await self._wake.wait()
-        self._wake = trio.Event()
 
     def wake_urgent(self) -> None:
         """There is something a strict change waits for, and a resync that may carry it."""
@@ -504,10 +479,10 @@ class Peer:
         unsure = stream == LIVE and not self.log.is_empty
         chain: list[tuple[bytes, bytes, bytes]] = []
         while object_id not in known:
-            inode = self.home.tree.table.by_id.get(object_id)
+            inode = self._tree.table.by_id.get(object_id)
             if inode is None or inode.parent is None:
                 break
-            above = self.home.tree.ensure_id(inode.parent)
+            above = self._tree.ensure_id(inode.parent)
             if unsure and not self.log.name_is_clean(above, inode.name):
                 return False
             chain.append((object_id, above, inode.name))
@@ -529,45 +504,13 @@ class Peer:
         except PeerLost:
             return
 
-    def _locator(self, object_id: bytes) -> bytes:
-        tree = self.home.tree
-        inode = tree.table.by_id.get(object_id)
-        return b"" if inode is None else locators.of(tree, inode)
-
-    def mark(self, op: ops.AnyOp, *, length: int = 0, start: int = 0) -> None:
-        """Record that the peer lacks what *op* does. Raises ENOSPC if that cannot be kept.
-
-        Before the first contact there is nothing to record: the baseline carries everything.
-        """
-        if self.state is State.UNINITIALIZED and not self.live:
-            return
-        self.begin_divergence()
-        splitter.mark(self.log, op, self._locator, length=length, start=start)
-        self.wake_resync()
+    def _diverging(self) -> None:
+        self.home.diverging(self)
 
     def check_recordable(self) -> None:
         """ENOSPC before anything is applied, where a mark might not be kept."""
         if not self.home.can_record():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def mark_touched(self, touched: tuple[tuple[Inode, int, int], ...]) -> None:
-        """What a metadata operation touched may differ, for it failed here halfway."""
-        if self.state is State.UNINITIALIZED and not self.live:
-            return
-        self.begin_divergence()
-        for inode, kind, _ in touched:
-            handle = self._locator(inode.id)
-            if kind == KIND_NAMES:
-                self.log.mark_names_all(inode.id, handle=handle)
-            else:
-                self.log.mark_attrs(inode.id, handle=handle)
-        self.wake_resync()
-
-    def begin_divergence(self) -> None:
-        """Before the first change that the peer does not get: a generation without it begins."""
-        if not self.diverged and (self.live or self.state is not State.UNINITIALIZED):
-            self.home.diverging(self)
-            self.diverged = True
 
     def failed(self, op: ops.AnyOp, number: int, *, length: int, start: int) -> None:
         """The peer did not do, or did not confirm, what was sent."""
@@ -575,7 +518,7 @@ class Peer:
             return  # what it was to flush is unstable still
         try:
             if isinstance(op, ops.Sync):
-                self._mark_unflushed(op.object)
+                self.mark_unflushed(op.object)
             else:
                 self.mark(op, length=length, start=start)
         except OSError as error:
@@ -589,115 +532,12 @@ class Peer:
             self.note_error(op, describe(number))
             self.advance(Event.OP_LOST, f"the peer could not apply a change: {describe(number)}")
 
-    def _mark_unflushed(self, object_id: bytes) -> None:
-        """The peer may not have on its disk what it has in memory: all of it is sent again."""
-        self.begin_divergence()
-        handle = self._locator(object_id)
-        inode = self.home.tree.table.by_id.get(object_id)
-        if inode is not None and inode.is_directory:
-            self.log.mark_names_all(object_id, handle=handle)
-        else:
-            self.log.mark_tail(object_id, 0, handle=handle)
-        self.wake_resync()
-
     def note_error(self, op: ops.AnyOp, reason: str) -> None:
         """Remember what went wrong, with a path where there is one."""
         object_id = getattr(op, "object", b"")
-        inode = self.home.tree.table.by_id.get(object_id)
+        inode = self._tree.table.by_id.get(object_id)
         path = inode.path().decode(errors="backslashreplace") if inode is not None else ""
         self.last_error = LastError("/" + path, reason)
-
-    def object_removed(self, inode: Inode, parent: Inode, name: bytes) -> None:
-        """The object's last name is gone: nothing of it is to be carried any more.
-
-        A directory that the peer may still have something in is removed there by the resync.
-        """
-        if not inode.id:
-            return
-        if not self.log.is_empty:
-            marks = self.log.marks(inode.id)
-            if marks is not None and marks.names is not None:
-                splitter.mark_name(self.log, self.home.tree.ensure_id(parent), name, self._locator)
-            self.log.forget(inode.id)
-        self.unrepresentable.discard(inode.id)
-        self.unstable.forget(inode.id)
-        for known in self.located:
-            known.discard(inode.id)
-
-    def moving(self, inode: Inode) -> None:
-        """An object is about to get or lose a name.
-
-        Where all that is below a directory is unknown, so is what leaves it before it is looked at.
-        """
-        if self.log.is_empty:
-            return
-        for parent, _ in inode.names():
-            one: Inode | None = parent
-            while one is not None:
-                marks = self.log.marks(one.id)
-                if marks is not None and marks.deep:
-                    self._mark_unknown(inode)
-                    return
-                one = one.parent
-
-    def moved(self, inode: Inode) -> None:
-        """An object that is not a directory has another parent: its marks say where it is now."""
-        if self.log.is_empty or inode.is_directory or not self.log.marks(inode.id):
-            return
-        self.log.mark_attrs(inode.id, handle=self._locator(inode.id))
-
-    def links_changed(self, inode: Inode) -> None:
-        """An object with several names: while the peer is out of sync, all of them are looked at,
-
-        so that the resync finds the object under one of them and links instead of copying.
-        """
-        if not inode.more or (self.live and self.log.is_empty):
-            return
-        tree = self.home.tree
-        for parent, name in inode.names():
-            splitter.mark_name(self.log, tree.ensure_id(parent), name, self._locator)
-
-    def mark_crossing(
-        self,
-        parent: Inode,
-        name: bytes,
-        new_parent: Inode,
-        new_name: bytes,
-        *,
-        appears: tuple[Inode, ...],
-        vanishes: bool,
-    ) -> None:
-        """A rename between replicated and not: a name is to be removed there, or to appear."""
-        tree = self.home.tree
-        self.begin_divergence()
-        splitter.mark_name(self.log, tree.ensure_id(parent), name, self._locator, removal=vanishes)
-        splitter.mark_name(self.log, tree.ensure_id(new_parent), new_name, self._locator)
-        for inode in appears:
-            self._mark_unknown(inode)
-        self.wake_resync()
-
-    def mark_policy_change(self, inode: Inode, *, removal: bool) -> None:
-        """The object's names are to vanish from the peer, or to appear there."""
-        tree = self.home.tree
-        self.begin_divergence()
-        for parent, name in inode.names():
-            splitter.mark_name(
-                self.log, tree.ensure_id(parent), name, self._locator, removal=removal
-            )
-        if not removal or inode is tree.root:
-            self._mark_unknown(inode)
-        if not inode.is_directory and tree.stat(inode).st_nlink > len(inode.names()):
-            # It has names that nobody has looked up: they are anywhere.
-            self.log.mark_unknown(ROOT_ID, directory=True, deep=True)
-        self.wake_resync()
-
-    def _mark_unknown(self, inode: Inode) -> None:
-        object_id = self.home.tree.ensure_id(inode)
-        handle = self._locator(object_id)
-        if inode.is_directory or inode.type == 0o100000:
-            self.log.mark_unknown(object_id, directory=inode.is_directory, deep=True, handle=handle)
-        else:
-            self.log.mark_attrs(object_id, handle=handle)
 
     # Waiting -----------------------------------------------------------------------------------
 
@@ -724,23 +564,6 @@ class Peer:
                 self.wake_urgent()
                 await self._progress.wait()
         return self.live and all(self.is_clean(inode) for inode in inodes)
-
-    def is_clean(self, inode: Inode) -> bool:
-        """Whether the object, its names and those of its parents are on the peer."""
-        dirty = self.log
-        if inode.is_directory:
-            marks = dirty.marks(inode.id)
-            # Single names need not hold up what is done to another one.
-            if marks is not None and (marks.names_all or (marks.attrs and marks.names is None)):
-                return False
-        elif not dirty.object_is_clean(inode.id):
-            return False
-        one = inode
-        while one.parent is not None:
-            if not dirty.name_is_clean(one.parent.id, one.name):
-                return False
-            one = one.parent
-        return True
 
     async def marks_durable(self) -> None:
         """If the peer lacks anything, what it lacks is recorded on stable storage."""
@@ -778,56 +601,6 @@ class Peer:
         sent = self.unawaited
         while self.live and self.landed < sent:
             await trio.sleep(0.001)
-
-    # What people ask ---------------------------------------------------------------------------
-
-    def state_of(self, inode: Inode) -> str:
-        """`in-sync`, `resync`, `dirty` or `out-of-sync`; of a directory, the worst below it."""
-        if inode.id in self.unrepresentable:
-            return "unrepresentable"
-        base = "in-sync" if self.live else "out-of-sync"
-        if self.log.is_empty:
-            return base
-        worse = "resync" if self.live else "dirty"
-        if not self.is_clean(inode) or not self.log.object_is_clean(inode.id):
-            return worse
-        if not inode.is_directory:
-            return base
-        now = time.monotonic()
-        if now - self._state_cache[0] > 1:
-            self._state_cache = (now, {})
-        cached = self._state_cache[1].get(inode.ino)
-        if cached is None:
-            cached = worse if self._is_dirty_below(inode) else base
-            self._state_cache[1][inode.ino] = cached
-        return cached
-
-    def _is_dirty_below(self, directory: Inode) -> bool:
-        tree = self.home.tree
-        for count, object_id in enumerate(self.log.objects()):
-            if count >= _STATE_SCAN_MAX:
-                return True
-            marks = self.log.marks(object_id)
-            if marks is None:
-                continue
-            inode: Inode | None = locators.find(tree, marks.handle, object_id)
-            while inode is not None:
-                if inode is directory:
-                    return True
-                inode = inode.parent
-        return False
-
-    def dirty_bytes_of(self, inode: Inode) -> int:
-        """Bytes of a file that the peer lacks, in whole regions; of others, 0."""
-        if inode.is_directory:
-            return self.log.dirty_bytes if inode.id == ROOT_ID else 0
-        return (
-            sum(last - first for first, last in self.log.dirty_regions(inode.id, inode.size)) << 16
-        )
-
-    def removal_pending(self, inode: Inode) -> bool:
-        """Whether the peer still has a name that policy took away."""
-        return any(self.log.is_removal(parent.id, name) for parent, name in inode.names())
 
 
 def _not_counted(_began: int, _ended: int) -> None:

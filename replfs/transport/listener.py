@@ -315,7 +315,9 @@ class Listener:
                 await trio.lowlevel.checkpoint()
                 since = clock()
                 continue  # other tasks may have sent, so the socket must be looked at again
-            if spin.begin():
+            deferred = self._awaits_answers()
+            # What is awaited here is nothing that comes on the socket: its tasks go first.
+            if not deferred and spin.begin():
                 while not (found := socket.readable()):
                     if not spin.go_on():
                         break
@@ -323,7 +325,7 @@ class Listener:
                     spin.paid()
                     continue
             asleep = clock()
-            await socket.wait(NET_S if self._awaits_answers() else math.inf)
+            await socket.wait(NET_S if deferred else math.inf)
             handled = 0
             since = clock()
             spin.slept(since - asleep)

@@ -12,14 +12,13 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-import trio
-
 from replfs.core import footprint, ops
 from replfs.core.policy import Policy
 from replfs.core.scheduler import END
 from replfs.errors import HalfDone
 from replfs.node.mounted.late_times import LateTimes
 from replfs.node.mounted.view import View
+from replfs.node.pacing import flush
 from replfs.node.replication.flight import Flight
 from replfs.node.replication.pipeline import Pipeline
 from replfs.store import syscalls
@@ -223,7 +222,7 @@ class Files(View):
         """Stable on both sides: what was in flight first, then both disks at once."""
         handle = self.handle(number)
         if handle.inode.gone:
-            await trio.to_thread.run_sync(os.fsync, handle.fd)
+            await flush.begin(handle.fd, data_only=data_only).wait()
             return
         await self._settle_times(handle.inode)
         await self._flush(handle.inode, data_only=data_only)
@@ -245,25 +244,21 @@ class Files(View):
         began = time.monotonic_ns()
         ticket, policy = await self.pipeline.turn(footprint.whole(inode), "fsync", inode)
         flight = Flight(self.pipeline, "fsync")
-        fd = -1
         try:
-            if inode.is_directory:
-                fd = os.dup(self.tree.directory_fd(inode))
-            else:
-                fd = os.dup(self.tree.data_fd(inode))
-            if policy != Policy.NONE and self.pipeline.peers:
-                self.tree.ensure_id(inode)
-                self.pipeline.send(ops.Sync(inode.id, data_only), None, flight, 0)
-        except BaseException:
-            if fd >= 0:
-                os.close(fd)
-            raise
+            fd = self.tree.directory_fd(inode) if inode.is_directory else self.tree.data_fd(inode)
+            own = flush.begin(fd, data_only=data_only)
+            try:
+                if policy != Policy.NONE and self.pipeline.peers:
+                    self.tree.ensure_id(inode)
+                    self.pipeline.send(ops.Sync(inode.id, data_only), None, flight, 0)
+            except BaseException:
+                await own.wait()
+                raise
         finally:
             self.pipeline.release_claim(ticket)
         try:
-            await trio.to_thread.run_sync(os.fdatasync if data_only else os.fsync, fd)
+            await own.wait()
         finally:
-            os.close(fd)
             if flight.waiting:
                 await self.pipeline.confirmed(flight)
         await self.pipeline.together(inode.unconfirmed)

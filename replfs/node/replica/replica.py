@@ -22,6 +22,7 @@ from replfs.core.dirty import DirtyLog
 from replfs.core.policy import NO_PATTERNS, NamePatterns
 from replfs.core.unstable import Unstable
 from replfs.node.asking.suspects import Pages
+from replfs.node.pacing import flush
 from replfs.node.replica.beside import Beside
 from replfs.node.replica.later import Later, Reply
 from replfs.node.replica.live import Live
@@ -145,22 +146,26 @@ class Replica:
     def _flush(self, op: ops.Sync | ops.Checkpoint, reply: Reply) -> ops.AnyAnswer | None:
         if isinstance(op, ops.Checkpoint):
             self.unstable.begin()
-            fd = os.dup(self.tree.root_fd)
-            call: Callable[[int], None] = syscalls.syncfs
+            return self._later.do(partial(self._flush_all, os.dup(self.tree.root_fd)), reply)
+        inode = self._objects.known(op.object)
+        if inode.is_directory:
+            fd = self.tree.directory_fd(inode)
+        elif inode.type == _stat.S_IFREG:
+            fd = self.tree.data_fd(inode)
         else:
-            inode = self._objects.known(op.object)
-            if inode.is_directory:
-                fd = os.dup(self.tree.directory_fd(inode))
-            elif inode.type == _stat.S_IFREG:
-                fd = os.dup(self.tree.data_fd(inode))
-            else:
-                return _OK
-            call = os.fdatasync if op.data_only else os.fsync
-        return self._later.do(partial(self._flush_in_thread, call, fd), reply)
+            return _OK
+        # Now, for the caller waits: what is done later is done when nothing else comes.
+        begun = flush.begin(fd, data_only=op.data_only, threads=self._later.flushes)
+        return self._later.do(partial(self._flushed, begun), reply)
 
-    async def _flush_in_thread(self, call: Callable[[int], None], fd: int) -> ops.AnyAnswer:
+    @staticmethod
+    async def _flushed(begun: flush.Flush) -> ops.AnyAnswer:
+        await begun.wait()
+        return _OK
+
+    async def _flush_all(self, fd: int) -> ops.AnyAnswer:
         try:
-            await trio.to_thread.run_sync(call, fd, limiter=self._later.flushes)
+            await trio.to_thread.run_sync(syscalls.syncfs, fd, limiter=self._later.flushes)
         finally:
             os.close(fd)
         return _OK

@@ -28,6 +28,7 @@ from trio import Nursery
 from trio._core import _run
 from trio._core._traps import CancelShieldedCheckpoint, WaitTaskRescheduled
 
+from replfs.node.pacing import flush
 from replfs.store import database as database_module
 from replfs.store import state as state_module
 from replfs.store import syscalls
@@ -296,6 +297,7 @@ def _patch_trio(patch: pytest.MonkeyPatch, world: World, seed: int) -> None:
     patch.setattr(Nursery, "start", start_in_life)
     patch.setattr(trio.lowlevel, "reschedule", reschedule_the_living)
     patch.setattr(trio.to_thread, "run_sync", run_sync)
+    patch.setattr(flush, "_kernel", lambda: None)  # then it is done in a thread
 
 
 def _patch_system_calls(patch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from benchmarks import pages as performance
 from replfs import errors
 from replfs.cli.exit_codes import ExitCode
 from replfs.cli.main import MODULES as COMMANDS
-from replfs.core import messages, ops, relationship
+from replfs.core import checks, messages, ops, relationship
 from replfs.node.operating import status
 from replfs.node.settings import config
 from replfs.transport import direct, flow, libzmq, listener, zmtp
@@ -311,11 +311,11 @@ LIMITS = {
     "seconds for a connection's handshake": f"{direct.HANDSHAKE_S:.0f}",
     "messages read ahead per connection through libzmq": f"{libzmq.RECEIVE_QUEUE}",
     "answers in a message": f"{messages.ANSWERS_PER_MESSAGE}",
-    "digests in an answer": f"{messages.DIGESTS_PER_ANSWER}",
+    "digests in an answer": f"{checks.DIGESTS_PER_ANSWER}",
     "names in `Gather` and `Listing`, hints in `Place`": f"{ops.NAMES_PER_MESSAGE}",
-    "objects in `Forget`": f"{messages.FORGET_MAX}",
+    "objects in `Forget`": f"{checks.FORGET_MAX}",
     "a symlink's target": f"{ops.PATH_MAX} bytes",
-    "generations in a history": f"{messages.HISTORY_MAX}",
+    "generations in a history": f"{checks.HISTORY_MAX}",
 }
 
 

@@ -18,6 +18,8 @@ from soak.story import Story, check_equal, fill, record_directory
 SAMPLE_S: Final = 5.0
 PAUSE_EVERY: Final = 6
 """Samples between two pauses of the peer."""
+TELL_EVERY: Final = 24
+"""Samples between two lines of what is used now."""
 GROWTH_MAX: Final = 8 << 20
 """Bytes of resident memory of a node from the first third to the end, besides what its known
 objects take."""
@@ -57,6 +59,9 @@ def run(
                     pair.mount.replfs("resume", pair.mount.target)
                 for name, node in nodes.items():
                     samples[name].append(_sample(node, began))
+                if number % TELL_EVERY == 0:
+                    now = {name: found[-1]["memory_bytes"] / 1e6 for name, found in samples.items()}
+                    story.say(", ".join(f"{name} {used:.1f} MB" for name, used in now.items()))
             check_equal(pair, all_writers)
             report = all_writers.stop()
     story.say(f"writers: {report}")

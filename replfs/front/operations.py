@@ -162,16 +162,22 @@ async def _look_again(names: Sequence[tuple[int, bytes]]) -> None:
 class Operations(pyfuse3.Operations):
     """The handlers, in front of what is mounted."""
 
-    supports_dot_lookup = True
-
     def __init__(
         self,
         mounted: Mounted,
         *,
         acl: bool = True,
         writeback: bool = False,
+        generation: Callable[[int], int] | None = None,
     ) -> None:
+        """In front of *mounted*.
+
+        With *generation* (of an inode number) an object can be opened by its handle, however long
+        ago the kernel has forgotten it.
+        """
         super().__init__()
+        self._generation = generation
+        self.supports_dot_lookup = generation is not None
         self.mounted = mounted
         self.timeout_s = FOREVER_S
         """How long the kernel may trust what it was told."""
@@ -204,6 +210,8 @@ class Operations(pyfuse3.Operations):
         entry.st_ctime_ns = found.st_ctime_ns
         entry.entry_timeout = self.timeout_s
         entry.attr_timeout = self.timeout_s
+        if self._generation is not None:
+            entry.generation = self._generation(inode.nodeid)
         if _stat.S_ISDIR(found.st_mode):
             nodeid = inode.nodeid
             self._told[nodeid] = thread if self._told.get(nodeid, thread) == thread else _ANYBODY

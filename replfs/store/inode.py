@@ -11,6 +11,7 @@ the names held here are right.
 from __future__ import annotations
 
 import os
+import secrets
 import stat as _stat
 from operator import attrgetter
 from typing import Any, Final, Protocol, TypeVar
@@ -251,12 +252,26 @@ class Table:
         self.by_id: dict[bytes, Inode] = {root.id: root}
         self.handles: dict[int, Handle] = {}
         self._next_handle = 1
+        self.keeps = False
+        """What has a name stays known, though nobody needs it now: an NFS client may."""
+        self._generation = 1 + secrets.randbelow(1 << 30)
+        self._removed: dict[int, int] = {}
+        """While it `keeps`: how many objects with this number are no more."""
 
     def find(self, ino: int) -> Inode | None:
         """The known one with this inode number in the store."""
         if ino == self.root.ino:
             return self.root
         return self.by_nodeid.get(ino if ino != ROOT_NODEID else _RENUMBERED)
+
+    def generation(self, nodeid: int) -> int:
+        """Tells an object from others that have had its number, and from those of other processes.
+
+        1 to 2 ** 31 - 1, the same as long as the object is known; 0 of the root, as FUSE has it.
+        """
+        if nodeid == ROOT_NODEID:
+            return 0
+        return (self._generation + self._removed.get(nodeid, 0)) & 0x7FFFFFFF or 1
 
     def add(self, inode: Inode) -> None:
         """A new one is known."""
@@ -283,9 +298,13 @@ class Table:
             one = waiting.pop()
             if one.lookups > 0 or one.opens or one.pins or one.children or one is self.root:
                 continue
+            if self.keeps and one.named:
+                continue
             if self.by_nodeid.get(one.nodeid) is not one:
                 continue
             del self.by_nodeid[one.nodeid]
+            if self.keeps:
+                self._removed[one.nodeid] = self._removed.get(one.nodeid, 0) + 1
             if one.id and self.by_id.get(one.id) is one:
                 del self.by_id[one.id]
             for parent, name in one.names():

@@ -91,8 +91,12 @@ class FrontEnd:
         # With the kernel as the owner of sizes a replica's mount would not see them change.
         self._writeback = settings.writeback and primary is not None
         self._operations = Operations(
-            self._behind(primary), acl=settings.acl, writeback=self._writeback
+            self._behind(primary),
+            acl=settings.acl,
+            writeback=self._writeback,
+            generation=self._tree.table.generation if settings.export else None,
         )
+        self._tree.table.keeps = settings.export
         self._tell_times(primary)
         options = MountOptions(
             read_only=settings.read_only or primary is None,

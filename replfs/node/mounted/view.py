@@ -53,6 +53,9 @@ class View:
     def lookup(self, parent: int, name: bytes) -> Found:
         """One more reference of the kernel's to what *name* stands for."""
         above = self.inode(parent)
+        if name in {b".", b".."} and not above.named:
+            # By a handle: what the kernel has forgotten nobody has open.
+            raise failure(errno.ESTALE)
         if name == b".":
             found = above, self.tree.stat(above)
         elif name == b"..":

@@ -81,6 +81,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     nodev: bool = False
     noexec: bool = False
     noatime: bool = False
+    export: bool = False
     writeback: bool = False
     max_background: int = 64
     spin: bool = True
@@ -386,6 +387,8 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option("nodev", "nodev", parse_bool, "ignore device files", opposite="dev"),
     Option("noexec", "noexec", parse_bool, "refuse to execute programs", opposite="exec"),
     Option("noatime", "noatime", parse_bool, "do not update access times", opposite="atime"),
+    Option("export", "export", parse_bool,
+           "for an NFS server: what was looked up once can be opened by its handle"),
     Option("writeback", "writeback", parse_bool,
            "the kernel's write-back cache: faster, and the promise then is fsync and close"),
     Option("max-background", "max_background", _integer(1, 65535),

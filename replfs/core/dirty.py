@@ -16,11 +16,11 @@ there already 0.4 us, a question 0.06 us for a clean object and 0.3 us for a reg
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Final
 
 from replfs.core import regions as sets
+from replfs.core.marked import INFINITE, NAME_GATHERED, NAME_REMOVAL, Marked, weight
 from replfs.core.marks import (
     ALL_NAMES,
     ATTRS,
@@ -40,29 +40,13 @@ from replfs.core.marks import (
     WideMarks,
 )
 from replfs.core.ops import ObjectId
+from replfs.core.recent import Recent
 from replfs.core.regions import CHUNK_SHIFT, REGION_LIMIT, REGION_SHIFT, REGION_SIZE
 
-_INFINITE: Final = 1 << 62
-_RECENT_OBJECTS: Final = 64
-_RECENT_MARKS: Final = 1024
-_NAME_GATHERED: Final = 1
-_NAME_REMOVAL: Final = 2
 _NAME_SHIFT: Final = 2
 
 
-class _Recent:
-    """Data marks of one object since the first of its version tokens that may still be used."""
-
-    __slots__ = ("floor", "marks")
-
-    def __init__(self, floor: int) -> None:
-        self.floor = floor
-        """Of tokens up to this one, nothing is known."""
-        self.marks: list[tuple[int, int, int]] = []
-        """(version, first region, last region + 1), in order of version."""
-
-
-class DirtyLog:
+class DirtyLog(Marked):
     """What one peer is missing.
 
     All `first` and `last` are region numbers, half-open; `start` and `stop` are bytes, half-open.
@@ -73,91 +57,14 @@ class DirtyLog:
     """
 
     def __init__(self, journal: Journal | None = None) -> None:
-        self.is_empty = True
-        """Current at all times; an attribute because every operation reads it."""
-        self.dirty_files = 0
-        """Objects with data marks."""
-        self.dirty_names = 0
-        """Names marked one by one."""
+        super().__init__()
         self._journal: Journal = journal if journal is not None else NotKept()
-        self._objects: dict[ObjectId, ObjectMarks] = {}
-        self._directories: dict[ObjectId, None] = {}
-        self._regions = 0
-        self._tails = 0
-        self._recent: dict[ObjectId, _Recent] = {}
+        self._recent = Recent()
         self._gathered_from = self._gathered_to = 0
         self._version = 0
         self._next_version()
 
-    def __len__(self) -> int:
-        return len(self._objects)
-
-    @property
-    def dirty_bytes(self) -> int:
-        """Bytes that data marks cover, whole regions, by the sizes told with the marks."""
-        return (self._regions + self._tails) << REGION_SHIFT
-
-    # Questions ---------------------------------------------------------------------------------
-
-    def object_is_clean(self, object_id: ObjectId) -> bool:
-        """There is no mark of any kind on the object."""
-        return object_id not in self._objects
-
-    def data_is_clean(self, object_id: ObjectId, start: int, stop: int | None) -> bool:
-        """No region that holds any of these bytes is dirty; *stop* None: to the end of the file."""
-        marks = self._objects.get(object_id)
-        if marks is None or (marks.tail < 0 and not marks.regions):
-            return True
-        if stop is None:
-            last = _INFINITE
-        elif stop <= start:
-            return True
-        else:
-            last = ((stop - 1) >> REGION_SHIFT) + 1
-        if 0 <= marks.tail < last:
-            return False
-        return not sets.overlaps(marks.regions, start >> REGION_SHIFT, last)
-
-    def attrs_are_clean(self, object_id: ObjectId) -> bool:
-        """Attributes, extended attributes and size need not be sent."""
-        marks = self._objects.get(object_id)
-        return marks is None or not marks.flags & ATTRS
-
-    def name_is_clean(self, directory: ObjectId, name: bytes) -> bool:
-        """The peer has at *name* what is here; False also where every name is dirty."""
-        marks = self._objects.get(directory)
-        if marks is None or marks.names is None:
-            return True
-        return name not in marks.names and ALL_NAMES not in marks.names
-
-    def split(self, object_id: ObjectId, start: int, stop: int) -> list[tuple[int, int, bool]]:
-        """Cut a write of [start, stop) into (start, stop, is clean), each as long as can be."""
-        if self.data_is_clean(object_id, start, stop):
-            return [(start, stop, True)]
-        marks = self._objects[object_id]
-        parts: list[tuple[int, int, bool]] = []
-        for region in range(start >> REGION_SHIFT, ((stop - 1) >> REGION_SHIFT) + 1):
-            clean = not (
-                0 <= marks.tail <= region or sets.overlaps(marks.regions, region, region + 1)
-            )
-            end = min(stop, (region + 1) << REGION_SHIFT)
-            if parts and parts[-1][2] == clean:
-                parts[-1] = (parts[-1][0], end, clean)
-            else:
-                parts.append((max(start, region << REGION_SHIFT), end, clean))
-        return parts
-
-    def marks(self, object_id: ObjectId) -> ObjectMarks | None:
-        """The object's marks, to read at once, or None if it is clean."""
-        return self._objects.get(object_id)
-
-    def is_gathered(self, directory: ObjectId, name: bytes) -> bool:
-        """The name is dirty, and was gathered on the peer after it was last marked."""
-        return self._name_value(directory, name) & _NAME_GATHERED != 0
-
-    def is_removal(self, directory: ObjectId, name: bytes) -> bool:
-        """The name is dirty because it is to be removed from the peer by a change of policy."""
-        return self._name_value(directory, name) & _NAME_REMOVAL != 0
+    # Versions ----------------------------------------------------------------------------------
 
     def mark_version(self, object_id: ObjectId) -> int:
         """A token: whatever is marked on the object from here on counts as marked since.
@@ -165,12 +72,7 @@ class DirtyLog:
         Two tokens are never equal; compare with `marked_since`, not with each other.
         """
         self._next_version()
-        recent = self._recent.pop(object_id, None)
-        if recent is None:
-            recent = _Recent(self._version - 1)
-            if len(self._recent) >= _RECENT_OBJECTS:
-                del self._recent[next(iter(self._recent))]
-        self._recent[object_id] = recent
+        self._recent.begin(object_id, self._version)
         return self._version
 
     def marked_since(
@@ -180,16 +82,13 @@ class DirtyLog:
         marks = self._objects.get(object_id)
         if marks is None or marks.version < version:
             return False
-        recent = self._recent.get(object_id)
-        if recent is None or recent.floor >= version:
-            return True
-        stop = _INFINITE if last is None else last
-        for at, low, high in reversed(recent.marks):
-            if at < version:
-                break
-            if low < stop and first < high:
-                return True
-        return False
+        return self._recent.may_hold(object_id, version, first, last)
+
+    def _next_version(self) -> None:
+        self._version += 1
+        # Made here once, so that a million names marked at one version share one int.
+        plain = self._version << _NAME_SHIFT
+        self._name_values = {0: plain, NAME_REMOVAL: plain | NAME_REMOVAL}
 
     # Marks -------------------------------------------------------------------------------------
 
@@ -229,7 +128,7 @@ class DirtyLog:
             # Marked already, which is what most writes to a file out of sync find.
             marks.version = self._version
             if self._recent:
-                self._note(object_id, first, last)
+                self._recent.note(object_id, self._version, first, last)
             return
         self._mark(object_id, flags, NO_TAIL, 0, handle, first, last)
 
@@ -273,7 +172,7 @@ class DirtyLog:
 
         *handle* is the directory's. Raises as `mark_data`.
         """
-        self._mark_name(directory, name, ATTRS, _NAME_REMOVAL if removal else 0, handle)
+        self._mark_name(directory, name, ATTRS, NAME_REMOVAL if removal else 0, handle)
 
     def mark_names_all(
         self, directory: ObjectId, *, deep: bool = False, handle: bytes = b""
@@ -322,7 +221,7 @@ class DirtyLog:
             self._mark(object_id, flags, NO_TAIL, 0, handle, first, last)
         self._mark(object_id, flags, marks.tail, marks.extent, handle, 0, 0)
         for name, value in list((marks.names or {}).items()):
-            self._mark_name(object_id, name, 0, value & _NAME_REMOVAL, b"")
+            self._mark_name(object_id, name, 0, value & NAME_REMOVAL, b"")
 
     # Clears ------------------------------------------------------------------------------------
 
@@ -335,7 +234,7 @@ class DirtyLog:
             return True
         if version is not None and self.marked_since(object_id, version, first, last):
             return False
-        self._drop_regions(object_id, marks, first, _INFINITE if last is None else last)
+        self._drop_regions(object_id, marks, first, INFINITE if last is None else last)
         self._settle(object_id, marks, save=False)
         return True
 
@@ -353,10 +252,10 @@ class DirtyLog:
             return True
         if version is not None and self.marked_since(object_id, version, marks.tail, up_to):
             return False
-        self._tails -= _weight(marks)
+        self._tails -= weight(marks)
         had_data = marks.data
         marks.tail = NO_TAIL if up_to is None else min(up_to, REGION_LIMIT)
-        self._tails += _weight(marks)
+        self._tails += weight(marks)
         self.dirty_files += marks.data - had_data
         self._settle(object_id, marks, save=True)
         return True
@@ -384,7 +283,7 @@ class DirtyLog:
         if names is not None:
             # One int for all names marked at the same version, not one each.
             if self._gathered_from != value:
-                self._gathered_from, self._gathered_to = value, value | _NAME_GATHERED
+                self._gathered_from, self._gathered_to = value, value | NAME_GATHERED
             names[name] = self._gathered_to
         return True
 
@@ -418,7 +317,7 @@ class DirtyLog:
             return
         self.is_empty = not self._objects
         self._regions -= sets.count(marks.regions, 0, REGION_LIMIT)
-        self._tails -= _weight(marks)
+        self._tails -= weight(marks)
         self.dirty_files -= marks.data
         if marks.names is not None:
             self.dirty_names -= len(marks.names) - marks.names_all
@@ -433,94 +332,6 @@ class DirtyLog:
         self.dirty_files = self.dirty_names = self._regions = self._tails = 0
         self._journal((DropAll(),), lazily=True)
 
-    # Iteration ---------------------------------------------------------------------------------
-
-    def dirty_regions(
-        self, object_id: ObjectId, size: int, *, first: int = 0, limit: int = _INFINITE
-    ) -> Iterator[tuple[int, int]]:
-        """Runs [first, last) of dirty regions below *size* bytes, at most *limit* regions each.
-
-        Each step looks at the marks as they are by then, from the end of the step before.
-        """
-        end = (size + REGION_SIZE - 1) >> REGION_SHIFT
-        while (run := self.next_run(object_id, first, end, limit)) is not None:
-            yield run
-            first = run[1]
-
-    def next_run(
-        self, object_id: ObjectId, first: int, end: int, limit: int = _INFINITE
-    ) -> tuple[int, int] | None:
-        """The first run of dirty regions in [first, end), at most *limit* long, or None."""
-        marks = self._objects.get(object_id)
-        if marks is None or first >= end:
-            return None
-        low = sets.first_from(marks.regions, first)
-        tail = marks.tail
-        if tail >= 0 and (low < 0 or low >= tail):
-            low = max(first, tail)
-        if low < 0 or low >= end:
-            return None
-        stop = min(end, low + limit)
-        high = stop if 0 <= tail <= low else sets.run_end(marks.regions, low, stop)
-        if 0 <= tail <= high:
-            high = stop
-        return low, high
-
-    def runs(self, object_id: ObjectId) -> Iterator[tuple[int, int]]:
-        """Runs [first, last) of regions marked one by one, the tail not among them."""
-        marks = self._objects.get(object_id)
-        first = 0
-        while marks is not None and (first := sets.first_from(marks.regions, first)) >= 0:
-            last = sets.run_end(marks.regions, first, _INFINITE)
-            yield first, last
-            first = last
-
-    def objects(self) -> Iterator[ObjectId]:
-        """Ids of all objects with marks."""
-        for object_id in list(self._objects):
-            if object_id in self._objects:
-                yield object_id
-
-    def objects_with_data(self) -> Iterator[ObjectId]:
-        """Ids of objects with data marks."""
-        for object_id in list(self._objects):
-            marks = self._objects.get(object_id)
-            if marks is not None and marks.data:
-                yield object_id
-
-    def objects_with_attrs(self) -> Iterator[ObjectId]:
-        """Ids of objects whose attributes are to be sent."""
-        for object_id in list(self._objects):
-            if not self.attrs_are_clean(object_id):
-                yield object_id
-
-    def directories_unknown(self) -> Iterator[ObjectId]:
-        """Ids of directories in which every name is dirty."""
-        for directory in list(self._directories):
-            if self._name_value(directory, ALL_NAMES):
-                yield directory
-
-    def names_pending(self) -> Iterator[tuple[ObjectId, bytes]]:
-        """(directory, name) of every dirty name, directory by directory."""
-        for directory in list(self._directories):
-            marks = self._objects.get(directory)
-            if marks is not None and marks.names is not None:
-                for name in list(marks.names):
-                    if name and self._name_value(directory, name):
-                        yield directory, name
-
-    def ungathered(self) -> Iterator[tuple[ObjectId, bytes]]:
-        """Those of `names_pending` that are not gathered."""
-        for directory, name in self.names_pending():
-            if not self.is_gathered(directory, name):
-                yield directory, name
-
-    def removals(self) -> Iterator[tuple[ObjectId, bytes]]:
-        """Those of `names_pending` that are to be removed by a change of policy."""
-        for directory, name in self.names_pending():
-            if self.is_removal(directory, name):
-                yield directory, name
-
     # Saving and loading ------------------------------------------------------------------------
 
     def restore(self, change: SaveObject | SaveRegions | SaveName) -> None:
@@ -530,7 +341,7 @@ class DirtyLog:
             ValueError: no log can have saved this.
         """
         if isinstance(change, SaveName):
-            bits = _NAME_REMOVAL if change.removal else 0
+            bits = NAME_REMOVAL if change.removal else 0
             self._mark_name(change.directory, change.name, 0, bits, b"")
             return
         marks = self._objects.get(change.object)
@@ -564,12 +375,6 @@ class DirtyLog:
         """From here on every change goes to *journal*."""
         self._journal = journal
 
-    def _next_version(self) -> None:
-        self._version += 1
-        # Made here once, so that a million names marked at one version share one int.
-        plain = self._version << _NAME_SHIFT
-        self._name_values = {0: plain, _NAME_REMOVAL: plain | _NAME_REMOVAL}
-
     # Inside ------------------------------------------------------------------------------------
 
     def _mark(
@@ -584,7 +389,8 @@ class DirtyLog:
     ) -> None:
         """Add to the object's own marks: *tail*, or regions [first, last), or neither."""
         if self._recent:
-            self._note(object_id, first, last) if tail < 0 else self._note(object_id, tail)
+            low, high = (first, last) if tail < 0 else (tail, INFINITE)
+            self._recent.note(object_id, self._version, low, high)
         found = self._objects.get(object_id)
         if tail >= 0:
             marks: ObjectMarks = _wide(found)
@@ -618,7 +424,7 @@ class DirtyLog:
             self.is_empty = False
         self._apply(marks, new_flags, new_tail, extent, new_handle, first, last if adds else first)
         if tail >= 0:
-            self._drop_regions(object_id, marks, new_tail, _INFINITE)
+            self._drop_regions(object_id, marks, new_tail, INFINITE)
 
     def _apply(
         self,
@@ -631,14 +437,14 @@ class DirtyLog:
         last: int,
     ) -> None:
         had_data = marks.data
-        self._tails -= _weight(marks)
+        self._tails -= weight(marks)
         marks.flags = flags
         if isinstance(marks, WideMarks):
             marks.tail = tail
             marks.extent = extent or marks.extent
         marks.handle = handle
         marks.version = self._version
-        self._tails += _weight(marks)
+        self._tails += weight(marks)
         if last > first:
             self._regions += (last - first) - sets.count(marks.regions, first, last)
             marks.regions = sets.add(marks.regions, first, last)
@@ -655,7 +461,7 @@ class DirtyLog:
         changes: list[Change] = []
         if found is None or new_flags != marks.flags or new_handle != marks.handle:
             changes.append(SaveObject(directory, new_flags, marks.tail, marks.extent, new_handle))
-        if not old or (old ^ bits) & _NAME_REMOVAL:
+        if not old or (old ^ bits) & NAME_REMOVAL:
             changes.append(SaveName(directory, name, bits != 0))
         if changes or self._journal.behind:
             self._journal(changes)
@@ -671,19 +477,6 @@ class DirtyLog:
         if not old and name:
             self.dirty_names += 1
         marks.names[name] = self._name_values[bits]
-
-    def _note(self, object_id: ObjectId, first: int, last: int = _INFINITE) -> None:
-        """Remember a data mark for `marked_since`, where somebody may ask."""
-        recent = self._recent.get(object_id)
-        if recent is None or first >= last:
-            return
-        mark = (self._version, first, last)
-        if recent.marks and recent.marks[-1] == mark:
-            return
-        recent.marks.append(mark)
-        if len(recent.marks) > _RECENT_MARKS:
-            recent.floor = recent.marks[_RECENT_MARKS // 2][0]
-            del recent.marks[: _RECENT_MARKS // 2 + 1]
 
     def _drop_regions(self, object_id: ObjectId, marks: ObjectMarks, first: int, last: int) -> None:
         """Take regions [first, last) out and save that."""
@@ -715,13 +508,6 @@ class DirtyLog:
             saved = SaveObject(object_id, flags, marks.tail, marks.extent, marks.handle)
             self._journal((saved,), lazily=True)
 
-    def _name_value(self, directory: ObjectId, name: bytes) -> int:
-        """The version of a dirty name's last mark, shifted, and its bits; 0 if it is clean."""
-        marks = self._objects.get(directory)
-        if marks is None or marks.names is None:
-            return 0
-        return marks.names.get(name, 0)
-
 
 def _wide(found: ObjectMarks | None) -> WideMarks:
     """*found* if it can have a tail and names, else marks that say the same and can."""
@@ -730,8 +516,3 @@ def _wide(found: ObjectMarks | None) -> WideMarks:
     if found is None:
         return WideMarks()
     return WideMarks(found.flags, found.regions, found.handle, found.version)
-
-
-def _weight(marks: ObjectMarks) -> int:
-    """Regions that the tail is worth: at least one, for an object whose size was not told."""
-    return max(1, marks.extent - marks.tail) if marks.tail >= 0 else 0

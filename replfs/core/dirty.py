@@ -16,6 +16,7 @@ there already 0.4 us, a question 0.06 us for a clean object and 0.3 us for a reg
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Final
 
@@ -28,6 +29,7 @@ from replfs.core.marks import (
     DEEP,
     NO_TAIL,
     Change,
+    Clears,
     DropAll,
     DropName,
     DropObject,
@@ -60,6 +62,7 @@ class DirtyLog(Marked):
         super().__init__()
         self._journal: Journal = journal if journal is not None else NotKept()
         self._recent = Recent()
+        self._clears: Clears | None = None
         self._gathered_from = self._gathered_to = 0
         self._version = 0
         self._next_version()
@@ -234,7 +237,11 @@ class DirtyLog(Marked):
             return True
         if version is not None and self.marked_since(object_id, version, first, last):
             return False
-        self._drop_regions(object_id, marks, first, INFINITE if last is None else last)
+        stop = INFINITE if last is None else last
+        if self._clears is not None and sets.overlaps(marks.regions, first, stop):
+            end = None if last is None else last << REGION_SHIFT
+            self._clears.data(object_id, first << REGION_SHIFT, end)
+        self._drop_regions(object_id, marks, first, stop)
         self._settle(object_id, marks, save=False)
         return True
 
@@ -252,6 +259,9 @@ class DirtyLog(Marked):
             return True
         if version is not None and self.marked_since(object_id, version, marks.tail, up_to):
             return False
+        if self._clears is not None:
+            end = None if up_to is None else up_to << REGION_SHIFT
+            self._clears.data(object_id, marks.tail << REGION_SHIFT, end)
         self._tails -= weight(marks)
         had_data = marks.data
         marks.tail = NO_TAIL if up_to is None else min(up_to, REGION_LIMIT)
@@ -267,6 +277,8 @@ class DirtyLog(Marked):
             return True
         if version is not None and marks.version >= version:
             return False
+        if self._clears is not None:
+            self._clears.attrs(object_id)
         marks.flags &= ~ATTRS
         self._settle(object_id, marks, save=True)
         return True
@@ -294,6 +306,8 @@ class DirtyLog(Marked):
             return True
         if version is not None and value >> _NAME_SHIFT >= version:
             return False
+        if self._clears is not None:
+            self._clears.name(directory, name)
         marks = self._objects[directory]
         if isinstance(marks, WideMarks) and marks.names is not None:
             del marks.names[name]
@@ -370,6 +384,24 @@ class DirtyLog(Marked):
             OSError: they cannot be saved, but count; all later marks fail until they are.
         """
         return self._journal.together()
+
+    def saved(self) -> Iterator[SaveObject | SaveRegions | SaveName]:
+        """All marks, as they would be saved anew. Nothing may be marked or cleared meanwhile."""
+        for object_id, marks in self._objects.items():
+            yield SaveObject(object_id, marks.flags, marks.tail, marks.extent, marks.handle)
+            chunks = {
+                chunk
+                for first, last in self.runs(object_id)
+                for chunk in range(first >> CHUNK_SHIFT, ((last - 1) >> CHUNK_SHIFT) + 1)
+            }
+            for chunk in sorted(chunks):
+                yield SaveRegions(object_id, chunk, sets.encode_chunk(marks.regions, chunk, 0, 0))
+            for name, value in (marks.names or {}).items():
+                yield SaveName(object_id, name, value & NAME_REMOVAL != 0)
+
+    def watch(self, clears: Clears) -> None:
+        """From here on *clears* is told of what is cleared."""
+        self._clears = clears
 
     def attach(self, journal: Journal) -> None:
         """From here on every change goes to *journal*."""

@@ -173,3 +173,16 @@ class NotKept:
     def together(self) -> AbstractContextManager[None]:
         """Nothing is kept at the end of the block either."""
         return nullcontext()
+
+
+class Clears(Protocol):
+    """Told of what is cleared, which the journal keeps lazily."""
+
+    def data(self, object_id: ObjectId, start: int, stop: int | None) -> None:
+        """Bytes [start, stop) of an object; *stop* None: to the end."""
+
+    def attrs(self, object_id: ObjectId) -> None:
+        """The attributes of an object."""
+
+    def name(self, directory: ObjectId, name: bytes) -> None:
+        """A name in a directory, or `ALL_NAMES`."""

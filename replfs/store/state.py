@@ -214,6 +214,8 @@ class State:
         self._batches = 0
         self._is_open = True
         self._is_behind = False
+        self.are_clears_lost = False
+        """A full disk kept clears from being saved: logs say more on the disk than in memory."""
         with contextlib.ExitStack() as cleanup:
             self._root = _opened(".", dirfd, cleanup)
             self._where = os.readlink(f"/proc/self/fd/{self._root}")
@@ -495,6 +497,20 @@ class State:
         log.attach(journal)
         return log
 
+    def save_logs(self, logs: dict[str, DirtyLog]) -> None:
+        """Save all marks of these peers anew, and no others: nothing that was cleared is left.
+
+        Raises:
+            OSError: they cannot be saved (ENOSPC); nothing is changed.
+        """
+        changes: list[tuple[int, Change]] = []
+        for name, log in logs.items():
+            number = self._number(name)
+            changes.append((number, DropAll()))
+            changes += ((number, change) for change in log.saved())
+        self._commit(changes)
+        self.are_clears_lost = False
+
     @contextlib.contextmanager
     def batch(self) -> Iterator[None]:
         """Marks made inside are saved together, at the end: for scans, not for applications.
@@ -558,6 +574,7 @@ class State:
                 if not lazily:
                     raise
                 self._pending.clear()  # all are clears, which may be lost
+                self.are_clears_lost = True
         for change in changes:
             # The last change of a key stands for all of them, and takes its place at the end.
             key = (number, *_key(change))

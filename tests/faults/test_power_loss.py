@@ -13,7 +13,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from helpers.nodes import Node, Pair, make_base, remove_base, unmount_all, wait_
 pytestmark = pytest.mark.mounted
 
 NEVER = ("--checkpoint-interval", "1h", "--peer-timeout", "2s")
+SLOWLY = (*NEVER, "--resync-rate", "1MiB")
 OFTEN = ("--checkpoint-interval", "200ms", "--peer-timeout", "2s")
 
 
@@ -204,8 +205,17 @@ class Rig:
 
 
 @contextmanager
-def rig(sides: tuple[str, ...], kind: str, options: tuple[str, ...], seed: int) -> Iterator[Rig]:
-    """A pair in sync, everything stable, with the stores of `sides` on disks of their own."""
+def rig(
+    sides: tuple[str, ...],
+    kind: str,
+    options: tuple[str, ...],
+    seed: int,
+    prepare: Callable[[Pair], None] | None = None,
+) -> Iterator[Rig]:
+    """A pair in sync, everything stable, with the stores of `sides` on disks of their own.
+
+    With *prepare*, which fills the stores, nothing is started.
+    """
     base = make_base()
     try:
         with ExitStack() as stack:
@@ -214,9 +224,10 @@ def rig(sides: tuple[str, ...], kind: str, options: tuple[str, ...], seed: int) 
                 place = base / side
                 place.mkdir()
                 disks[side] = stack.enter_context(crash_disk(base, place, kind))
-            pair = stack.enter_context(Pair(base=base, mount_arguments=options))
-            found = Rig(pair, disks, seed)
-            found.wait_stable()
+            pair = Pair(base=base, mount_arguments=options, prepare=prepare, start=prepare is None)
+            found = Rig(stack.enter_context(pair), disks, seed)
+            if prepare is None:
+                found.wait_stable()
             yield found
             pair.check_alive()
     finally:
@@ -349,6 +360,64 @@ def test_what_was_fsynced_without_the_peer_is_carried_after_a_loss_of_power():
         pair.wait_in_sync()
         assert (pair.secondary_store / "file").read_bytes()[4:] == (b"new" * 50_000)[4:]
         pair.assert_equal()
+
+
+def wait_carried(path: Path) -> None:
+    wait_for(lambda: os.getxattr(path, "user.replfs.state") == b"in-sync", 30, "one file", 0.02)
+
+
+def write_both(found: Rig, name: str, data: bytes) -> None:
+    """A write in the middle of a file, which the replica has when it is acknowledged."""
+    fd = os.open(found.pair.mountpoint / name, os.O_WRONLY)
+    os.pwrite(fd, data, 1000)
+    os.close(fd)
+    assert (found.pair.secondary_store / name).read_bytes()[1000 : 1000 + len(data)] == data
+
+
+def test_what_both_acknowledged_during_the_first_copy_survives_a_loss_of_power():
+    large = random.Random(15).randbytes(8 << 20)
+
+    def prepare(pair: Pair) -> None:
+        (pair.primary_store / "small").write_bytes(b"x" * 100_000)
+        (pair.primary_store / "large").write_bytes(large)
+        os.sync()
+
+    with rig(("primary",), "xfs", SLOWLY, 15, prepare) as found:
+        pair = found.pair
+        pair.agent.start()
+        pair.mount.start()
+        wait_carried(pair.mountpoint / "small")
+        assert pair.peer()["state"] == "baseline"
+        (pair.mountpoint / "new").write_bytes(b"made by both")
+        write_both(found, "small", b"acknowledged")
+        found.lose_power(pair.mount)
+        assert b"acknowledged" not in (pair.primary_store / "small").read_bytes()
+        pair.mount.start()
+        assert (pair.mountpoint / "small").read_bytes()[1000:1012] == b"acknowledged"
+        assert (pair.mountpoint / "new").read_bytes() == b"made by both"
+        # What the replica had half of is here, whole.
+        assert (pair.mountpoint / "large").read_bytes() == large
+
+
+def test_what_both_acknowledged_during_a_resync_survives_a_loss_of_power():
+    """Also where the disk was told, by an fsync, that the peer lacked those very bytes."""
+    with rig(("primary",), "xfs", SLOWLY, 16) as found:
+        pair = found.pair
+        (pair.mountpoint / "small").write_bytes(b"x" * 100_000)
+        pair.mount.replfs("pause", pair.mountpoint)
+        fd = os.open(pair.mountpoint / "small", os.O_WRONLY)
+        os.pwrite(fd, b"recorded", 1000)
+        (pair.mountpoint / "large").write_bytes(random.Random(16).randbytes(8 << 20))
+        os.fsync(fd)
+        os.close(fd)
+        pair.mount.replfs("resume", pair.mountpoint)
+        wait_carried(pair.mountpoint / "small")
+        assert pair.peer()["state"] == "incremental"
+        write_both(found, "small", b"acknowledged")
+        found.lose_power(pair.mount)
+        assert b"acknowledged" not in (pair.primary_store / "small").read_bytes()
+        pair.mount.start()
+        assert (pair.mountpoint / "small").read_bytes()[1000:1012] == b"acknowledged"
 
 
 def test_a_replica_whose_disk_dies_is_left_behind_and_comes_back():

@@ -88,9 +88,15 @@ def below(tree):
     return a, b, file
 
 
-def send(peer, op):
+def send(peer, op, payload=None):
     owner: Any = Owner()
-    return peer.send(op, None, Flight(owner, "test"), 0)
+    return peer.send(op, payload, Flight(owner, "test"), 0)
+
+
+def harden(peer):
+    """What was cleared is cleared on the disk, too."""
+    peer.settling.begin()
+    peer.settling.settle(peer.log)
 
 
 def test_the_way_to_an_object_is_told_once(peer, below):
@@ -118,6 +124,7 @@ def test_nothing_goes_below_a_name_that_the_peer_does_not_have_yet(peer, below):
     peer.log.clear_name(ROOT_ID, b"a", version=peer.log.mark_version(ROOT_ID))
     peer.log.clear_attrs(ROOT_ID, version=peer.log.mark_version(ROOT_ID))
     assert peer.log.is_empty
+    harden(peer)
     assert send(peer, ops.SetAttr(file.id, mtime=1))
     assert [type(op) for op in peer.link.sent] == [ops.Locate] * 3 + [ops.SetAttr]
 
@@ -135,6 +142,7 @@ def test_after_a_stale_answer_the_whole_way_is_told_anew(peer, below):
     assert send(peer, op)
     peer.failed(op, errno.ESTALE, length=0, start=0)
     peer.log.clear_attrs(file.id, version=peer.log.mark_version(file.id))
+    harden(peer)
     del peer.link.sent[:]
     assert send(peer, op)
     assert [type(one) for one in peer.link.sent] == [ops.Locate] * 3 + [ops.SetAttr]
@@ -178,6 +186,40 @@ async def test_a_resync_is_hurried_also_after_the_peer_was_left_alone(peer):
         assert woken == ["resync"]
         peer.hurry()
     assert woken == ["resync", "congestion"]
+
+
+# What the disk does not say yet ----------------------------------------------------------------
+
+
+def test_nothing_is_sent_on_top_of_what_the_disk_still_calls_dirty(peer, below):
+    _, _, file = below
+    write = ops.Write(file.id, 0, 1)
+    peer.log.mark_data(file.id, 0, 1)
+    peer.log.clear_regions(file.id, 0, None)
+    peer.log.clear_attrs(file.id)
+    assert peer.log.is_empty
+    assert not peer.gets_all
+    assert not peer.is_clean(file)
+    assert not send(peer, write, b"x")
+    assert peer.link.sent == []
+    peer.settling.begin()
+    assert not send(peer, write, b"x")
+    peer.settling.settle(peer.log)
+    assert peer.gets_all
+    assert peer.is_clean(file)
+    assert send(peer, write, b"x")
+
+
+def test_nor_below_a_name_that_the_disk_still_calls_dirty(peer, below):
+    a, b, file = below
+    peer.log.mark_name(a.id, b"b")
+    peer.log.clear_name(a.id, b"b")
+    peer.log.clear_attrs(a.id)
+    assert not peer.is_clean(file)
+    assert not send(peer, ops.SetAttr(file.id, mtime=1))
+    assert peer.link.sent == []
+    harden(peer)
+    assert send(peer, ops.SetAttr(file.id, mtime=1))
 
 
 # Releases ----------------------------------------------------------------------------------------

@@ -162,7 +162,14 @@ class Changes:
         return ops.Rename(one, above, name, to, new, there, exchange, now, now), None
 
 
-async def restore(lost: Store, kept: Store, *, known: bool, own: DirtyLog | None = None) -> Restore:
+async def restore(
+    lost: Store,
+    kept: Store,
+    *,
+    known: bool,
+    own: DirtyLog | None = None,
+    is_partial: bool = False,
+) -> Restore:
     """Give *lost* what *kept* has."""
     source = Source(kept)
     found = None
@@ -174,7 +181,15 @@ async def restore(lost: Store, kept: Store, *, known: bool, own: DirtyLog | None
             found = await suspects.ask(source.ask, everywhere=False)
             assert found is not None
         kept.replica.forget_all()
-        work = Restore(lost.tree, lost.replica, Everything(), source, found, own or DirtyLog())
+        work = Restore(
+            lost.tree,
+            lost.replica,
+            Everything(),
+            source,
+            found,
+            own or DirtyLog(),
+            is_partial=is_partial,
+        )
         with trio.fail_after(60):
             await work.run()
         nursery.cancel_scope.cancel()
@@ -266,3 +281,64 @@ async def test_nothing_is_touched_where_nothing_was_lost(two):
     after = (lost.path / "d" / "f").stat()
     assert (work.changed, work.bytes) == (0, 0)
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+# A first copy that was not finished ---------------------------------------------------------------
+
+
+async def test_of_a_first_copy_what_was_carried_comes_back_and_nothing_else_is_touched(two):
+    lost, kept = two
+    for store in two:
+        store.make(2, b"d", mode=DIRECTORY)
+        store.make(3, b"carried", object_id(2))
+        store.write(3, 0, b"x" * 2 * REGION_SIZE)
+        store.make(4, b"half", object_id(2))
+        store.write(4, 0, b"h" * 2 * REGION_SIZE)
+    # Acknowledged by both, and lost here.
+    kept.write(3, 5, b"acknowledged")
+    kept.make(5, b"new", object_id(2))
+    kept.write(5, 0, b"new")
+    # Not there yet, or an older version of it.
+    lost.write(4, REGION_SIZE, b"l" * REGION_SIZE)
+    lost.make(6, b"not yet", object_id(2))
+    lost.make(7, b"e", mode=DIRECTORY)
+    lost.make(8, b"in it", object_id(7))
+    kept.make(9, b"seeded long ago")
+    own = DirtyLog()
+    own.mark_tail(object_id(4), REGION_SIZE, compare=True)
+    own.mark_name(object_id(2), b"not yet")
+    own.mark_name(ROOT_ID, b"e")
+    own.mark_name(ROOT_ID, b"seeded long ago")
+    await restore(lost, kept, known=False, own=own, is_partial=True)
+    assert (lost.path / "d/carried").read_bytes()[:17] == b"xxxxxacknowledged"
+    assert (lost.path / "d/new").read_bytes() == b"new"
+    assert (lost.path / "d/half").read_bytes() == b"h" * REGION_SIZE + b"l" * REGION_SIZE
+    assert (lost.path / "d/not yet").exists()
+    assert (lost.path / "e/in it").exists()
+    assert not (lost.path / "seeded long ago").exists()
+
+
+async def test_of_a_first_copy_a_directory_that_was_not_looked_at_is_left_alone(two):
+    lost, kept = two
+    lost.make(2, b"here")
+    kept.make(3, b"there")
+    own = DirtyLog()
+    own.mark_names_all(ROOT_ID)
+    work = await restore(lost, kept, known=False, own=own, is_partial=True)
+    assert [path.name for path in lost.path.iterdir() if path.name != ".replfs"] == ["here"]
+    assert work.changed == 0
+
+
+async def test_a_size_comes_back_also_where_the_attributes_here_are_the_later_ones(two):
+    lost, kept = two
+    for store in two:
+        store.make(2, b"f")
+        store.write(2, 0, b"x" * 100)
+        store.checkpoint()
+    kept.apply(ops.Truncate(object_id(2), 10, 7))
+    lost.apply(ops.SetAttr(object_id(2), mode=0o600))
+    own = DirtyLog()
+    own.mark_attrs(object_id(2))
+    await restore(lost, kept, known=True, own=own)
+    found = (lost.path / "f").stat()
+    assert (found.st_size, stat.S_IMODE(found.st_mode)) == (10, 0o600)

@@ -23,7 +23,7 @@ import pytest
 
 import replfs
 from replfs.core.dirty import DirtyLog
-from replfs.core.marks import DropAll, DropObject
+from replfs.core.marks import DropAll, DropObject, NotKept
 from replfs.core.regions import REGION_SIZE
 from replfs.errors import StoreBusy, StoreError
 from replfs.store import binding, state
@@ -354,6 +354,33 @@ def test_a_log_is_loaded_as_it_was(store, seed):
         again = it.load_log("a")
         assert (content(again), content(it.load_log("b"))) == expected
         assert counts[3] == (not counts[0] and not counts[1] and not counts[2]) or not counts[3]
+
+
+def test_logs_saved_anew_are_what_they_are_in_memory(store):
+    """Also where clears were lost before, on a full disk."""
+    with opened(store) as it:
+        it.save_peer("a")
+        it.save_peer("b")
+        log, other = it.load_log("a"), it.load_log("b")
+        other.mark_attrs(OBJECTS[7])
+        for object_id in OBJECTS[:4]:
+            log.mark_data(object_id, 0, 1, handle=b"h")
+        log.mark_data(OBJECTS[4], 3 * REGION_SIZE, 600 * REGION_SIZE)
+        log.mark_data(OBJECTS[4], 255 * REGION_SIZE, 258 * REGION_SIZE)
+        log.mark_tail(OBJECTS[5], 9 * REGION_SIZE, compare=True)
+        log.mark_name(OBJECTS[6], b"gone", removal=True)
+        log.mark_names_all(OBJECTS[6], deep=True)
+        log.attach(NotKept())  # the clears that follow are lost
+        for object_id in OBJECTS[:3]:
+            log.forget(object_id)
+        it.are_clears_lost = True
+        assert content(it.load_log("a")) != content(log)
+        it.save_logs({"a": log})
+        assert not it.are_clears_lost
+        again = it.load_log("a")
+        assert content(again) == content(log)
+        assert list(again.removals()) == [(OBJECTS[6], b"gone")]
+        assert content(it.load_log("b")) == content(other)
 
 
 def test_clears_are_saved_lazily_and_marks_are_not(store):

@@ -29,7 +29,6 @@ from replfs.core.dirty import DirtyLog
 from replfs.core.generation import Action
 from replfs.core.messages import Hello, Refuse, Welcome
 from replfs.core.policy import Ack, NamePatterns, Policy
-from replfs.core.relationship import State as Relation
 from replfs.errors import PeerLost, Refused
 from replfs.node.asking import suspects
 from replfs.node.asking.identity import hello_of, side_of, side_of_message
@@ -70,6 +69,8 @@ class _Source:
         self.standing = _Standing.AWAITED
         self.reason = _Standing.AWAITED.value
         self.lost_power = False
+        self.is_partial = False
+        """Its first copy was not finished."""
         self.progress = 0
         self.supersedes = False
         """It was made primary in place of this store."""
@@ -88,9 +89,10 @@ class _Source:
             self.supersedes = True
         elif decision.action in {Action.REFUSE, Action.SPLIT_BRAIN, Action.OUTDATED}:
             raise Refused(decision.sentence, "refused")
-        elif welcome.node == self.peer.node and decision.action is not Action.BASELINE:
+        elif welcome.node == self.peer.node:
             if not welcome.memory_lost:
                 self.progress = welcome.progress
+                self.is_partial = decision.action is Action.BASELINE
                 self.standing = _Standing.READY
                 return
             self.lost_power = True
@@ -155,10 +157,7 @@ class Fetch:
         known = [
             peer
             for peer in self._state.peers()
-            if peer.name in endpoints
-            and not peer.apart
-            and peer.node
-            and peer.state not in {Relation.UNINITIALIZED.value, Relation.BASELINE.value}
+            if peer.name in endpoints and not peer.apart and peer.node
         ]
         complete = [peer for peer in known if peer.generation == generation]
         sources = [_Source(self._state, peer) for peer in complete or known]
@@ -265,8 +264,11 @@ class Fetch:
         """
         began = time.monotonic()
         name = source.peer.name
+        own_counts = own_counts or source.is_partial
         own = self._state.load_log(name) if own_counts else DirtyLog()
-        found = await suspects.ask(source.ask, everywhere=False)
+        found = None
+        if not source.is_partial:
+            found = await suspects.ask(source.ask, everywhere=False)
         if found is None:
             log.warning("%s does not know what is unstable: everything is compared with it", name)
         self._state.update(inconsistent=True)
@@ -283,7 +285,9 @@ class Fetch:
             generation=lambda: self._state.identity().generation,
             patterns=patterns,
         )
-        restore = Restore(self._tree, replica, policies, source, found, own)
+        restore = Restore(
+            self._tree, replica, policies, source, found, own, is_partial=source.is_partial
+        )
         async with trio.open_nursery() as nursery:
             await nursery.start(replica.run)
             await restore.run()

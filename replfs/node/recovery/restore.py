@@ -6,8 +6,10 @@ gathered, then every name is placed, then data is compared region by region and 
 differs, then attributes. States are compared and nothing is replayed, so this can be cut off
 anywhere and begun again.
 
-What this store's own log says the peer lacks was changed here after the peer had gone: there the
-local version is right, and stays. What the policies keep from the peers is not looked at.
+What this store's own log says the peer lacks was changed here after the peer had it, and nothing
+was acknowledged on top of that (`core.settling`): there the local version is right, and stays. Of a
+peer that never had a complete copy that is all but what was carried to it. What the policies keep
+from the peers is not looked at.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from replfs.core.dirty import DirtyLog
 from replfs.core.regions import REGION_SHIFT, REGION_SIZE
 from replfs.errors import PeerLost, StoreError
 from replfs.node.asking import suspects
+from replfs.node.asking.attributes import read as read_attributes
 from replfs.node.asking.question import list_all
 from replfs.node.pacing.crew import each
 from replfs.node.replica.replica import Replica
@@ -73,11 +76,15 @@ class Restore:
         source: Source,
         suspicion: suspects.Suspicion | None,
         own: DirtyLog,
+        *,
+        is_partial: bool = False,
     ) -> None:
         """*suspicion*: what the peer may have and this store lack; None: everything is compared.
 
-        *own*: what the peer lacks, by this store's log of it.
+        *own*: what the peer lacks, by this store's log of it. *is_partial*: its first copy was not
+        finished, so that what the log calls unknown is not there, instead of perhaps equal.
         """
+        self._is_partial = is_partial
         self._tree = tree
         self._replica = replica
         self._policies = policies
@@ -203,13 +210,15 @@ class Restore:
 
     def _is_own(self, directory: bytes, name: bytes) -> bool:
         """Whether what stands at the name was changed here after the peer had gone."""
+        if self._is_partial:
+            return not self._own.name_is_clean(directory, name)
         marks = self._own.marks(directory)
         return marks is not None and marks.names is not None and name in marks.names
 
     def _own_parts(self, object_id: bytes, start: int, stop: int) -> list[tuple[int, int, bool]]:
         """[start, stop) of a file cut into (start, stop, is as on the peer or unknown)."""
         marks = self._own.marks(object_id)
-        if marks is None or marks.compare:
+        if marks is None or (marks.compare and not self._is_partial):
             return [(start, stop, True)]
         return self._own.split(object_id, start, stop)
 
@@ -218,6 +227,9 @@ class Restore:
         marks = self._log.marks(directory)
         inode = self._find(directory)
         if marks is None or inode is None or not self._is_placed(directory):
+            return
+        if self._is_partial and self._is_own(directory, b""):
+            self._log.clear_names_all(directory)
             return
         deep = marks.deep
         theirs = await self._list(directory)
@@ -240,6 +252,8 @@ class Restore:
     ) -> None:
         if child.foreign or not self._policies.is_replicated_name(inode, name, child):
             return
+        if self._is_partial and self._is_own(inode.id, name):
+            return  # nor anything below it
         if entry is None or not entry.object:
             if entry is None:
                 self._log.mark_name(inode.id, name)
@@ -415,13 +429,19 @@ class Restore:
             self._log.forget(object_id)
             return
         own = self._own.marks(object_id)
-        if own is None or own.compare or not own.attrs:
+        if own is None or not own.attrs or (own.compare and not self._is_partial):
             xattrs = {
                 name: await self._xattr(inode, name, digest)
                 for name, digest in there.attributes.xattrs.items()
             }
             attributes = msgspec.structs.replace(there.attributes, xattrs=xattrs)
             await self._here(ops.Finish(object_id, attributes))
+        elif inode.type == _stat.S_IFREG and not own.data:
+            # The data is as there, and so is the size.
+            mine = read_attributes(self._tree, inode)
+            if mine.size != there.attributes.size:
+                mine = msgspec.structs.replace(mine, size=there.attributes.size)
+                await self._here(ops.Finish(object_id, mine))
         self._log.clear_attrs(object_id)
         self.compared += 1
 

@@ -14,6 +14,7 @@ import trio
 from replfs.core import ops, splitter
 from replfs.core.dirty import DirtyLog
 from replfs.core.relationship import State
+from replfs.core.settling import Settling
 from replfs.core.unstable import Unstable
 from replfs.store import locators
 from replfs.store.activity import KIND_NAMES
@@ -37,6 +38,9 @@ class Lacks:
         self.state = State.UNINITIALIZED
         self.diverged = False
         """A generation has begun that the peer does not have."""
+        self.settling = Settling()
+        """What it has, and the disk here still says that it lacks."""
+        dirty.watch(self.settling)
         self.unstable = Unstable()
         """What it was sent and may not have on its disk yet."""
         self.unrepresentable = Unrepresentable()
@@ -213,6 +217,17 @@ class Lacks:
         one = inode
         while one.parent is not None:
             if not dirty.name_is_clean(one.parent.id, one.name):
+                return False
+            one = one.parent
+        return self.settling.is_empty or self._has_settled(inode)
+
+    def _has_settled(self, inode: Inode) -> bool:
+        """Whether the disk here says of a clean object that the peer has it."""
+        if not self.settling.object_is_settled(inode.id):
+            return False
+        one = inode
+        while one.parent is not None:
+            if not self.settling.name_is_settled(one.parent.id, one.name):
                 return False
             one = one.parent
         return True

@@ -242,7 +242,12 @@ class Peer(Lacks):
     @property
     def is_whole(self) -> bool:
         """It gets everything that is sent now."""
-        return self.live and self.log.is_empty and self.link.has_room()
+        return self.gets_all and self.link.has_room()
+
+    @property
+    def gets_all(self) -> bool:
+        """It gets everything that there is room for."""
+        return self.live and self.log.is_empty and self.settling.is_empty
 
     def announce(self, generation: bytes, history: list[bytes], sink: Sink) -> bool:
         """What follows belongs to another generation; *sink* is told.
@@ -427,6 +432,8 @@ class Peer(Lacks):
                     return False
             elif not splitter.is_clean(dirty, op):
                 return False
+        if not self.settling.is_empty and not self._is_settled(op, payload, start):
+            return False
         if not self.link.has_room():
             return False  # only `async` comes here with a full window: the log takes over
         try:
@@ -447,6 +454,14 @@ class Peer(Lacks):
             self.note_error(op, str(error))
             return False
         return True
+
+    def _is_settled(self, op: ops.AnyOp, payload: bytes | None, start: int) -> bool:
+        if type(op) is ops.Write:
+            stop = op.offset + (len(payload) if payload is not None else 0)
+            return self.settling.allows(op, start, stop)
+        if type(op) is ops.Truncate:
+            return self.settling.allows(op, min(start, op.size), None)
+        return self.settling.allows(op, 0, 0)
 
     def _locate_for(self, op: ops.AnyOp) -> bool:
         """Tell the peer where everything is that *op* needs; False where it is not there yet."""
@@ -476,14 +491,17 @@ class Peer(Lacks):
         yet, so that it could not find it there. The resync knows what it has placed.
         """
         known = self.located[stream]
-        unsure = stream == LIVE and not self.log.is_empty
+        unsure = stream == LIVE and not (self.log.is_empty and self.settling.is_empty)
         chain: list[tuple[bytes, bytes, bytes]] = []
         while object_id not in known:
             inode = self._tree.table.by_id.get(object_id)
             if inode is None or inode.parent is None:
                 break
             above = self._tree.ensure_id(inode.parent)
-            if unsure and not self.log.name_is_clean(above, inode.name):
+            if unsure and not (
+                self.log.name_is_clean(above, inode.name)
+                and self.settling.name_is_settled(above, inode.name)
+            ):
                 return False
             chain.append((object_id, above, inode.name))
             object_id = above
@@ -550,7 +568,7 @@ class Peer(Lacks):
 
     async def bring_in_sync(self, inodes: tuple[Inode, ...]) -> bool:
         """Whether what a strict change touches is in sync; if not, wait for it to become so."""
-        if self.log.is_empty:
+        if self.log.is_empty and self.settling.is_empty:
             return True
         with trio.move_on_after(self.timeout_s):
             while self.live:
@@ -567,7 +585,7 @@ class Peer(Lacks):
 
     async def marks_durable(self) -> None:
         """If the peer lacks anything, what it lacks is recorded on stable storage."""
-        if not (self.live and self.log.is_empty):
+        if not self.gets_all:
             await self.home.make_durable()
 
     async def ask(self, op: ops.AnyOp, payload: bytes | None = None) -> ops.AnyAnswer:

@@ -198,7 +198,7 @@ class Pipeline:
     async def _make_room(self, kind: str, policy: int) -> None:
         """Room to send, in the activity log, and for marks; what frees space needs none."""
         for peer in self.peers:
-            if kind not in _FREES_SPACE and not (peer.live and peer.log.is_empty):
+            if kind not in _FREES_SPACE and not peer.gets_all:
                 peer.check_recordable()
             if peer.live and policy != Policy.ASYNC and not peer.link.has_room():
                 began = time.monotonic_ns()
@@ -416,7 +416,9 @@ class Pipeline:
     def all_have_room(self) -> bool:
         """Whether an operation can go to every peer now, without any care to be taken."""
         for peer in self.peers:
-            if not (peer.live and peer.log.is_empty and peer.link.has_room()):
+            if not (
+                peer.live and peer.log.is_empty and peer.settling.is_empty and peer.link.has_room()
+            ):
                 return False
         return not self.activity.is_crowded
 

@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 
 _REST_S: Final = 0.02
 _URGENT_RETRY_S: Final = 0.02
+_SETTLE_S: Final = 0.5
 
 T = TypeVar("T")
 
@@ -81,6 +82,7 @@ class Resync:
         await self._source.end()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._serve_urgent)
+            nursery.start_soon(self._settle_at_times)
             await self._serve()
 
     async def _serve(self) -> None:
@@ -99,6 +101,13 @@ class Resync:
                 except OSError as error:
                     log.warning("peer %s: the resync starts again: %s", peer.name, error)
                     await trio.sleep(RETRY_MIN_S)
+
+    async def _settle_at_times(self) -> None:
+        """What was carried is sent live from when the disk here says that the peer has it."""
+        while True:
+            await trio.sleep(_SETTLE_S)
+            if not self._peer.settling.is_empty:
+                await self.work.settle()
 
     async def _baseline(self) -> None:
         await self._source.begin()
@@ -159,7 +168,8 @@ class Resync:
         peer.progressed()
 
     def _lacks_something(self) -> bool:
-        return bool(len(self._log) or self._peer.unrecorded)
+        peer = self._peer
+        return bool(len(self._log) or peer.unrecorded or not peer.settling.is_empty)
 
     def _generation(self) -> tuple[bytes, list[bytes]]:
         hello = self._peer.hello()
@@ -247,6 +257,8 @@ class Resync:
                 try:
                     with self._tree.held(inode):
                         await self._carry_now(inode)
+                    if not peer.settling.is_empty:
+                        await self.work.settle()
                 except PeerLost:
                     break
                 except OSError as error:

@@ -87,6 +87,17 @@ class Work:
             if not self.peer.live:
                 raise PeerLost("the session ended")
             yield ticket
+            settling = self.peer.settling
+            if not settling.is_empty and settling.is_waited_for(self.log):
+                # An application was refused on top of it: the next time it is not.
+                await self.settle()
+
+    async def settle(self) -> None:
+        """What was cleared is cleared on the disk, too, where that can be written to."""
+        try:
+            await self.peer.home.make_durable()
+        except OSError as error:
+            log.warning("what %s has cannot be saved: %s", self.peer.name, error.strerror)
 
     # Failures ----------------------------------------------------------------------------------
 

@@ -424,7 +424,14 @@ class Primary:
 
     async def _harden(self) -> None:
         self.state.flush()
+        peers = self.pipeline.peers
+        if self.state.are_clears_lost:
+            self.state.save_logs({peer.name: peer.log for peer in peers})
+        for peer in peers:
+            peer.settling.begin()
         await trio.to_thread.run_sync(self.state.harden)
+        for peer in peers:
+            peer.settling.settle(peer.log)
 
     def _note_stable(self, began: int) -> None:
         """Up to then all changes went through this node and are on the disk, for a later rescan."""

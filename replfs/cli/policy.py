@@ -96,8 +96,13 @@ def _report(args: argparse.Namespace) -> int:
         if _read(top, EFFECTIVE) is None:
             raise UsageError(f"{top} is not on a replfs mount")
         for path in _walk(top):
+            try:
+                own, ack = _read(path, POLICY), _read(path, ACK)
+            except (FileNotFoundError, NotADirectoryError):
+                if path == top:
+                    raise
+                continue  # applications go on: it was removed since its directory was listed
             count["looked at"] += 1
-            own, ack = _read(path, POLICY), _read(path, ACK)
             if own is not None or ack is not None:
                 rows.append((own or "inherit", ack or "inherit", path))
     if len(rows) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -24,6 +25,7 @@ import trio
 from replfs import __version__ as replfs_version
 from replfs.cli import exit_codes, main, mount, operate, spawn, text
 from replfs.cli.exit_codes import ExitCode
+from replfs.cli.policy import EFFECTIVE, POLICY
 from replfs.errors import NotInSync, ReplfsError, UsageError
 from replfs.node.operating import control
 from replfs.node.settings import config
@@ -555,6 +557,27 @@ def test_doctor_tries_to_listen(capsys, tmp_path):
     assert "FAIL  --listen cannot be 'x'" in replfs(capsys, "doctor", "--listen", "x")[1]
     _, out, _ = replfs(capsys, "doctor", "--listen", f"tcp://127.0.0.1:{port}")
     assert f"ok    tcp://127.0.0.1:{port} is free" in out
+
+
+def test_a_policy_report_goes_on_where_something_was_removed_meanwhile(
+    capsys, tmp_path, monkeypatch
+):
+    (tmp_path / "here").write_text("x")
+    (tmp_path / "removed").write_text("x")
+    values = {EFFECTIVE: b"sync", POLICY: b"async"}
+
+    def getxattr(path, name):
+        if str(path).endswith("removed"):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        if name in values:
+            return values[name]
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+
+    monkeypatch.setattr(os, "getxattr", getxattr)
+    code, out, _ = replfs(capsys, "policy", "report", str(tmp_path))
+    assert code == ExitCode.OK
+    assert "2 of 2 objects have a policy of their own" in out
+    assert replfs(capsys, "policy", "report", str(tmp_path / "removed"))[0] == ExitCode.ERROR
 
 
 def test_events_and_policy_show_nothing_of_other_filesystems(capsys, tmp_path):

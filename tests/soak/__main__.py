@@ -6,7 +6,7 @@ import argparse
 import faulthandler
 import signal
 
-from soak import faults, growth, kills, latency, verifications
+from soak import faults, growth, kills, latency, operators, verifications
 from soak.story import Story
 
 
@@ -18,7 +18,7 @@ def main() -> int:
     parser.add_argument("--rest", type=float, default=0.0, metavar="SECONDS",
                         help="between two operations of a writer")  # fmt: skip
     scenarios = parser.add_subparsers(dest="scenario", required=True)
-    for module in (kills, faults, verifications, growth, latency):
+    for module in (kills, faults, operators, verifications, growth, latency):
         name = module.__name__.rpartition(".")[2]
         scenario = scenarios.add_parser(name, help=(module.__doc__ or "").splitlines()[0])
         scenario.add_argument("count", type=int)
@@ -31,6 +31,7 @@ def main() -> int:
         run = {
             "kills": kills.run,
             "faults": faults.run,
+            "operators": operators.run,
             "verifications": verifications.run,
             "growth": growth.run,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from soak import faults, kills, verifications
+from soak import faults, kills, operators, verifications
 from soak.story import PAUSE_MAX_MS, Story
 
 pytestmark = [pytest.mark.mounted, pytest.mark.slow]
@@ -25,3 +25,9 @@ def test_everything_heals_by_itself():
 @pytest.mark.timeout(300)
 def test_verification_beside_writers_finds_what_is_there_and_nothing_else():
     verifications.run(1, 1, Story(), writers=2, rest_s=0.002, files=100)
+
+
+@pytest.mark.timeout(300)
+def test_whatever_an_operator_does_nothing_is_lost():
+    report = operators.run(6, 5, Story(), rest_s=0.002, files=60)
+    assert report.longest_ns / 1e6 < PAUSE_MAX_MS, report

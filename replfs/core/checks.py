@@ -27,6 +27,7 @@ _OFFSET_MAX: Final = 2**63 - 1
 _ERRNO_MAX: Final = 4095
 _MODE_MAX: Final = 0o177777
 _TYPE_MASK: Final = 0o170000
+_REGULAR: Final = 0o100000
 _TYPES: Final = frozenset(
     (0o010000, 0o020000, 0o040000, 0o060000, 0o100000, 0o120000, 0o140000)
 )  # FIFO, character device, directory, block device, file, symlink, socket
@@ -285,6 +286,17 @@ def _check_fetch(op: ops.Fetch) -> None:
         _xattr_name(op.xattr)
 
 
+def _check_place_many(op: ops.PlaceMany) -> None:
+    object_id(op.parent)
+    count(op.items, ops.ITEMS_PER_MESSAGE)
+    for item in op.items:
+        object_id(item.object)
+        _name(item.name)
+        _check_attributes(item.attributes)
+        if item.attributes.size and item.attributes.mode & _TYPE_MASK != _REGULAR:
+            raise ProtocolError("data of what is no file")
+
+
 _CHECKS: Final[dict[type[ops.Op], Callable[[Any], None]]] = {
     ops.Locate: _check_place_name,
     ops.Forget: _check_forget,
@@ -314,6 +326,7 @@ _CHECKS: Final[dict[type[ops.Op], Callable[[Any], None]]] = {
     ops.Handover: _check_handover,
     ops.Suspects: _check_suspects,
     ops.Fetch: _check_fetch,
+    ops.PlaceMany: _check_place_many,
 }
 
 
@@ -325,6 +338,8 @@ def check_op(op: ops.AnyOp, size: int | None) -> None:
         return
     if kind is ops.Place:
         _check_contents(op, size or 0)  # type: ignore[arg-type]  # narrowed by the line above
+    elif kind is ops.PlaceMany:
+        _check_all_contents(op, size or 0)  # type: ignore[arg-type]  # as above
     elif size is not None:
         raise ProtocolError(f"{kind.__name__} with a payload")
     _CHECKS[kind](op)
@@ -334,6 +349,12 @@ def _check_contents(op: ops.Place, size: int) -> None:
     """Of a whole file the payload is all the data; of anything else there is none."""
     if size != (op.attributes.size if op.whole else 0):
         raise ProtocolError(f"Place of {op.attributes.size} bytes with {size} bytes of payload")
+
+
+def _check_all_contents(op: ops.PlaceMany, size: int) -> None:
+    announced = sum(item.attributes.size for item in op.items)
+    if size != announced:
+        raise ProtocolError(f"PlaceMany of {announced} bytes with {size} bytes of payload")
 
 
 def _check_data(op: ops.Write | ops.Data, size: int | None) -> None:
@@ -353,6 +374,10 @@ def check_answer(answer: ops.AnyAnswer) -> None:
     if type(answer) is ops.Done:
         number(answer.errno, _ERRNO_MAX)
         number(answer.written, ops.PAYLOAD_MAX)
+    elif type(answer) is ops.PlacedMany:
+        count(answer.results, ops.ITEMS_PER_MESSAGE)
+        for result in answer.results:
+            check_answer(result)
     elif type(answer) is ops.Digests:
         if len(answer.digests) % _DIGEST_SIZE:
             raise ProtocolError(f"digests of {len(answer.digests)} bytes")

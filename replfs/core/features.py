@@ -16,6 +16,7 @@ WORDS: Final[dict[type[ops.Op], str]] = {
     ops.Generation: "hears-generation",
     ops.Handover: "takes-over",
     ops.Progress: "counts-changes",
+    ops.PlaceMany: "places-many",
 }
 """By the kind of operation. A word is never used again for something else."""
 

@@ -24,6 +24,8 @@ XATTR_VALUE_MAX: Final = 65536
 PAYLOAD_MAX: Final = 1 << 20
 """Bytes: the kernel's largest FUSE write, and the largest region transferred at once."""
 NAMES_PER_MESSAGE: Final = 1000
+ITEMS_PER_MESSAGE: Final = 256
+"""Objects made with one `PlaceMany`."""
 RUNS_PER_MESSAGE: Final = 4096
 PLACES_PER_MESSAGE: Final = NAMES_PER_MESSAGE + PATH_MAX // 2
 """An object more than `NAMES_PER_MESSAGE` may bring all its parents with it."""
@@ -361,19 +363,37 @@ class Handover(Op, frozen=True, tag=52):
     commit: bool
 
 
+class Item(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One of many to be placed; the fields are those of `Place`."""
+
+    object: ObjectId
+    name: bytes
+    attributes: Attributes
+
+
+class PlaceMany(Op, frozen=True, tag=53):
+    """For each of *items*, in their order, what `Place` does with `whole` and without hints.
+
+    The payload is the data of all files, one after the other. Answered with `PlacedMany`.
+    """
+
+    parent: ObjectId
+    items: list[Item]
+
+
 LiveOp = (
     Locate | Forget | Write | Truncate | Make | Link | Unlink | Rename | SetAttr | SetXattr
     | RemoveXattr | SetPolicy | Sync | Checkpoint | Stable | Generation | Progress
 )  # fmt: skip
 BulkOp = (
     Locate | Forget | Gather | Place | Clear | Digest | Data | Finish | List | EmptyLimbo | Phase
-    | Inspect | Suspects | Fetch | Handover
+    | Inspect | Suspects | Fetch | Handover | PlaceMany
 )  # fmt: skip
 AnyOp = (
     Locate | Forget | Write | Truncate | Make | Link | Unlink | Rename | SetAttr | SetXattr
     | RemoveXattr | SetPolicy | Sync | Checkpoint | Stable | Generation | Progress | Gather | Place
     | Clear | Digest | Data | Finish | List | EmptyLimbo | Phase | Inspect | Suspects | Fetch
-    | Handover
+    | Handover | PlaceMany
 )  # fmt: skip
 
 CHANGES: Final[frozenset[type[Op]]] = frozenset({
@@ -484,4 +504,10 @@ class Fetched(Answer, frozen=True, tag=7):
     size: int
 
 
-AnyAnswer = Done | Placed | Digests | Listing | Inspected | Suspected | Fetched
+class PlacedMany(Answer, frozen=True, tag=8):
+    """What `Place` would have answered, for each item."""
+
+    results: list[Done | Placed]
+
+
+AnyAnswer = Done | Placed | Digests | Listing | Inspected | Suspected | Fetched | PlacedMany

@@ -25,7 +25,9 @@ from replfs.core.dirty import DirtyLog
 LIMIT: Final = 200_000
 """Objects and names: some 50 MB of memory."""
 
-_BULK: Final = frozenset({ops.Place, ops.Clear, ops.Gather, ops.Data, ops.Finish})
+_BULK: Final = frozenset({
+    ops.Place, ops.PlaceMany, ops.Clear, ops.Gather, ops.Data, ops.Finish,
+})  # fmt: skip
 """What the resync does; all else is marked as the splitter would."""
 
 
@@ -142,6 +144,10 @@ class Unstable:
                 splitter.mark_name(log, op.parent, op.name, find)
                 if isinstance(op, ops.Place) and op.whole:
                     log.mark_tail(op.object, 0, handle=find(op.object))
+            case ops.PlaceMany():
+                for item in op.items:
+                    splitter.mark_name(log, op.parent, item.name, find)
+                    log.mark_tail(item.object, 0, handle=find(item.object))
             case ops.Gather():
                 for name in op.names:
                     splitter.mark_name(log, op.parent, name, find)

@@ -41,6 +41,15 @@ def of(tree: Tree, inode: Inode) -> bytes:
     return bytes([len(own)]) + own + bytes([len(parent)]) + parent
 
 
+def of_file(tree: Tree, parent: Inode, fd: int) -> bytes:
+    """As `of`, of a file in *parent* that is open. Needs root."""
+    try:
+        own, above = syscalls.name_to_handle(fd), _handle(tree, parent)
+    except OSError:
+        return b""
+    return bytes([len(own)]) + own + bytes([len(above)]) + above
+
+
 def _handle(tree: Tree, inode: Inode) -> bytes:
     """The file system's own handle of an object with a name, or of the root; asked for once."""
     if not inode.handle:

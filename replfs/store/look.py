@@ -78,6 +78,59 @@ def sorted_names(directory: int, hidden: bytes = b"") -> list[bytes]:
     return sorted(name for name in map(os.fsencode, os.listdir(directory)) if name != hidden)
 
 
+class Whole(NamedTuple):
+    """All there is to an object."""
+
+    found: os.stat_result
+    xattrs: dict[bytes, bytes]
+    contents: bytes
+    """Of a file; of a symlink, its target."""
+
+
+def read_whole(
+    directory: int, wanted: Sequence[tuple[bytes, int]], limit: int
+) -> dict[bytes, Whole]:
+    """Files and symlinks, (name, inode number), that nobody changes meanwhile.
+
+    What has holes or other names, or is another object, is left out; so is what would bring all
+    contents to more than *limit* bytes, or all extended attributes.
+    """
+    found: dict[bytes, Whole] = {}
+    left = xattrs_left = limit
+    for name, ino in wanted:
+        try:
+            one = _read_one(directory, name, ino, left)
+        except OSError:
+            continue  # why it cannot be read is found out where it is read alone
+        if one is None:
+            continue
+        xattrs = sum(len(key) + len(value) for key, value in one.xattrs.items())
+        if xattrs > xattrs_left:
+            continue
+        xattrs_left -= xattrs
+        if _stat.S_ISREG(one.found.st_mode):
+            left -= len(one.contents)
+        found[name] = one
+    return found
+
+
+def _read_one(directory: int, name: bytes, ino: int, limit: int) -> Whole | None:
+    found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    if found.st_ino != ino or found.st_nlink != 1:
+        return None
+    if _stat.S_ISLNK(found.st_mode):
+        xattrs = _xattrs(proc_path(directory, name), follow=False)
+        return Whole(found, dict(xattrs), os.readlink(name, dir_fd=directory))
+    if not _stat.S_ISREG(found.st_mode) or found.st_size > limit:
+        return None
+    fd = os.open(name, _FLAGS, dir_fd=directory)
+    try:
+        contents = _contents(fd, found.st_size)
+        return None if contents is None else Whole(found, dict(_xattrs(fd, follow=True)), contents)
+    finally:
+        os.close(fd)
+
+
 def directory_digest(fd: int, record: Record) -> bytes:
     """Of a directory's own attributes. Raises OSError."""
     found = os.fstat(fd)

@@ -209,6 +209,12 @@ class Reach:
         for parent in parents:
             self.drop_unused(parent)
 
+    def displace(self, ino: int) -> None:
+        """A new object has this number: what is known by it was removed behind the node's back."""
+        inode = self.table.find(ino)
+        if inode is not None:
+            self._vanished(inode)
+
     def _known_elsewhere(
         self, inode: Inode, parent: Inode, name: bytes, found: os.stat_result
     ) -> Inode:

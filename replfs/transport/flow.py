@@ -35,6 +35,7 @@ ANSWER_TYPES: Final[dict[type[ops.Op], type[ops.Answer]]] = {
     ops.Inspect: ops.Inspected,
     ops.Suspects: ops.Suspected,
     ops.Fetch: ops.Fetched,
+    ops.PlaceMany: ops.PlacedMany,
 }
 """What answers an operation besides `Done`, which may answer any."""
 

@@ -144,6 +144,8 @@ def _size(answer: ops.AnyAnswer) -> int:
     """About how many bytes an answer takes, on the wire and in memory."""
     if type(answer) is ops.Listing:
         return sum(len(entry.name) + _SMALL_ANSWER for entry in answer.entries)
+    if type(answer) is ops.PlacedMany:
+        return _SMALL_ANSWER * (1 + len(answer.results))
     if type(answer) is ops.Digests:
         return len(answer.digests)
     if type(answer) is ops.Inspected and answer.attributes is not None:

@@ -314,6 +314,7 @@ LIMITS = {
     "digests in an answer": f"{checks.DIGESTS_PER_ANSWER}",
     "names in `Gather` and `Listing`, hints in `Place`": f"{ops.NAMES_PER_MESSAGE}",
     "objects in `Forget`": f"{checks.FORGET_MAX}",
+    "items in `PlaceMany`": f"{ops.ITEMS_PER_MESSAGE}",
     "a symlink's target": f"{ops.PATH_MAX} bytes",
     "generations in a history": f"{checks.HISTORY_MAX}",
 }

@@ -108,6 +108,19 @@ BULK_OPS = [
     st.builds(
         ops.Fetch, ids, st.integers(0, 2**62), st.integers(0, 1 << 20), st.just(b"") | xattr_names
     ),
+    st.builds(
+        ops.PlaceMany,
+        ids,
+        st.lists(
+            st.builds(
+                ops.Item,
+                ids,
+                names,
+                attributes.map(lambda found: msgspec.structs.replace(found, size=0)),
+            ),
+            max_size=5,
+        ),
+    ),
 ]
 WITH_PAYLOAD = [
     st.builds(ops.Write, ids, st.integers(0, 2**62), times),
@@ -116,6 +129,14 @@ WITH_PAYLOAD = [
 ANSWERS = st.one_of(
     st.builds(ops.Done, st.integers(0, 4095), st.integers(0, 1 << 20)),
     st.builds(ops.Placed, st.booleans(), st.booleans()),
+    st.builds(
+        ops.PlacedMany,
+        st.lists(
+            st.builds(ops.Placed, st.booleans(), st.booleans())
+            | st.builds(ops.Done, st.integers(0, 4095)),
+            max_size=10,
+        ),
+    ),
     st.builds(ops.Digests, st.integers(0, 20).map(lambda n: b"d" * 16 * n), sizes),
     st.builds(
         ops.Listing,
@@ -236,6 +257,28 @@ def test_the_payload_of_a_whole_file_is_all_its_data():
     ):
         with pytest.raises(ProtocolError):
             messages.encode_op(1, 5, 6, op, payload)
+
+
+def item(size: int, mode: int = 0o100644) -> ops.Item:
+    return ops.Item(I, b"n", with_(size=size, mode=mode))
+
+
+def test_the_payload_of_many_files_is_all_their_data():
+    many = ops.PlaceMany(I, [item(5), item(0), item(2), item(0, 0o120777)])
+    head = messages.encode_op(1, 5, 6, many, b"1234567")
+    assert messages.decode_op(1, head, b"1234567") == many
+    for op, payload in (
+        (many, b"123456"),
+        (many, b"12345678"),
+        (many, None),
+        (ops.PlaceMany(I, [item(0)]), b"1"),
+        (ops.PlaceMany(I, [item(1, 0o120777)]), b"1"),
+        (ops.PlaceMany(I, [item(-1), item(2)]), b"1"),
+    ):
+        with pytest.raises(ProtocolError):
+            messages.encode_op(1, 5, 6, op, payload)
+        with pytest.raises(ProtocolError):
+            messages.decode_op(1, seal(op), payload)
 
 
 @patient
@@ -540,6 +583,11 @@ BAD_BULK: list[ops.AnyOp] = [
     ops.Fetch(I, 0, (1 << 20) + 1, b""),
     ops.Fetch(I, 2**63 - 1, 1, b""),
     ops.Fetch(I, 0, 1, b"a" * 256),
+    ops.PlaceMany(b"", [ops.Item(I, b"n", GOOD)]),
+    ops.PlaceMany(I, [ops.Item(b"", b"n", GOOD)]),
+    ops.PlaceMany(I, [ops.Item(I, b"..", GOOD)]),
+    ops.PlaceMany(I, [ops.Item(I, b"n", with_(mode=0o644))]),
+    ops.PlaceMany(I, [ops.Item(I, b"n", GOOD)] * 257),
 ]
 
 
@@ -604,6 +652,10 @@ def test_what_msgpack_cannot_hold_cannot_be_sent():
         ops.Listing([ops.Entry(b"a/b", I, True)], False),
         ops.Listing([ops.Entry(b"a", b"x", True)], False),
         ops.Listing([ops.Entry(b"a", I, True)] * 1001, False),
+        ops.Listing([ops.Entry(b"a", I, True, b"short")], False),
+        ops.Listing([], False, b"short"),
+        ops.PlacedMany([ops.Done(-1)]),
+        ops.PlacedMany([ops.Placed(True, True)] * 257),
         ops.Suspected(True, [ops.Locate(I, I, b"..")], [], False),
         ops.Suspected(True, [ops.Locate(I, I, b"a")] * 3049, [], False),
         ops.Suspected(True, [], [ops.Suspect(b"x", 0, -1, [], [])], False),

@@ -95,6 +95,10 @@ class Limbo:
         inode = self._look(*place)
         return inode if inode is not None and inode.id == object_id else None
 
+    def may_hold(self, object_id: bytes) -> bool:
+        """Whether the object is, or may be, somewhere in limbo."""
+        return bool(self._unindexed) or object_id in self._deep
+
     @property
     def is_indexed(self) -> bool:
         """Whether what `find` does not find is not there; if not, `index` sees to it."""

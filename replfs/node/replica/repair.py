@@ -22,6 +22,7 @@ from replfs.node.replica.beside import Beside
 from replfs.node.replica.later import Later, Reply
 from replfs.node.replica.limbo import Limbo
 from replfs.node.replica.objects import Objects
+from replfs.node.replica.planting import Planting
 from replfs.store import syscalls
 from replfs.store.contents import write_all
 from replfs.store.inode import Inode
@@ -121,6 +122,43 @@ class Repair:
         self._objects.pin(op.object, pin)
         return answer
 
+    def place_many(
+        self, op: ops.PlaceMany, contents: bytes | memoryview, pin: int, reply: Reply
+    ) -> ops.AnyAnswer | None:
+        """Have the right objects under many names of a directory; answered later."""
+        return self._later.do(partial(self._place_many, op, bytes(contents), pin), reply)
+
+    async def _place_many(self, op: ops.PlaceMany, contents: bytes, pin: int) -> ops.AnyAnswer:
+        is_wanted = self._later.still()
+        if not await self._index(is_wanted):
+            return ops.Done(errno.EINTR)
+
+        def place(one: ops.Place, data: memoryview) -> ops.Done | ops.Placed:
+            try:
+                answer = self._place(one, data)
+            except OSError as error:
+                return ops.Done(error.errno or errno.EIO)
+            if not (answer.complete and answer.created):
+                self._objects.pin(one.object, pin)
+            return answer
+
+        def note(one: ops.Place, locator: bytes) -> None:
+            def locate(object_id: bytes) -> bytes:
+                return locator if object_id == one.object and locator else find(object_id)
+
+            self._unstable.note(one, locate)
+
+        find = self._objects.locator
+        planting = Planting(self._tree, self._limbo, place, note)
+        return await planting.place_many(op, contents, is_wanted)
+
+    async def _index(self, is_wanted: Callable[[], bool]) -> bool:
+        """Learn what is in limbo. False: nobody wants it any more."""
+        async with self._indexing:
+            if is_wanted():
+                await self._limbo.index(is_wanted)
+        return is_wanted()
+
     def _gather(self, op: ops.Gather) -> ops.AnyAnswer:
         parent = self._objects.known(op.parent)
         for name, wanted in zip(op.names, op.wanted, strict=True):
@@ -137,7 +175,7 @@ class Repair:
                 self._tree.drop_unused(inode)
         return _OK
 
-    def _place(self, op: ops.Place, contents: bytes | memoryview) -> ops.AnyAnswer:
+    def _place(self, op: ops.Place, contents: bytes | memoryview) -> ops.Placed:
         parent = self._objects.directory(op.parent, op.name)
         current = self._objects.at(parent, op.name)
         if current is not None and current.id == op.object and self._is_sure(current, op):
@@ -257,11 +295,7 @@ class Repair:
         return (inode is None or not inode.named) and self._limbo.find(op.object) is None
 
     async def _place_indexed(self, op: ops.Place, contents: bytes, pin: int) -> ops.AnyAnswer:
-        is_wanted = self._later.still()
-        async with self._indexing:
-            if is_wanted():
-                await self._limbo.index(is_wanted)
-        if not is_wanted():
+        if not await self._index(self._later.still()):
             return ops.Done(errno.EINTR)
         try:
             answer = self._place(op, contents)

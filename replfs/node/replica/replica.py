@@ -125,6 +125,8 @@ class Replica:
                 return _OK
             if type(op) is ops.Data or type(op) is ops.Finish:
                 return self._repair.fill(op, payload or b"", reply)
+            if type(op) is ops.PlaceMany:
+                return self._repair.place_many(op, payload or b"", 1 << stream, reply)
             if type(op) is ops.Place:
                 return self._repair.place(op, payload or b"", 1 << stream, reply)
             slow = self._slow.get(type(op))

@@ -38,7 +38,9 @@ log = logging.getLogger(__name__)
 LIVE: Final = 0
 BULK: Final = 1
 
-_CARRIES: Final = frozenset({ops.Gather, ops.Place, ops.Clear, ops.Data, ops.Finish})
+_CARRIES: Final = frozenset({
+    ops.Gather, ops.Place, ops.PlaceMany, ops.Clear, ops.Data, ops.Finish,
+})  # fmt: skip
 """Operations of a resync that change the peer's store."""
 
 

@@ -33,7 +33,7 @@ from replfs.store.look import Seen, directory_digest, look, sorted_names
 from replfs.store.reach import RESERVED
 from replfs.store.record import Record
 
-_NAMES_AHEAD: Final = 2000
+_NAMES_AHEAD: Final = 10000
 """Unknown directories are expanded only while fewer dirty names than this are waiting."""
 _FEW_NAMES: Final = 64
 """Looked at in one go while applications are at work."""

@@ -8,7 +8,8 @@ for every interruption:
    may differ is marked. A few directories at a time, so that memory is bounded by them.
 2. *gather*: what stands under a dirty name on the peer and is not wanted there goes to limbo.
 3. *place*: under each dirty name the peer gets the object that is there here: out of limbo, by a
-   link, adopted as it stands, or new. Parents first. This moves a renamed tree in one step.
+   link, adopted as it stands, or new. Parents first. This moves a renamed tree in one step. Small
+   new files go together, many of a directory with one message.
 4. *data*: dirty regions are sent; where the peer may have them already, only those whose digests
    differ.
 5. *finish*: attributes, extended attributes and size, exactly.
@@ -38,6 +39,7 @@ from replfs.node.pacing.rate import Rate
 from replfs.node.replication.flight import describe
 from replfs.node.replication.peer import Peer
 from replfs.node.replication.pipeline import Pipeline
+from replfs.node.resync.batch import Batches
 from replfs.node.resync.contents import Contents
 from replfs.node.resync.names import Names
 from replfs.node.resync.source import Source
@@ -73,6 +75,7 @@ class Resync:
         self._log = peer.log
         rate = Rate(rate_bytes)
         self._names = Names(self.work, rate)
+        self._batches = Batches(self.work, self._names, rate)
         self._contents = Contents(self.work, self._names, rate)
         self._passing = False
         """The peer knows that a resync is going on, so that it may be sent anything of it."""
@@ -193,6 +196,7 @@ class Resync:
         expansion = self._names.expansion
         await self._each(expansion.pending(), expansion.expand)
         await self._names.gather()
+        await self._each(self._batches.pending(), self._batches.place)
         await self._each(self._log.names_pending(), self._names.place)
         await self._names.place_together()
         await self._each(self._log.objects_with_data(), self._contents.data)

@@ -221,7 +221,7 @@ class Names:
             if isinstance(answer, ops.Placed):
                 self._peer.located[BULK].add(child.id)
                 if not answer.complete:
-                    self._mark_contents(child, created=answer.created)
+                    self.mark_contents(child, created=answer.created)
         if isinstance(answer, ops.Done) and answer.errno:
             if child is None or answer.errno not in UNREPRESENTABLE:
                 self._work.refused(key, directory, answer)
@@ -260,12 +260,35 @@ class Names:
             return False
         if child.type != _stat.S_IFREG:
             return True
+        return self._is_absent(directory.id, name) and self.is_all_new(child)
+
+    def may_go_whole(self, directory: bytes, name: bytes) -> bool:
+        """Whether the peer may lack all there is to what stands at a name, and now is the time."""
+        return (
+            self._log.is_gathered(directory, name)
+            and self._is_absent(directory, name)
+            and not self._work.is_waiting(("name", directory, name))
+        )
+
+    def _is_absent(self, directory: bytes, name: bytes) -> bool:
+        """In a baseline, whether the peer has nothing there; later only the object tells."""
+        return self._peer.state is not State.BASELINE or (directory, name) in self._absent
+
+    def is_all_new(self, child: Inode) -> bool:
+        """Whether the peer lacks all the data of a file, if it has nothing at its name."""
         if self._peer.state is State.BASELINE:
-            return (directory.id, name) in self._absent
+            return True
         marks = self._log.marks(child.id)
         return marks is not None and marks.tail == 0 and not marks.compare
 
-    def _mark_contents(self, child: Inode, *, created: bool) -> None:
+    def was_placed(self, directory: Inode, name: bytes, version: int) -> None:
+        """The peer has the right object at a name, as of *version* of the directory's marks."""
+        self._log.clear_name(directory.id, name, version=version)
+        self._absent.discard((directory.id, name))
+        self._work.progress.names += 1
+        self._work.succeeded(("name", directory.id, name))
+
+    def mark_contents(self, child: Inode, *, created: bool) -> None:
         """The peer has the object, but not (certainly) what is in it."""
         handle = locators.of(self._tree, child)
         if child.is_directory:

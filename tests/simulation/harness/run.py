@@ -18,6 +18,7 @@ from simulation.harness.world import Simulation
 
 from replfs.core import ops
 from replfs.node.pacing import courtesy as courtesy_module
+from replfs.node.resync import batch as batch_module
 from replfs.node.resync import contents as contents_module
 from replfs.node.resync import expand as expand_module
 from replfs.node.resync import names as names_module
@@ -40,6 +41,8 @@ def _tighten(rng: random.Random, patch: pytest.MonkeyPatch) -> None:
         (expand_module, "_NAMES_AHEAD", (1, 3)),
         (expand_module, "_MARKS_TOGETHER", (1, 3)),
         (look_module, "PRIVILEGED", (False, True)),
+        (batch_module, "PRIVILEGED", (False, True)),
+        (batch_module, "_MANY", (1, 3)),
         (contents_module, "_REGIONS_AT_ONCE", (1, 3)),
         (courtesy_module, "TASKS", (1, 2)),
         (reach_module, "_DIRECTORIES_OPEN_MAX", (4, 6)),

@@ -372,7 +372,9 @@ class Item(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class PlaceMany(Op, frozen=True, tag=53):
-    """For each of *items*, in their order, what `Place` does with `whole` and without hints.
+    """For each of *items*, in their order, what `Place` does without hints.
+
+    With `whole`, if it is no directory.
 
     The payload is the data of all files, one after the other. Answered with `PlacedMany`.
     """

@@ -24,6 +24,8 @@ from replfs.store.record import PRIVILEGED, Record
 DIGEST_SIZE: Final = 16
 CONTENTS_MAX: Final = 1 << 20
 """Bytes: a larger file has no digest."""
+SMALL_DIRECTORY: Final = 256 << 10
+"""Bytes: the names in a larger one are read in a thread."""
 _READ_MAX: Final = 16 << 20
 _SECONDS_MAX: Final = 0.5
 """After so many bytes, or seconds, of one look the rest is left to the next one."""
@@ -90,7 +92,7 @@ class Whole(NamedTuple):
 def read_whole(
     directory: int, wanted: Sequence[tuple[bytes, int]], limit: int
 ) -> dict[bytes, Whole]:
-    """Files and symlinks, (name, inode number), that nobody changes meanwhile.
+    """Files, symlinks and directories, (name, inode number), that nobody changes meanwhile.
 
     What has holes or other names, or is another object, is left out; so is what would bring all
     contents to more than *limit* bytes, or all extended attributes.
@@ -116,7 +118,11 @@ def read_whole(
 
 def _read_one(directory: int, name: bytes, ino: int, limit: int) -> Whole | None:
     found = os.stat(name, dir_fd=directory, follow_symlinks=False)
-    if found.st_ino != ino or found.st_nlink != 1:
+    if found.st_ino != ino:
+        return None
+    if _stat.S_ISDIR(found.st_mode):
+        return Whole(found, dict(_xattrs(proc_path(directory, name), follow=False)), b"")
+    if found.st_nlink != 1:
         return None
     if _stat.S_ISLNK(found.st_mode):
         xattrs = _xattrs(proc_path(directory, name), follow=False)

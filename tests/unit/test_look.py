@@ -9,7 +9,14 @@ import pytest
 
 from replfs.store import look as looks
 from replfs.store import record as records
-from replfs.store.look import CONTENTS_MAX, DIGEST_SIZE, directory_digest, look, sorted_names
+from replfs.store.look import (
+    CONTENTS_MAX,
+    DIGEST_SIZE,
+    directory_digest,
+    look,
+    read_whole,
+    sorted_names,
+)
 from replfs.store.record import INCOMPLETE, Record
 
 ID = bytes(range(16))
@@ -156,6 +163,33 @@ def test_without_digests_nothing_is_opened(directory, file, monkeypatch):
     seen, _ = look(directory, [b"file"], digests=False)
     assert seen[b"file"].record.object == ID
     assert seen[b"file"].digest == b""
+
+
+def test_what_goes_whole(directory, tmp_path):
+    (tmp_path / "file").write_bytes(b"contents")
+    os.setxattr(tmp_path / "file", "user.a", b"b")
+    (tmp_path / "link").symlink_to("target")
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "two names").write_bytes(b"x")
+    os.link(tmp_path / "two names", tmp_path / "other name")
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "hole").write_bytes(b"x")
+    os.truncate(tmp_path / "hole", 1 << 17)
+    (tmp_path / "large").write_bytes(bytes(100))
+    (tmp_path / "last").write_bytes(b"last")
+    names = [
+        b"file", b"link", b"directory", b"two names", b"fifo", b"hole", b"large", b"last",
+    ]  # fmt: skip
+    wanted = [(name, (tmp_path / os.fsdecode(name)).lstat().st_ino) for name in names]
+    found = read_whole(directory, [*wanted, (b"file", 1), (b"gone", 2)], 12)
+    assert {name: (one.contents, one.xattrs) for name, one in found.items()} == {
+        b"file": (b"contents", {b"user.a": b"b"}),
+        b"link": (b"target", {}),
+        b"directory": (b"", {}),
+        b"last": (b"last", {}),
+    }
+    # So much of attributes, too.
+    assert b"file" not in read_whole(directory, wanted, 5)
 
 
 def test_a_directory_of_its_own(directory, tmp_path):

@@ -100,6 +100,17 @@ async def test_each_gets_all_there_is_to_it(replica, store):
     assert set(replica.tree.table.by_id) == {ROOT_ID}
 
 
+async def test_a_directory_is_gone_on_with(replica, store):
+    results = await placed(replica, (item(1, mode=0o040700), b""), (item(2, b"x"), b"x"))
+    assert results == [ops.Placed(complete=False, created=True), NEW]
+    assert (store / "n1").is_dir()
+    inode = replica.tree.table.by_id[item(1).object]
+    assert inode.flags == records.INCOMPLETE
+    below = ops.PlaceMany(item(1).object, [item(3, b"y")])
+    assert await asked(replica, below, b"y") == ops.PlacedMany([NEW])
+    assert (store / "n1" / "n3").read_bytes() == b"y"
+
+
 async def test_they_are_unstable_until_the_next_checkpoint(replica):
     replica.unstable.begin()
     replica.unstable.settle(everywhere=True)

@@ -16,13 +16,11 @@ import trio
 from replfs.core import ops
 from replfs.node.pacing.courtesy import Slice
 from replfs.store.inode import Inode
-from replfs.store.look import Seen, directory_digest, look, sorted_names
+from replfs.store.look import SMALL_DIRECTORY, Seen, directory_digest, look, sorted_names
 from replfs.store.reach import RESERVED
 from replfs.store.record import INCOMPLETE, Record
 from replfs.store.tree import Tree
 
-_LARGE_DIRECTORY: Final = 256 << 10
-"""Bytes: a larger one is read and sorted in a thread."""
 _KEPT: Final = 16
 """Directories of which the names are kept from one page to the next."""
 
@@ -67,7 +65,7 @@ class Listings:
             )
         elif kept is not None:
             names = kept
-        elif os.fstat(fd).st_size > _LARGE_DIRECTORY:
+        elif os.fstat(fd).st_size > SMALL_DIRECTORY:
             names = await trio.to_thread.run_sync(sorted_names, fd, hidden, limiter=self._limit)
         else:
             names = sorted_names(fd, hidden)

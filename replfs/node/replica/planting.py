@@ -53,7 +53,14 @@ class Planting:
                     return ops.Done(errno.EINTR)
                 data = view[start : start + item.attributes.size]
                 start += len(data)
-                one = ops.Place(item.object, op.parent, item.name, item.attributes, [], whole=True)
+                one = ops.Place(
+                    item.object,
+                    op.parent,
+                    item.name,
+                    item.attributes,
+                    [],
+                    whole=not _stat.S_ISDIR(item.attributes.mode),
+                )
                 locator = self._plant(parent, one, data)
                 if locator is None:
                     results.append(self._place(one, data))

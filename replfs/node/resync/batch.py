@@ -84,7 +84,8 @@ class Batches:
             with ExitStack() as holds:
                 children = self._next(directory, names, holds)
                 if children:
-                    await self._rate.spend(sum(child.size for child in children.values()))
+                    files = (one for one in children.values() if one.type == _stat.S_IFREG)
+                    await self._rate.spend(sum(one.size for one in files))
                     async with self._work.claim(_claims(directory, children)):
                         await self._place_claimed(directory, children)
 
@@ -100,19 +101,19 @@ class Batches:
             if child is not None:
                 if not self._goes_whole(child):
                     self._tree.drop_unused(child)
-                elif child.size > left:
+                elif child.type == _stat.S_IFREG and child.size > left:
                     self._tree.drop_unused(child)
                     break
                 else:
-                    left -= child.size
+                    left -= child.size if child.type == _stat.S_IFREG else 0
                     holds.enter_context(self._tree.held(child))
                     children[names[0]] = child
             names.popleft()
         return children
 
     def _goes_whole(self, child: Inode) -> bool:
-        if child.type == _stat.S_IFLNK:
-            return True
+        if child.type in {_stat.S_IFLNK, _stat.S_IFDIR}:
+            return not child.foreign
         return (
             child.type == _stat.S_IFREG
             and child.size <= WHOLE_MAX
@@ -183,7 +184,7 @@ def _attributes(child: Inode, one: Whole) -> ops.Attributes:
         uid=found.st_uid,
         gid=found.st_gid,
         rdev=0,
-        size=0 if is_link else len(one.contents),
+        size=len(one.contents) if child.type == _stat.S_IFREG else 0,
         mtime=found.st_mtime_ns,
         target=one.contents if is_link else b"",
         policy=child.policy,

@@ -29,7 +29,7 @@ from replfs.node.replication.peer import BULK
 from replfs.node.resync.work import Work
 from replfs.store import locators
 from replfs.store.inode import Inode
-from replfs.store.look import Seen, directory_digest, look, sorted_names
+from replfs.store.look import SMALL_DIRECTORY, Seen, directory_digest, look, sorted_names
 from replfs.store.reach import RESERVED
 from replfs.store.record import Record
 
@@ -62,6 +62,17 @@ class Expansion:
         self._log = work.log
         self._applications = work.pipeline.applications
         self._under_way: set[bytes] = set()
+        self._new: dict[bytes, int] = {}
+        """Directories that the peer has made for this resync, each with the session it did so in.
+        """
+
+    def was_made(self, directory_id: bytes) -> None:
+        """The peer has just made a directory: there is nothing in it but what is placed there."""
+        self._new[directory_id] = self._peer.link.session
+
+    def forget(self) -> None:
+        """The resync is over."""
+        self._new.clear()
 
     def pending(self) -> Iterator[tuple[str, bytes]]:
         """What `expand` is to do, while few dirty names are waiting."""
@@ -124,6 +135,10 @@ class Expansion:
         hidden = RESERVED if directory is self._tree.root else b""
         names: list[bytes] = []
         start = 0
+        if not theirs and os.fstat(fd).st_size <= SMALL_DIRECTORY:
+            # A thread takes longer, where there is nothing to be compared.
+            await self._compare(directory, sorted_names(fd, hidden), {}, theirs, deep=deep)
+            return
         while True:
             count = _FEW_NAMES if self._applications.are_busy else ops.NAMES_PER_MESSAGE
             names, page, seen = await trio.to_thread.run_sync(
@@ -140,6 +155,8 @@ class Expansion:
     ) -> tuple[dict[bytes, ops.Entry], bytes] | None:
         """The peer's names in a directory, and its own digest; None where it cannot say."""
         own = b""
+        if self._new.pop(directory.id, 0) == self._peer.link.session:
+            return {}, own
 
         async def asked(op: ops.AnyOp) -> ops.AnyAnswer:
             nonlocal own

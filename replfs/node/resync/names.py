@@ -56,6 +56,7 @@ class Names:
     def forget(self) -> None:
         """The resync is over: what was found on the way is not needed any more."""
         self._absent.clear()
+        self.expansion.forget()
         self._hints.clear()
         self._together = _TOGETHER_MIN
         self._work.links.forget()
@@ -293,6 +294,8 @@ class Names:
         handle = locators.of(self._tree, child)
         if child.is_directory:
             self._log.mark_names_all(child.id, handle=handle)
+            if created:
+                self.expansion.was_made(child.id)
         elif child.type == _stat.S_IFREG:
             self._log.mark_tail(child.id, 0, size=child.size, handle=handle, compare=not created)
         else:

@@ -11,8 +11,7 @@ In the database:
     objects, regions, names
               the peers' dirty region logs: a row for each `SaveObject`, `SaveRegions`, `SaveName`
 
-Every row carries a checksum of itself, because SQLite checks its pages' structure and not what is
-in them.
+What is in them is `store.identity` and `store.tables`.
 """
 
 from __future__ import annotations
@@ -32,140 +31,23 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from replfs.core.dirty import DirtyLog
-from replfs.core.marks import (
-    Change,
-    DropAll,
-    DropName,
-    DropObject,
-    SaveName,
-    SaveObject,
-    SaveRegions,
-)
+from replfs.core.marks import Change, DropAll, SaveName, SaveObject, SaveRegions
 from replfs.core.ops import OBJECT_ID_SIZE
 from replfs.errors import StoreBusy, StoreError
+from replfs.store import tables
 from replfs.store.binding import Binding, boot_id, mount_id
 from replfs.store.database import FILE, Database, Statement
-from replfs.store.unrepresentable import Item
+from replfs.store.identity import HISTORY_MAX, ROLES, Identity, Peer
 
 RESERVED: Final = ".replfs"
 """The directory in STORE that is replfs's own."""
-FORMAT: Final = 1
-HISTORY_MAX: Final = 64
-"""Generations remembered."""
-ROLES: Final = frozenset({"unset", "primary", "secondary"})
-
 SUSPECTS: Final = "<suspects>"
 """The name under which the log of a store that gave up its role is kept; no peer can have it."""
 
-_APPLICATION: Final = 0x7265706C
 _CREATING: Final = ".replfs.new"
 _PENDING_MAX: Final = 1024
-_SCHEMA: Final = f"""
-    CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL, sum INT NOT NULL) WITHOUT ROWID;
-    CREATE TABLE peers (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
-        name TEXT NOT NULL UNIQUE, value BLOB NOT NULL, sum INT NOT NULL
-    );
-    CREATE TABLE objects (
-        peer INT NOT NULL, object BLOB NOT NULL, flags INT NOT NULL, tail INT NOT NULL,
-        extent INT NOT NULL, handle BLOB NOT NULL, sum INT NOT NULL, PRIMARY KEY (peer, object)
-    ) WITHOUT ROWID;
-    CREATE TABLE regions (
-        peer INT NOT NULL, object BLOB NOT NULL, chunk INT NOT NULL, regions BLOB NOT NULL,
-        sum INT NOT NULL, PRIMARY KEY (peer, object, chunk)
-    ) WITHOUT ROWID;
-    CREATE TABLE names (
-        peer INT NOT NULL, directory BLOB NOT NULL, name BLOB NOT NULL, removal INT NOT NULL,
-        sum INT NOT NULL, PRIMARY KEY (peer, directory, name)
-    ) WITHOUT ROWID;
-    PRAGMA application_id = {_APPLICATION};
-    PRAGMA user_version = {FORMAT};
-"""
-_TABLES: Final = ("objects", "regions", "names")
 
 _Record = TypeVar("_Record", bound=msgspec.Struct)
-
-
-class Identity(msgspec.Struct, frozen=True, kw_only=True):
-    """Who a STORE is."""
-
-    node: bytes
-    """16 random bytes, given when the state is made."""
-    binding: Binding
-    """Where STORE stood then, so that a copy of it is known as one."""
-    volume: bytes = b""
-    """16 bytes that all replicas share; empty before the store belongs to a volume."""
-    name: str = ""
-    role: str = "unset"
-    role_changed: bool = False
-    """A promotion or another store changed the role: both commands start the store in it."""
-    generation: bytes = b""
-    """16 bytes; empty before there is one."""
-    history: tuple[bytes, ...] = ()
-    """Earlier generations, newest first, at most `HISTORY_MAX`."""
-    discarded: tuple[bytes, ...] = ()
-    """Generations of other stores that an operator decided against, newest first."""
-    base: bytes = b""
-    """The generation in whose place this store's reign began, by a promotion or after a loss of
-    power. Empty: it has none, or none from another one's."""
-    base_progress: int = 0
-    """Up to which change of `base` this store had everything then; 0: not known."""
-    progress: int = 0
-    """Up to which change of its primary a secondary had everything at its last clean stop."""
-    runs: int = 0
-    """How often a node was started here; the high bits of the numbers of a primary's changes."""
-    follows: bytes = b""
-    """The generation of the primary that was let in last, also where no resync from it has ended
-    yet: one that does not know it may not change the store any more. Empty: none was."""
-    uninitialized: bool = True
-    """The store never was a primary, nor a complete replica."""
-    inconsistent: bool = False
-    """A resync into this store has begun and not ended."""
-    policies_used: bool = False
-    """Some object has, or once had, a policy of its own."""
-    clean: bool = True
-    """The last run ended with a drain and a checkpoint, or there was none."""
-    memory_lost: bool = False
-    """A power loss has happened since the store was last compared with its peers."""
-    stopped_ns: int = 0
-    """Until when all changes of the store are known to have gone through a node, in ns since the
-    epoch: when the last run ended, or was last known to be at work. 0: not known. A hint."""
-    none_patterns: tuple[str, ...] = ()
-    """The names that were `none` by the configuration of the last run as a primary."""
-    boot_id: str = ""
-    mount_id: str = ""
-    """Both those of the last run: see `State.memory_lost`."""
-
-
-class Peer(msgspec.Struct, frozen=True, kw_only=True):
-    """What is remembered about a peer between runs."""
-
-    name: str
-    endpoint: str = ""
-    node: bytes = b""
-    """16 bytes; empty if never met."""
-    state: str = "uninitialized"
-    """A replication state of `core.relationship`, by its value."""
-    data: str = "inconsistent"
-    """What the peer's data is, as there."""
-    reason: str = ""
-    paused_by: str = ""
-    generation: bytes = b""
-    """The peer's, when last seen."""
-    apart: bool = False
-    """Whatever the peer has, a power loss of this STORE cannot take: it was flushed since the peer
-    was last there."""
-    base: bytes = b""
-    """The generation from which on the log holds all that this primary changed, where it was begun
-    by a promotion: for whatever node answers there, if it was at that generation. Empty: the log
-    was kept for `node` from the first."""
-    is_asked: bool = True
-    """What the peer may have on its own is in the log; until then it is asked at every session."""
-    last_in_sync_ns: int = 0
-    """Nanoseconds since the epoch, to be shown. It decides nothing."""
-    unrepresentable: list[Item] = []
-    """What its store cannot hold."""
-    settings: dict[str, str] = {}
 
 
 class StateStatistics(msgspec.Struct, frozen=True):
@@ -227,7 +109,7 @@ class State:
                     f"{RESERVED} away to have the store compared in full with its peers"
                 )
             self._database = Database(
-                self._directory, self._where, application=_APPLICATION, version=FORMAT
+                self._directory, self._where, application=tables.APPLICATION, version=tables.FORMAT
             )
             cleanup.callback(self._database.abandon)
             self._identity = self._read("identity", Identity)
@@ -265,7 +147,7 @@ class State:
         identity = Identity(node=os.urandom(OBJECT_ID_SIZE), binding=Binding.of(self._root))
         try:
             with contextlib.closing(sqlite3.connect(f"{aside}/{FILE}")) as db, db:
-                db.executescript(f"BEGIN; {_SCHEMA}")
+                db.executescript(f"BEGIN; {tables.SCHEMA}")
                 db.execute(*_meta("identity", identity))
         except sqlite3.Error as error:
             raise StoreError(f"cannot make the state of {self._where}: {error}") from error
@@ -422,7 +304,7 @@ class State:
         number = self._number(name)
         work: list[Statement] = [
             (f"DELETE FROM {table} WHERE peer = ?", (number,))  # noqa: S608
-            for table in _TABLES
+            for table in tables.TABLES
         ]
         self._database.execute([*work, ("DELETE FROM peers WHERE id = ?", (number,))])
         self._pending = {key: each for key, each in self._pending.items() if each[0] != number}
@@ -489,7 +371,7 @@ class State:
             for row in self._database.each(query, (number,)):
                 try:
                     change = kind(*row[1:-1])
-                    if _row(number, change) != row:
+                    if tables.row_of(number, change) != row:
                         raise ValueError("a checksum is wrong")
                     log.restore(change)
                 except (TypeError, ValueError, OverflowError) as error:
@@ -562,7 +444,7 @@ class State:
         if lazily or self._batches:
             self._put_off(number, changes, lazily=lazily)
         elif not self._pending and len(changes) == 1:
-            self._database.execute(_statements(number, changes[0]))
+            self._database.execute(tables.statements(number, changes[0]))
         else:
             self._commit([(number, change) for change in changes])
 
@@ -577,7 +459,7 @@ class State:
                 self.are_clears_lost = True
         for change in changes:
             # The last change of a key stands for all of them, and takes its place at the end.
-            key = (number, *_key(change))
+            key = (number, *tables.key_of(change))
             self._pending.pop(key, None)
             self._pending[key] = (number, change)
         if not lazily:
@@ -586,7 +468,7 @@ class State:
     def _commit(self, more: Sequence[tuple[int, Change]] = ()) -> None:
         work = [*self._pending.values(), *more]
         if work:
-            self._database.execute([one for each in work for one in _statements(*each)])
+            self._database.execute([one for each in work for one in tables.statements(*each)])
             self._pending.clear()
             self._set_behind(behind=False)
 
@@ -643,72 +525,3 @@ def _opened(name: str, directory: int, cleanup: contextlib.ExitStack) -> int:
 def _meta(key: str, record: msgspec.Struct) -> Statement:
     value = msgspec.msgpack.encode(record)
     return "INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (key, value, zlib.crc32(value))
-
-
-def _key(change: Change) -> tuple[object, ...]:
-    match change:
-        case SaveObject(object_id):
-            return "o", object_id
-        case SaveRegions(object_id, chunk):
-            return "r", object_id, chunk
-        case SaveName(directory, name) | DropName(directory, name):
-            return "n", directory, name
-        case DropObject(object_id):
-            return "d", object_id
-        case DropAll():
-            return ("a",)
-
-
-def _statements(number: int, change: Change) -> tuple[Statement, ...]:
-    match change:
-        case DropObject(object_id):
-            return (
-                ("DELETE FROM objects WHERE peer = ? AND object = ?", (number, object_id)),
-                ("DELETE FROM regions WHERE peer = ? AND object = ?", (number, object_id)),
-                ("DELETE FROM names WHERE peer = ? AND directory = ?", (number, object_id)),
-            )
-        case DropAll():
-            return tuple(
-                (f"DELETE FROM {table} WHERE peer = ?", (number,))  # noqa: S608
-                for table in _TABLES
-            )
-        case _:
-            return (_statement(number, change),)
-
-
-def _statement(number: int, change: SaveObject | SaveRegions | SaveName | DropName) -> Statement:
-    match change:
-        case SaveRegions(object_id, chunk, b""):
-            return (
-                "DELETE FROM regions WHERE peer = ? AND object = ? AND chunk = ?",
-                (number, object_id, chunk),
-            )
-        case SaveRegions():
-            return "INSERT OR REPLACE INTO regions VALUES (?, ?, ?, ?, ?)", _row(number, change)
-        case SaveName():
-            return "INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?, ?)", _row(number, change)
-        case SaveObject():
-            return (
-                "INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?, ?, ?)",
-                _row(number, change),
-            )
-        case DropName(directory, name):
-            return (
-                "DELETE FROM names WHERE peer = ? AND directory = ? AND name = ?",
-                (number, directory, name),
-            )
-
-
-def _row(number: int, change: SaveObject | SaveRegions | SaveName) -> tuple[Any, ...]:
-    """The change as a row of its table, with its checksum."""
-    match change:
-        case SaveRegions(object_id, chunk, regions):
-            checksum = zlib.crc32(b"%d %d " % (number, chunk) + object_id + regions)
-            return number, object_id, chunk, regions, checksum
-        case SaveName(directory, name, removal):
-            checksum = zlib.crc32(b"%d %d " % (number, removal) + directory + name)
-            return number, directory, name, int(removal), checksum
-        case SaveObject(object_id, flags, tail, extent, handle):
-            numbers = b"%d %d %d %d " % (number, flags, tail, extent)
-            checksum = zlib.crc32(numbers + object_id + handle)
-            return number, object_id, flags, tail, extent, handle, checksum

@@ -29,7 +29,8 @@ from replfs.cli.policy import EFFECTIVE, POLICY
 from replfs.errors import NotInSync, ReplfsError, UsageError
 from replfs.node.operating import control
 from replfs.node.settings import config
-from replfs.store.state import Identity, State
+from replfs.store.identity import Identity
+from replfs.store.state import State
 
 
 def replfs(capsys, *argv: str) -> tuple[int, str, str]:

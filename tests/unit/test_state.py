@@ -27,7 +27,8 @@ from replfs.core.marks import DropAll, DropObject, NotKept
 from replfs.core.regions import REGION_SIZE
 from replfs.errors import StoreBusy, StoreError
 from replfs.store import binding, state
-from replfs.store.state import HISTORY_MAX, State
+from replfs.store.identity import HISTORY_MAX
+from replfs.store.state import State
 
 ROOT = Path(replfs.__path__[0]).parent
 OBJECTS = [number.to_bytes(16, "big") for number in range(1, 4000)]

@@ -39,8 +39,9 @@ from replfs.node.replication.peer import BULK
 from replfs.node.replication.policies import Policies
 from replfs.node.settings.config import PeerSetting, Settings
 from replfs.store import syscalls
+from replfs.store.identity import Peer
 from replfs.store.reach import KEPT, LIMBO, RESERVED
-from replfs.store.state import Peer, State
+from replfs.store.state import State
 from replfs.store.tree import Tree
 from replfs.transport.link import Link
 from replfs.transport.security import Curve

@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from replfs.cli import spawn
+from replfs.cli import logs, spawn
 from replfs.cli.exit_codes import ExitCode
 from replfs.cli.parse import Command, add_target, seconds
 from replfs.cli.progress import ask
@@ -49,6 +49,7 @@ def _declare_node(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", dest="mount_options", metavar="OPT,...", action="append", default=[])
     parser.add_argument("--config", metavar="FILE", help="options from a TOML file")
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--log-file", help=argparse.SUPPRESS)
     for option in OPTIONS:
         names = [f"--{option.name}"]
         if option.name == "foreground":
@@ -131,7 +132,7 @@ def _start(command: config.Command, args: argparse.Namespace) -> int:
     settings = _settings(command, args)
     _check_paths(settings)
     if settings.foreground:
-        return _serve(settings, args.ready_fd)
+        return _serve(settings, args.ready_fd, args.log_file)
     if os.geteuid() != 0:
         from replfs.store.permitted import WITHOUT_ROOT
 
@@ -166,12 +167,11 @@ def _check_paths(settings: config.Settings) -> None:
         check_nesting(os.path.realpath(settings.store), mounting.check_mountpoint(mountpoint))
 
 
-def _serve(settings: config.Settings, ready_fd: int | None) -> int:
+def _serve(settings: config.Settings, ready_fd: int | None, log_file: str | None) -> int:
     """Be the node until it ends."""
-    from replfs.cli import logs
     from replfs.node.node import run
 
-    logs.configure(settings.log_level, settings.log_format)
+    logs.configure(settings.log_level, settings.log_format, log_file)
     announcement = spawn.Announcement(-1 if ready_fd is None else ready_fd)
     if ready_fd is not None:
         os.set_inheritable(ready_fd, False)

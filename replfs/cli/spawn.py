@@ -15,13 +15,10 @@ import site
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import Final
 
 import replfs
+from replfs.cli import logs
 from replfs.errors import ReplfsError
-
-LOG_SIZE_MAX: Final = 8 << 20
-"""A log that is larger is moved to `.old` when the next node starts."""
 
 
 class StartFailed(ReplfsError):
@@ -64,14 +61,15 @@ class NodeProcess:
         self.log_path = log_path
         self.argv = list(argv)
         self._received = b""
-        _rotate(log_path)
+        logs.rotate(log_path)
         self.ready_fd, child_fd = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self.ready_fd, False)
+        internal = ("--ready-fd", str(child_fd), "--log-file", log_path)
         try:
             with open(log_path, "ab") as log:
                 self._log_start = log.tell()
                 self.process = subprocess.Popen(
-                    [*python(), *argv, "--foreground", "--ready-fd", str(child_fd)],
+                    [*python(), *argv, "--foreground", *internal],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -140,9 +138,3 @@ def environment() -> dict[str, str]:
     if root not in site.getsitepackages():
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, env.get("PYTHONPATH")]))
     return env
-
-
-def _rotate(log_path: str) -> None:
-    with contextlib.suppress(OSError):
-        if os.stat(log_path).st_size > LOG_SIZE_MAX:
-            os.replace(log_path, f"{log_path}.old")

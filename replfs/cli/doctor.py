@@ -1,7 +1,7 @@
 """`doctor`: can this machine run replfs, and this directory be a STORE? One line for each answer.
 
-It makes the run directory and, with `--fix`, clears dead mounts away; nothing else: attributes are
-tried on a file without a name.
+It makes the run directory and, with `--fix`, clears dead mounts away, and what is in memory of
+stores that are gone; nothing else: attributes are tried on a file without a name.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def _declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peer", metavar="[NAME=]ENDPOINT", help="also try to reach this peer")
     parser.add_argument("--listen", metavar="ENDPOINT", help="also try to listen here")
     parser.add_argument("--fix", action="store_true",
-                        help="clear mounts away whose node is gone")  # fmt: skip
+                        help="clear mounts away whose node is gone, and what is in memory "
+                        "of stores that are")  # fmt: skip
     add_rundir(parser)
 
 
@@ -71,6 +72,7 @@ def _findings(args: argparse.Namespace) -> Iterator[Finding]:
     yield from _check_fuse()
     yield _check_rundir(args.rundir)
     yield from _check_mounts(fix=args.fix)
+    yield from _check_leftovers(args.rundir, fix=args.fix)
     if args.store is not None:
         yield from _check_store(args.store)
         yield from _check_node(args.store, args.rundir)
@@ -206,6 +208,30 @@ def _check_mounts(*, fix: bool) -> Iterator[Finding]:
             yield Finding(True, f"{path}: its node was gone; the mount is cleared away")
 
 
+def _check_leftovers(rundir: str | None, *, fix: bool) -> Iterator[Finding]:
+    from replfs.node.settings.memory import leftovers
+    from replfs.node.settings.rundir import default_rundir
+
+    try:
+        found = list(leftovers(rundir or default_rundir()))
+    except OSError:
+        return  # the run directory has been looked at
+    for one in found:
+        what = f"{one.paths[0]} is what a killed node of {one.store} had in flight"
+        if not fix:
+            yield Finding(
+                None,
+                f"{what}, and no store is there: mount its disk, or, if it is gone, doctor --fix",
+            )
+            continue
+        try:
+            one.remove()
+        except OSError as error:
+            yield Finding(False, f"{what}, and cannot be removed: {error.strerror}")
+        else:
+            yield Finding(True, f"{what}; no store is there, and it is removed")
+
+
 def _check_node(store: str, rundir: str | None) -> Iterator[Finding]:
     """If a node runs on STORE: what it knows of itself and of its peers."""
     from replfs.node.operating import control
@@ -226,6 +252,12 @@ def _check_node(store: str, rundir: str | None) -> Iterator[Finding]:
     yield Finding(same or None, f"the node of {store} is version {version}{more}")
     for peer in status.get("peers") or []:
         yield from _check_known_peer(peer, version)
+    if count := status.get("unrepresentable"):
+        yield Finding(
+            None,
+            f"{count} objects are not on the peers, whose stores cannot hold them: the log of "
+            f"{store} names each; an agent that is not root holds only files of its own user",
+        )
 
 
 def _check_known_peer(peer: dict[str, Any], version: object) -> Iterator[Finding]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import logging
 import os
 from collections.abc import Awaitable, Callable
@@ -23,8 +22,7 @@ import zmq
 from replfs.core import ops
 from replfs.core.dirty import DirtyLog
 from replfs.core.messages import Identity
-from replfs.errors import Refused, ReplfsError, UsageError
-from replfs.front import mounting
+from replfs.errors import Refused, ReplfsError
 from replfs.node.asking.probe import probe
 from replfs.node.mounted.frontend import FrontEnd
 from replfs.node.replica.later import Reply
@@ -34,7 +32,7 @@ from replfs.node.roles.primary import Primary
 from replfs.node.roles.reception import Reception
 from replfs.node.roles.secondary import Secondary
 from replfs.node.settings.config import PeerSetting, Settings
-from replfs.node.settings.rundir import make_rundir
+from replfs.node.settings.memory import Memory
 from replfs.store.activity import ActivityLog, is_lost, recover
 from replfs.store.progress import Progress
 from replfs.store.state import State
@@ -80,7 +78,7 @@ class Roles:
         self._on_unmounted = on_unmounted
         self.on_mounting: Callable[[str], None] = lambda _mountpoint: None
         """Told of a mountpoint, before anything is mounted there."""
-        self._rundir = rundir
+        self._memory = Memory(rundir, settings.store)
         self._activity: ActivityLog | None = None
         self._progress: Progress | None = None
         self.primary: Primary | None = None
@@ -133,6 +131,7 @@ class Roles:
             if clean:
                 with contextlib.suppress(OSError):
                     os.unlink(self._activity_path())
+        self._memory.close(clean=clean)
 
     async def start(self, nursery: trio.Nursery) -> str:
         """Run the role and the listener in *nursery*; the endpoint that is listened on, or ''.
@@ -199,9 +198,7 @@ class Roles:
 
     def _in_memory(self, what: str) -> str:
         """Where a file of this store is that is to survive the process, and no more."""
-        binding = self.state.identity().binding
-        place = hashlib.sha256(binding.digest()).hexdigest()[:16]
-        return f"{_memory_directory(self._rundir)}/{what}-{place}"
+        return self._memory.path(what, self.state.identity().binding.digest())
 
     def _activity_path(self) -> str:
         return self._in_memory("activity")
@@ -458,15 +455,3 @@ class Roles:
             for one in self.state.peers()
             if one.settings and one.name not in names
         ]
-
-
-def _memory_directory(rundir: str) -> str:
-    """Where the activity log is: on tmpfs, so that no fault of STORE can touch it."""
-    # Anybody can make files in /dev/shm, under any name: one's own are in a directory of one's own.
-    for candidate in (rundir, f"/dev/shm/replfs-{os.geteuid()}"):  # noqa: S108 - it is wanted
-        with contextlib.suppress(OSError, UsageError):
-            above = candidate if candidate == rundir else os.path.dirname(candidate)
-            mount = mounting.find_mount(os.path.realpath(above))
-            if mount is not None and mount.fstype == "tmpfs":
-                return make_rundir(candidate)
-    return rundir

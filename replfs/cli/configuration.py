@@ -47,10 +47,17 @@ def _problems(path: str) -> list[str]:
     """What is wrong, one sentence each; if nothing is, says what the file means."""
     try:
         values = config.load_file(path)
-        command: config.Command = "mount" if "peer" in values else "agent"
+        # A secondary may know its primary, too, so that the roles can be swapped.
+        is_primary = "peer" in values and ("mountpoint" in values or "listen" not in values)
+        command: config.Command = "mount" if is_primary else "agent"
         settings = config.build(command, {}, config_file=path)
     except ReplfsError as error:
         sentence = str(error)
+        if "agent: it needs a STORE" in sentence:
+            sentence = (
+                "store: there is none; only under systemd it may be left out, where "
+                "replfs-agent@NAME has /var/lib/replfs/NAME"
+            )
         return [sentence if sentence.startswith(path) else f"{path}: {sentence}"]
     found = [f"{path}: {problem}" for problem in _unusable(settings)]
     if not found:
@@ -60,7 +67,7 @@ def _problems(path: str) -> list[str]:
 
 def _unusable(settings: config.Settings) -> list[str]:
     """What a start with *settings* would be refused for, as far as files tell."""
-    from replfs.node.operating.hook import Hook
+    from replfs.node.operating.hook import check_program
     from replfs.transport.security import AllowList, Curve, load_keypair, require_curve
 
     found = []
@@ -87,7 +94,7 @@ def _unusable(settings: config.Settings) -> list[str]:
                 found.append(str(error))
     if settings.hook is not None:
         try:
-            Hook(settings.hook, {}).close()
+            check_program(settings.hook)
         except ReplfsError as error:
             found.append(str(error))
     return found

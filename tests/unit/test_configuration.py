@@ -75,7 +75,7 @@ def test_a_file_that_is_fine(place, capsys):
     [
         ("stoer = 1", ["stoer: there is no such option; did you mean store?"]),
         ("x = [", ["it is not TOML"]),
-        ('listen = "tcp://0.0.0.0:1"', ["agent: it needs a STORE"]),
+        ('listen = "tcp://0.0.0.0:1"', ["store: there is none"]),
         (
             'store = "nowhere"\nlisten = "tcp://0.0.0.0:4710"',
             ["store: {}/nowhere is not a directory; create it", "tcp://0.0.0.0:4710 is open to"],
@@ -120,3 +120,15 @@ def test_a_file_that_is_not_there(capsys):
     assert capsys.readouterr().err == (
         "replfs: /nowhere.toml: it cannot be read: No such file or directory\n"
     )
+
+
+def test_a_secondary_that_knows_its_primary_is_no_mount(place, capsys):
+    text = 'store = "store"\nlisten = "tcp://127.0.0.1:0"\npeer = ["alpha=tcp://127.0.0.1:4710"]\n'
+    assert place.check(text) == ExitCode.OK
+    assert "is fine for 'replfs agent'" in capsys.readouterr().out
+
+
+def test_a_secondary_without_a_store_is_one_under_systemd_alone(place, capsys, monkeypatch):
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    assert place.check('listen = "tcp://127.0.0.1:0"\n') == ExitCode.USAGE
+    assert "only under systemd it may be left out" in capsys.readouterr().err

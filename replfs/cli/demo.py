@@ -99,6 +99,8 @@ class Demo:
         Raises:
             DemoFailed: there is no such place.
         """
+        if parent and not os.path.isdir(parent):
+            raise DemoFailed(f"{parent} is not a directory; choose another with --dir")
         candidates = [parent] if parent else [tempfile.gettempdir(), "/var/tmp"]  # noqa: S108
         for candidate in candidates:
             if _has_xattrs(candidate):

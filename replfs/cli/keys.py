@@ -8,6 +8,7 @@ from typing import Final
 
 from replfs.cli.exit_codes import ExitCode
 from replfs.cli.parse import Command
+from replfs.errors import UsageError
 
 
 def _declare(parser: argparse.ArgumentParser) -> None:
@@ -17,9 +18,12 @@ def _declare(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from replfs.node.settings.config import default_node_name
+    from replfs.node.settings.config import default_node_name, is_node_name
     from replfs.transport.security import generate_keypair, save_keypair
 
+    name = args.name or default_node_name()
+    if not is_node_name(name):
+        raise UsageError(f"--name cannot be {name!r}; write letters, digits, '.', '-' and '_'")
     keys = generate_keypair()
     save_keypair(args.file, keys)
     # Apart from the line, so that it can be sent straight into a file.
@@ -28,7 +32,7 @@ def _run(args: argparse.Namespace) -> int:
         "peer gets this line, and this node's gets theirs:",
         file=sys.stderr,
     )
-    print(f"{args.name or default_node_name()} = {keys.public}")
+    print(f"{name} = {keys.public}")
     return ExitCode.OK
 
 

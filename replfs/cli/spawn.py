@@ -64,7 +64,7 @@ class NodeProcess:
         logs.rotate(log_path)
         self.ready_fd, child_fd = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self.ready_fd, False)
-        internal = ("--ready-fd", str(child_fd), "--log-file", log_path)
+        internal = ("--log-file", log_path, "--ready-fd", str(child_fd))
         try:
             with open(log_path, "ab") as log:
                 self._log_start = log.tell()

@@ -36,7 +36,7 @@ from replfs.node.operating import service
 from replfs.node.operating.control import ControlServer
 from replfs.node.operating.ending import DRAIN_S, Ending, EndOfPrimary, EndOfSecondary
 from replfs.node.operating.events import Events
-from replfs.node.operating.hook import Hook
+from replfs.node.operating.hook import Hook, check_program
 from replfs.node.operating.metrics import render
 from replfs.node.operating.scrape import Scrape
 from replfs.node.operating.status import StatusBoard
@@ -142,6 +142,11 @@ class Node:
         """Start, serve, stop."""
         settings = self.settings
         with contextlib.ExitStack() as cleanup:
+            # What is refused for these leaves a new store what it was: a directory.
+            curve = self._security()
+            if settings.hook is not None:
+                check_program(settings.hook)
+            rundir = make_rundir(settings.rundir or default_rundir())
             store_fd = self._open_store(cleanup)
             self.state = State(store_fd)
             cleanup.callback(self._close_state)
@@ -150,14 +155,12 @@ class Node:
             cleanup.callback(self.tree.close_all)
             context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
             cleanup.callback(context.destroy, 0)
-            curve = self._security()
             for warning in mounting.become_io_flusher():
                 log.info("%s", warning)
             if settings.hook is not None:
                 hook = Hook(settings.hook, self._facts())
                 cleanup.callback(hook.close)
                 self.events.listener = hook.tell
-            rundir = make_rundir(settings.rundir or default_rundir())
             self._roles = Roles(
                 settings,
                 self.state,

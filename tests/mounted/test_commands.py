@@ -118,6 +118,9 @@ def test_from_the_first_mount_to_the_last_umount(desk):
 
 
 def test_what_is_in_the_way_is_said_before_anything_is_done(desk):
+    for refused in (["--peer", "b=tcp://192.0.2.1:4710"], ["--hook", "/nowhere"]):
+        desk.run("mount", "a", "m", *refused, code=ExitCode.USAGE)
+        assert not (desk.top / "a" / ".replfs").exists()
     endpoint = desk.start_agent()
     desk.run("mount", "a", "m", "--peer", f"b={endpoint}")
     assert "is a replfs mount already" in desk.run(

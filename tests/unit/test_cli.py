@@ -515,6 +515,11 @@ def test_keygen(capsys, tmp_path):
     code, _, err = replfs(capsys, "keygen", str(file))
     assert code == ExitCode.USAGE
     assert "exists already" in err
+    other = tmp_path / "other"
+    code, _, err = replfs(capsys, "keygen", str(other), "--name", "a b")
+    assert code == ExitCode.USAGE
+    assert "--name cannot be 'a b'" in err
+    assert not other.exists()
 
 
 def test_doctor(capsys, tmp_path):

@@ -70,6 +70,16 @@ def word_of(event: Mapping[str, Any]) -> str:
             return ""
 
 
+def check_program(path: str) -> None:
+    """Refuse what cannot be run.
+
+    Raises:
+        UsageError: why.
+    """
+    if not os.path.isfile(path) or not os.access(path, os.X_OK):
+        raise UsageError(f"hook {path} is not a program that can be run: chmod +x it")
+
+
 class Hook:
     """Runs *program* for each change; *facts* go into its environment.
 
@@ -78,8 +88,7 @@ class Hook:
     """
 
     def __init__(self, program: str, facts: Mapping[str, str]) -> None:
-        if not os.path.isfile(program) or not os.access(program, os.X_OK):
-            raise UsageError(f"hook {program} is not a program that can be run: chmod +x it")
+        check_program(program)
         self._program = program
         self._facts = dict(facts)
         self._told: dict[str, str] = {}

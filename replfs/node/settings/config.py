@@ -198,8 +198,13 @@ def default_peer_name(endpoint: str) -> str:
     return name[-NAME_SIZE_MAX:]
 
 
+def is_node_name(text: str) -> bool:
+    """Whether a node may be called so."""
+    return _NAME.fullmatch(text) is not None and len(text) <= NAME_SIZE_MAX
+
+
 def _node_name(value: object) -> str:
-    if not isinstance(value, str) or _NAME.fullmatch(value) is None or len(value) > NAME_SIZE_MAX:
+    if not isinstance(value, str) or not is_node_name(value):
         raise ValueError(
             f"cannot be {value!r}; write letters, digits, '.', '-' and '_', at most {NAME_SIZE_MAX}"
         )

@@ -1,4 +1,4 @@
-"""mount(2), umount2(2), mountinfo and the bytes of FUSE_INIT: the kernel's side of a mount.
+"""mount(2), umount2(2), mountinfo: the kernel's side of a mount, before it serves.
 
 Imports neither pyfuse3 nor trio, so that every command may use it. Nothing here stats, opens or
 lists a mountpoint: one that is hung must not hang the caller, and a daemon that touches its own
@@ -17,7 +17,6 @@ import os
 import re
 import select
 import signal
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from replfs.errors import UsageError
+from replfs.front import protocol
 
 FSTYPE: Final = "fuse.replfs"
 """File system type of every mount made here, as mountinfo and df(1) show it."""
@@ -48,8 +48,6 @@ _MNT_DETACH: Final = 2
 _UMOUNT_NOFOLLOW: Final = 8
 _PR_SET_IO_FLUSHER: Final = 57
 _OOM_SCORE_ADJ: Final = -900
-_RECEIVE_BYTES: Final = (1 << 20) + 4096
-"""What the kernel wants to have room for: the largest write and its header."""
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -357,7 +355,7 @@ def is_unmounted(fd: int) -> bool:
     if not poll.poll(0):
         return False
     try:
-        os.read(fd, _RECEIVE_BYTES)
+        os.read(fd, protocol.RECEIVE_BYTES)
     except OSError as error:
         return error.errno != errno.ECONNABORTED
     return True
@@ -413,33 +411,11 @@ def stay_no_io_flusher() -> None:
 
 # --------------------------------------------------------------------------- FUSE_INIT
 
-INIT_OPCODE: Final = 26
 _INIT_TIMEOUT_S: Final = 10.0
-DONT_MASK: Final = 1 << 6
-AUTO_INVAL_DATA: Final = 1 << 12
-PARALLEL_DIROPS: Final = 1 << 18
-ABORT_ERROR: Final = 1 << 21
-CACHE_SYMLINKS: Final = 1 << 23
-HANDLE_KILLPRIV_V2: Final = 1 << 28
-
-_IN_HEADER: Final = struct.Struct("=IIQQIIII")
-_INIT_IN: Final = struct.Struct("=IIII")
-_OUT_HEADER: Final = struct.Struct("=IiQ")
-_INIT_OUT: Final = struct.Struct("=IIIIHHIIHHI")
-_INIT_OUT_BYTES: Final = 64
 
 
 class InitError(Exception):
     """FUSE_INIT does not look as expected: nothing has been sent to the kernel."""
-
-
-def is_init_request(request: bytes) -> bool:
-    """True if *request*, as read from /dev/fuse, is a FUSE_INIT of protocol 7.23 or later."""
-    if len(request) < _IN_HEADER.size + _INIT_IN.size:
-        return False
-    length, opcode, *_ = _IN_HEADER.unpack_from(request)
-    major, minor, *_ = _INIT_IN.unpack_from(request, _IN_HEADER.size)
-    return bool(length == len(request) and opcode == INIT_OPCODE and major == 7 and minor >= 23)
 
 
 def mount_up_to_init(path: str, options: MountOptions) -> tuple[int, bytes]:
@@ -471,50 +447,8 @@ def mount_up_to_init(path: str, options: MountOptions) -> tuple[int, bytes]:
         poll.register(device, select.POLLIN)
         if not poll.poll(_INIT_TIMEOUT_S * 1000):
             raise InitError("the kernel sent no FUSE_INIT")
-        request = os.read(device, _RECEIVE_BYTES)
-        if not is_init_request(request):
+        request = os.read(device, protocol.RECEIVE_BYTES)
+        if not protocol.is_init(request):
             raise InitError("the kernel's first request is no FUSE_INIT of protocol 7.23 or later")
         undo.pop_all()
     return device, request
-
-
-def patch_init_reply(
-    request: bytes, reply: bytes, *, add: int, drop: int = 0, max_background: int = 0
-) -> tuple[bytes, int]:
-    """The daemon library's answer to FUSE_INIT, with other flags.
-
-    Args:
-        request: what the kernel sent.
-        reply: what the library answered.
-        add: flags below 1 << 30 to set where the kernel offers them.
-        drop: flags to clear.
-        max_background: 1 to 65535, or 0 to leave it.
-
-    Returns:
-        The bytes for the kernel, and the flags in them.
-
-    Raises:
-        InitError: either is not what it should be, or the library refused.
-    """
-    if not is_init_request(request):
-        raise InitError("the kernel's first request is not a FUSE_INIT of protocol 7.23 or later")
-    if len(reply) != _OUT_HEADER.size + _INIT_OUT_BYTES:
-        raise InitError(f"libfuse answered FUSE_INIT with {len(reply)} bytes")
-    length, code, unique = _OUT_HEADER.unpack_from(reply)
-    if code:
-        raise InitError(f"libfuse refused FUSE_INIT: {os.strerror(-code)}")
-    if length != len(reply) or unique != _IN_HEADER.unpack_from(request)[2]:
-        raise InitError("libfuse answered something else than FUSE_INIT")
-    offered = _INIT_IN.unpack_from(request, _IN_HEADER.size)[3]
-    fields = list(_INIT_OUT.unpack_from(reply, _OUT_HEADER.size))
-    if fields[0] != 7:
-        raise InitError(f"libfuse speaks protocol {fields[0]}, not 7")
-    # Relies on: the kernel reads flags2 only if the reply carries FUSE_INIT_EXT, so flags below
-    # bit 30 can be added without touching what the library said about the others.
-    fields[3] = (fields[3] | (add & offered)) & ~drop
-    if max_background:
-        fields[4] = max_background
-        fields[5] = max(1, max_background * 3 // 4)
-    patched = bytearray(reply)
-    _INIT_OUT.pack_into(patched, _OUT_HEADER.size, *fields)
-    return bytes(patched), fields[3]

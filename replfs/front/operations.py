@@ -20,6 +20,8 @@ import trio
 from pyfuse3 import EntryAttributes, FUSEError, RequestContext
 
 from replfs.errors import ReplfsError
+from replfs.front import protocol
+from replfs.front.protocol import Entry, Listing, Opened
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +42,14 @@ class Object(Protocol):
     nodeid: int
 
 
-class Opened(Protocol):
+class Kernel(Protocol):
+    """What is told that something is not as the kernel knows it: the session."""
+
+    def invalidate_inode(self, nodeid: int, *, attr_only: bool) -> None: ...
+    def invalidate_entry(self, parent: int, name: bytes) -> None: ...
+
+
+class Handle(Protocol):
     """An open handle, as far as a reply needs it."""
 
     number: int
@@ -135,25 +144,26 @@ class _naming:  # noqa: N801 - used as a keyword
     believe for a day that the names are what they were.
     """
 
-    __slots__ = ("_names",)
+    __slots__ = ("_kernel", "_names")
 
-    def __init__(self, *names: tuple[int, bytes]) -> None:
+    def __init__(self, kernel: Kernel | None, *names: tuple[int, bytes]) -> None:
         """*names*: (parent's inode, name)."""
+        self._kernel = kernel
         self._names = names
 
     def __enter__(self) -> None:
         return
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        if isinstance(error, ReplfsError):
-            trio.lowlevel.spawn_system_task(_look_again, self._names)
+        if isinstance(error, ReplfsError) and self._kernel is not None:
+            trio.lowlevel.spawn_system_task(_look_again, self._kernel, self._names)
 
 
-async def _look_again(names: Sequence[tuple[int, bytes]]) -> None:
+async def _look_again(kernel: Kernel, names: Sequence[tuple[int, bytes]]) -> None:
     def tell() -> None:
         for parent, name in names:
             with contextlib.suppress(OSError):  # the kernel does not know it
-                pyfuse3.invalidate_entry(cast(Any, parent), cast(Any, name))
+                kernel.invalidate_entry(parent, name)
 
     # In a thread: it waits for the reply to whoever changes names in the same directory.
     await trio.to_thread.run_sync(tell, abandon_on_cancel=True)
@@ -187,35 +197,47 @@ class Operations(pyfuse3.Operations):
         """The kernel keeps no contents at all."""
         self.enable_acl = acl
         self.enable_writeback_cache = writeback
+        self._kernel: Kernel | None = None
+        self._is_direct = False
+        """`Entry` is taken for `EntryAttributes`, `Opened` for a `FileInfo` or a handle."""
         self._told: dict[int, int] = {}
         """Directories whose attributes the kernel may have, by the thread that asked for them."""
+
+    def served_by(self, kernel: Kernel, *, directly: bool) -> None:
+        """It is mounted. *kernel* is told what to forget, and *directly*: no pyfuse3 is between."""
+        self._kernel = kernel
+        self._is_direct = directly
 
     # Attributes --------------------------------------------------------------------------------
 
     def _attributes(
         self, inode: Object, found: os.stat_result, thread: int = _ANYBODY
     ) -> EntryAttributes:
-        entry = EntryAttributes()
-        entry.st_ino = cast(Any, inode.nodeid)
-        entry.st_mode = cast(Any, found.st_mode)
-        entry.st_nlink = found.st_nlink
-        entry.st_uid = found.st_uid
-        entry.st_gid = found.st_gid
-        entry.st_rdev = found.st_rdev
-        entry.st_size = found.st_size
-        entry.st_blksize = found.st_blksize
-        entry.st_blocks = found.st_blocks
-        entry.st_atime_ns = found.st_atime_ns
-        entry.st_mtime_ns = found.st_mtime_ns
-        entry.st_ctime_ns = found.st_ctime_ns
-        entry.entry_timeout = self.timeout_s
-        entry.attr_timeout = self.timeout_s
-        if self._generation is not None:
-            entry.generation = self._generation(inode.nodeid)
+        nodeid = inode.nodeid
         if _stat.S_ISDIR(found.st_mode):
-            nodeid = inode.nodeid
             self._told[nodeid] = thread if self._told.get(nodeid, thread) == thread else _ANYBODY
-        return entry
+        if self._is_direct:
+            generation = 0 if self._generation is None else self._generation(nodeid)
+            entry = Entry(nodeid, found, self.timeout_s, self.timeout_s, generation)
+            return cast(EntryAttributes, entry)
+        told = EntryAttributes()
+        told.st_ino = cast(Any, nodeid)
+        told.st_mode = cast(Any, found.st_mode)
+        told.st_nlink = found.st_nlink
+        told.st_uid = found.st_uid
+        told.st_gid = found.st_gid
+        told.st_rdev = found.st_rdev
+        told.st_size = found.st_size
+        told.st_blksize = found.st_blksize
+        told.st_blocks = found.st_blocks
+        told.st_atime_ns = found.st_atime_ns
+        told.st_mtime_ns = found.st_mtime_ns
+        told.st_ctime_ns = found.st_ctime_ns
+        told.entry_timeout = self.timeout_s
+        told.attr_timeout = self.timeout_s
+        if self._generation is not None:
+            told.generation = self._generation(nodeid)
+        return told
 
     def _changed(self, directory: int, thread: int) -> None:
         """Names in *directory* were changed by *thread*, which has no reply yet.
@@ -233,13 +255,16 @@ class Operations(pyfuse3.Operations):
             return
         del self._told[directory]
         with contextlib.suppress(OSError):  # the kernel does not know it any more
-            pyfuse3.invalidate_inode(cast(Any, directory), attr_only=True)
+            if self._kernel is not None:
+                self._kernel.invalidate_inode(directory, attr_only=True)
 
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         """A name; a missing one is cached by the kernel too (st_ino 0)."""
         try:
             inode, found = self.mounted.lookup(parent_inode, name)
         except FileNotFoundError:
+            if self._is_direct:
+                return cast(EntryAttributes, Entry(0, None, self.timeout_s, 0))
             entry = EntryAttributes()
             entry.st_ino = cast(Any, 0)
             entry.entry_timeout = self.timeout_s
@@ -299,7 +324,7 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
         """A fifo, socket, device or empty file."""
-        with _naming((parent_inode, name)):
+        with _naming(self._kernel, (parent_inode, name)):
             made = await self.mounted.make(
                 parent_inode,
                 name,
@@ -317,7 +342,7 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
     ) -> EntryAttributes:
         """A directory."""
-        with _naming((parent_inode, name)):
+        with _naming(self._kernel, (parent_inode, name)):
             made = await self.mounted.make(
                 parent_inode, name, mode, owner=(ctx.uid, ctx.gid), umask=ctx.umask, kind="mkdir"
             )
@@ -329,7 +354,7 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
     ) -> EntryAttributes:
         """A symbolic link."""
-        with _naming((parent_inode, name)):
+        with _naming(self._kernel, (parent_inode, name)):
             made = await self.mounted.make(
                 parent_inode,
                 name,
@@ -344,14 +369,14 @@ class Operations(pyfuse3.Operations):
     @answered
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         """Remove a name."""
-        with _naming((parent_inode, name)):
+        with _naming(self._kernel, (parent_inode, name)):
             await self.mounted.unlink(parent_inode, name)
         self._changed(parent_inode, ctx.pid)
 
     @answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         """Remove an empty directory."""
-        with _naming((parent_inode, name)):
+        with _naming(self._kernel, (parent_inode, name)):
             await self.mounted.rmdir(parent_inode, name)
         self._changed(parent_inode, ctx.pid)
 
@@ -366,7 +391,7 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> None:
         """Rename, replace, exchange; what `RENAME_WHITEOUT` leaves is the caller's."""
-        with _naming((parent_inode_old, name_old), (parent_inode_new, name_new)):
+        with _naming(self._kernel, (parent_inode_old, name_old), (parent_inode_new, name_new)):
             await self.mounted.rename(
                 parent_inode_old,
                 name_old,
@@ -383,7 +408,7 @@ class Operations(pyfuse3.Operations):
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
         """One more name."""
-        with _naming((new_parent_inode, new_name)):
+        with _naming(self._kernel, (new_parent_inode, new_name)):
             linked = await self.mounted.link(inode, new_parent_inode, new_name)
         self._changed(new_parent_inode, ctx.pid)
         return self._attributes(*linked, ctx.pid)
@@ -395,7 +420,7 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[pyfuse3.FileInfo, EntryAttributes]:
         """A new file, open."""
-        with _naming((parent_inode, name)):
+        with _naming(self._kernel, (parent_inode, name)):
             handle, inode, found = await self.mounted.create(
                 parent_inode, name, mode, flags, owner=(ctx.uid, ctx.gid), umask=ctx.umask
             )
@@ -409,7 +434,11 @@ class Operations(pyfuse3.Operations):
         handle = await self.mounted.open(inode, flags)
         return self._opened(handle)
 
-    def _opened(self, handle: Opened) -> pyfuse3.FileInfo:
+    def _opened(self, handle: Handle) -> pyfuse3.FileInfo:
+        if self._is_direct:
+            flags = protocol.OPEN_KEEP_CACHE * self.keep_cache
+            flags |= protocol.OPEN_DIRECT_IO * self.direct_io
+            return cast(pyfuse3.FileInfo, Opened(handle.number, flags))
         return pyfuse3.FileInfo(
             fh=cast(Any, handle.number), keep_cache=self.keep_cache, direct_io=self.direct_io
         )
@@ -445,11 +474,17 @@ class Operations(pyfuse3.Operations):
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         """A directory's handle."""
         del ctx
-        return int(self.mounted.opendir(inode).number)
+        number = int(self.mounted.opendir(inode).number)
+        if self._is_direct and self.keep_cache:
+            # Relies on: the kernel drops what it has kept of a directory when it changes a name
+            # there, and when it is told to forget the directory or a name in it.
+            flags = protocol.OPEN_KEEP_CACHE | protocol.OPEN_CACHE_DIR
+            return cast(int, Opened(number, flags))
+        return number
 
     @answered
-    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        """Entries with attributes, from a position on."""
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken | Listing) -> None:
+        """Entries, from a position on."""
         names = self.mounted.entries(fh, start_id)
         for position in range(start_id, len(names)):
             name = names[position]
@@ -457,7 +492,12 @@ class Operations(pyfuse3.Operations):
             if found is None:
                 continue
             entry = self._attributes(*found)
-            if not pyfuse3.readdir_reply(token, cast(Any, name), entry, position + 1):
+            if isinstance(token, Listing):
+                if not token.add(name, cast(Any, entry), position + 1):
+                    break
+                if not token.plus:
+                    continue
+            elif not pyfuse3.readdir_reply(token, cast(Any, name), entry, position + 1):
                 break
             if name not in {b".", b".."}:
                 self.mounted.referenced(found[0])

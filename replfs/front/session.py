@@ -1,17 +1,17 @@
 """One FUSE session: mount, serve, stop. The only module that knows pyfuse3's and libfuse's insides.
 
-Two things are done differently from pyfuse3, and each falls back to pyfuse3's way if a self-test
-at mount says that this pyfuse3, libfuse, kernel or user does not allow it (`tuned`, `reason`):
+A session of root speaks with the kernel itself: it mounts /dev/fuse, answers FUSE_INIT, and its
+workers read requests and answer them (`front.dispatch`). pyfuse3 and libfuse cannot ask for what
+is needed (HANDLE_KILLPRIV_V2, else the kernel asks for `security.capability` before every write;
+DONT_MASK, else default ACLs come out wrong), nor say of an open directory that the kernel may keep
+its names, nor of a file that nobody has to be told when it is closed. With HANDLE_KILLPRIV_V2 it
+is the handlers' duty to clear setuid and setgid bits; else the kernel does by a setattr.
 
-- *The INIT proxy.* We mount /dev/fuse ourselves, let libfuse answer a copy of the kernel's
-  FUSE_INIT over a socket pair, and add flags to the answer which pyfuse3 cannot ask for:
-  HANDLE_KILLPRIV_V2 (else the kernel asks for `security.capability` before every write),
-  DONT_MASK (else default ACLs come out wrong), CACHE_SYMLINKS, PARALLEL_DIROPS (else lookups in
-  one directory come one at a time), and max_background. Without HANDLE_KILLPRIV_V2 the kernel
-  clears setuid and setgid bits by a setattr of its own; with it that is the handlers' duty.
-- *The wait.* pyfuse3's workers queue on a lock and go through epoll for each request. Ours poll
-  the descriptor first, spin a little while requests keep coming (waking an idle core is the
-  largest cost of a request), and enter epoll, one worker of them, only when it is quiet.
+Where that cannot be had, above all for users other than root, libfuse mounts (by fusermount3) and
+pyfuse3 receives (`tuned`, `reason`). In both cases *the wait* is ours: pyfuse3's workers queue on
+a lock and go through epoll for each request. Ours poll the descriptor first, spin a little while
+requests keep coming (waking an idle core is the largest cost of a request), and enter epoll, one
+worker of them, only when it is quiet.
 
 What happens when:
 
@@ -22,15 +22,13 @@ What happens when:
 - *A request is withdrawn* (its caller was killed) between poll and read: the descriptor does not
   block, so the read says EAGAIN and the worker starts over. pyfuse3 loses the worker's receive
   buffer then (1 MiB of address space, of which what was touched is memory); the window is a few
-  microseconds. EINTR is retried inside pyfuse3. (With CAP_SYS_RESOURCE libfuse receives by splice
-  through a 2 MiB pipe, otherwise by read; both behave the same. Measured: a 4 KiB write 13.4
-  against 11.9 us, 1 MiB writes 4.8 against 2.9 GB/s. pyfuse3 offers no choice.)
-- *The caller is killed later*: libfuse swallows FUSE_INTERRUPT; the caller stays until the
-  handler replies. Handlers bound their waits.
-- *A handler raises* something else than FUSEError or returns a wrong type: the request can no
-  longer be answered, as its id is known to C code only. Nothing more is received, the other
-  handlers finish, and `run` raises it; `unmount` then frees the callers with an error. So
-  handlers must not let that happen: `front.operations` turns every exception into an errno.
+  microseconds.
+- *The caller is killed later*: FUSE_INTERRUPT is ignored; the caller stays until the handler
+  replies. Handlers bound their waits.
+- *A handler raises* something else than FUSEError or returns a wrong type: the request is not
+  answered. Nothing more is received, the other handlers finish, and `run` raises it; `unmount`
+  then frees the callers with an error. So handlers must not let that happen: `front.operations`
+  turns every exception into an errno.
 - *Unmounted from outside* (ENODEV), or aborted through /sys/fs/fuse/connections (ECONNABORTED):
   handlers finish, their replies go nowhere, `run` returns. `unmount` takes an aborted mount off
   its mountpoint; with libfuse's own mount it cannot be told from an unmounted one, and stays.
@@ -42,9 +40,9 @@ What happens when:
   their requests are never answered, so callers see an error after `unmount`, and what they asked
   may or may not have been done. A stop with a deadline is `stop`, then cancel.
 
-pyfuse3 has one session per process: a second one mounted at the same time is refused; one after
-another is fine, except that `pyfuse3.invalidate_entry_async` ends for good with the first session
-served by the stock loop.
+pyfuse3 has one session per process, and so have we: a second one mounted at the same time is
+refused; one after another is fine, except that `pyfuse3.invalidate_entry_async` ends for good with
+the first session served by the stock loop.
 """
 
 from __future__ import annotations
@@ -54,22 +52,22 @@ import enum
 import errno
 import os
 import select
-import socket
 import threading
 import time
 import types
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import pyfuse3
 import trio
 
 from replfs.errors import UsageError
-from replfs.front import mounting
+from replfs.front import mounting, protocol
+from replfs.front.dispatch import Dispatcher
 from replfs.front.mounting import MountOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+    from collections.abc import Callable, Coroutine, Generator, Sequence
 
 __all__ = ["FuseSession", "MountOptions", "Tuning"]
 
@@ -87,14 +85,11 @@ _TURN_WHILE_WAITING: Final = 8
 _HOT: Final = 2
 """Requests in quick succession after which spinning starts."""
 _HOTTEST: Final = 16
+_LARGE: Final = 64 << 10
+"""Bytes of a request."""
 
-_INIT_FLAGS: Final = (
-    mounting.HANDLE_KILLPRIV_V2
-    | mounting.DONT_MASK
-    | mounting.CACHE_SYMLINKS
-    | mounting.PARALLEL_DIROPS
-    | mounting.ABORT_ERROR
-)
+_RECEIVE: Final = "fuse_session_receive_buf"
+"""How pyfuse3 begins to say that it could not receive."""
 
 _NEVER_END: Final = 1 << 30
 _NEVER_START: Final = -(1 << 31)
@@ -107,10 +102,17 @@ class Tuning(enum.StrEnum):
     """How much is done differently from pyfuse3."""
 
     ALL = "all"
+    """The kernel is spoken with directly."""
     LOOP = "loop"
     """Our wait, but libfuse mounts: the fall-back for users other than root."""
     NONE = "none"
     """pyfuse3 as it is."""
+
+
+_ASKED_FOR: Final = {
+    Tuning.LOOP: "libfuse's own mount was asked for",
+    Tuning.NONE: "the stock loop was asked for",
+}
 
 
 class _State(enum.Enum):
@@ -171,7 +173,7 @@ class FuseSession:
         self._state = _State.NEW
         self._device = ""
         self._fd = -1
-        self._proxied = False
+        self._dispatcher: Dispatcher | None = None
         self._our_wait = False
         self._workers_max = workers
         self._workers = 0
@@ -252,22 +254,21 @@ class FuseSession:
 
     def _mount_as_tuned_as_possible(self) -> None:
         reasons = []
-        if self._tuning is Tuning.NONE:
-            reasons.append("the stock loop was asked for")
-        else:
+        if self._tuning is Tuning.ALL:
             try:
-                _check_names()
+                self._mount_directly()
                 self._our_wait = True
             except _Unusable as why:
                 reasons.append(str(why))
-        if self._tuning is Tuning.LOOP:
-            reasons.append("libfuse's own mount was asked for")
-        if self._our_wait and self._tuning is Tuning.ALL:
-            try:
-                self._mount_by_proxy()
-            except _Unusable as why:
-                reasons.append(str(why))
-        if not self._proxied:
+        else:
+            reasons.append(_ASKED_FOR[self._tuning])
+        if self._dispatcher is None:
+            if self._tuning is not Tuning.NONE:
+                try:
+                    _check_names()
+                    self._our_wait = True
+                except _Unusable as why:
+                    reasons.append(str(why))
             self._mount_by_libfuse()
         if self._fd < 0 and self._our_wait:
             self._our_wait = False
@@ -279,7 +280,7 @@ class FuseSession:
             poll = select.poll()
             poll.register(self._fd, select.POLLIN)
             self._poll = poll.poll
-        self.tuned = self._proxied and self._our_wait
+        self.tuned = self._dispatcher is not None
         self.reason = "; ".join(reasons)
 
     def _mount_by_libfuse(self) -> None:
@@ -294,12 +295,12 @@ class FuseSession:
         opened = sorted(mounting.fuse_descriptors() - before)
         self._fd = opened[0] if len(opened) == 1 else -1
 
-    def _mount_by_proxy(self) -> None:
-        """mount(2), then FUSE_INIT by way of libfuse.
+    def _mount_directly(self) -> None:
+        """mount(2), and answer FUSE_INIT.
 
         Raises:
-            _Unusable: nothing is mounted and nothing left over; the stock way may still work.
-            OSError: the stock way would fail just so.
+            _Unusable: nothing is mounted and nothing left over; libfuse's way may still work.
+            OSError: libfuse's way would fail just so.
         """
         with contextlib.ExitStack() as undo:
             try:
@@ -308,36 +309,27 @@ class FuseSession:
                 raise _Unusable(str(error)) from error
             undo.callback(os.close, device)
             undo.callback(mounting.unmount_quietly, self._mountpoint)
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            undo.callback(ours.close)
-            # From here the number belongs to libfuse, which closes it in fuse_session_destroy.
-            number = theirs.detach()
-            if not _init_pyfuse3(self._operations, f"/dev/fd/{number}", set()):
-                os.close(number)
-                raise _Unusable("libfuse does not take a descriptor as mountpoint")
-            undo.callback(pyfuse3.close, unmount=False)
-            ours.send(request)
             try:
-                _answer_one_request()
-                reply, _flags = mounting.patch_init_reply(
-                    request,
-                    ours.recv(4096, socket.MSG_DONTWAIT),
-                    add=_INIT_FLAGS,
-                    drop=mounting.AUTO_INVAL_DATA if self._options.exclusive else 0,
-                    max_background=self._options.max_background,
-                )
-                os.write(device, reply)
-            except (OSError, mounting.InitError) as error:
+                os.write(device, self._init_reply(request))
+            except OSError as error:
                 raise _Unusable(f"FUSE_INIT failed: {error}") from error
-            except _Unusable:
-                self._our_wait = False
-                raise
-            os.dup2(device, number, inheritable=False)
             undo.pop_all()
-        os.close(device)
-        ours.close()
-        self._fd = number
-        self._proxied = True
+        self._operations.init()
+        self._fd = device
+        self._dispatcher = Dispatcher(self._operations, device)
+
+    def _init_reply(self, request: bytes) -> bytes:
+        options = self._options
+        wanted = protocol.ALWAYS
+        if not options.exclusive:
+            wanted |= protocol.AUTO_INVAL_DATA
+        if options.writeback:
+            wanted |= protocol.WRITEBACK_CACHE
+        if options.acl:
+            wanted |= protocol.POSIX_ACL
+        if self._operations.supports_dot_lookup:
+            wanted |= protocol.EXPORT_SUPPORT
+        return protocol.init_reply(request, wanted, options.max_background)
 
     # ------------------------------------------------------------------- serve
 
@@ -380,8 +372,9 @@ class FuseSession:
             pyfuse3.terminate()
 
     async def _run_our_wait(self) -> None:
-        pyfuse3_wait = pyfuse3._wait_fuse_readable  # type: ignore[attr-defined]  # noqa: SLF001
-        pyfuse3._wait_fuse_readable = self._wait  # type: ignore[attr-defined]  # noqa: SLF001
+        insides: Any = pyfuse3
+        pyfuse3_wait = getattr(insides, "_wait_fuse_readable", None)
+        insides._wait_fuse_readable = self._wait  # noqa: SLF001
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -389,7 +382,7 @@ class FuseSession:
         finally:
             self._nursery = None
             self._parked.clear()
-            pyfuse3._wait_fuse_readable = pyfuse3_wait  # type: ignore[attr-defined]  # noqa: SLF001
+            insides._wait_fuse_readable = pyfuse3_wait  # noqa: SLF001
         if self._failure is not None:
             raise self._failure
 
@@ -400,12 +393,10 @@ class FuseSession:
         self._nursery.start_soon(self._worker, name=f"fuse-{self._workers:02}")
 
     async def _worker(self) -> None:
-        """pyfuse3's loop, started over when it stumbles on a withdrawn request."""
-        session_loop: Callable[[None, int, int], Coroutine[Any, Any, None]]
-        session_loop = pyfuse3._session_loop  # type: ignore[attr-defined]  # noqa: SLF001
+        """Serve; started over when it stumbles on a withdrawn request."""
         while not self._closing:
             try:
-                await self._drive(session_loop(None, _NEVER_END, _NEVER_START))
+                await self._drive(self._loop())
             except OSError as error:
                 verdict = _receive_error(error)
                 if verdict == errno.EAGAIN:
@@ -418,6 +409,36 @@ class FuseSession:
             # The loop ended: by stop(), or because the kernel said that the mount is gone.
             self._closing = True
             self._wake_all()
+
+    def _loop(self) -> Coroutine[Any, Any, None]:
+        """Receive and answer, until there is nothing more: ours, or pyfuse3's."""
+        if self._dispatcher is not None:
+            return self._serve(self._dispatcher)
+        insides: Any = pyfuse3
+        loop: Coroutine[Any, Any, None]
+        loop = insides._session_loop(None, _NEVER_END, _NEVER_START)  # noqa: SLF001
+        return loop
+
+    async def _serve(self, dispatcher: Dispatcher) -> None:
+        fd = self._fd
+        answer = dispatcher.answer
+        space = memoryview(bytearray(protocol.RECEIVE_BYTES))
+        spaces = (space,)
+        is_large = False
+        while await self._wait():
+            try:
+                # After a large one another is likely, for which no second copy is made. Small
+                # ones are copied out: to give back what they do not need costs more.
+                if is_large:
+                    request = os.read(fd, protocol.RECEIVE_BYTES)
+                else:
+                    request = bytes(space[: os.readv(fd, spaces)])
+            except OSError as error:
+                # ENOENT: it was withdrawn while it was being read.
+                number = errno.EAGAIN if error.errno == errno.ENOENT else error.errno
+                raise OSError(number, f"{_RECEIVE} failed") from error
+            is_large = len(request) > _LARGE
+            await answer(request)
 
     @types.coroutine
     def _drive(self, loop: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
@@ -549,9 +570,33 @@ class FuseSession:
         for nodeid, names in known:
             for parent, name in names:
                 with contextlib.suppress(OSError):
-                    pyfuse3.invalidate_entry(parent, name)
+                    self.invalidate_entry(parent, name)
             with contextlib.suppress(OSError):
-                pyfuse3.invalidate_inode(nodeid)
+                self.invalidate_inode(nodeid, attr_only=False)
+
+    def invalidate_inode(self, nodeid: int, *, attr_only: bool) -> None:
+        """The kernel asks again for attributes, and unless *attr_only* for contents, too.
+
+        Where it is for contents, to be called in a thread.
+
+        Raises:
+            OSError: ENOENT, the kernel does not know it.
+        """
+        if self._dispatcher is not None:
+            os.write(self._fd, protocol.invalidate_inode(nodeid, attr_only=attr_only))
+        else:
+            pyfuse3.invalidate_inode(cast(Any, nodeid), attr_only=attr_only)
+
+    def invalidate_entry(self, parent: int, name: bytes) -> None:
+        """The kernel asks again for a name. To be called in a thread.
+
+        Raises:
+            OSError: ENOENT, the kernel does not know it.
+        """
+        if self._dispatcher is not None:
+            os.write(self._fd, protocol.invalidate_entry(parent, name))
+        else:
+            pyfuse3.invalidate_entry(cast(Any, parent), cast(Any, name))
 
     # ------------------------------------------------------------------- unmount
 
@@ -579,7 +624,7 @@ class FuseSession:
         if self._state in {_State.NEW, _State.CLOSED}:
             return
         self._state = _State.CLOSED
-        by_libfuse = not self._proxied and os.geteuid() != 0
+        by_libfuse = self._dispatcher is None and os.geteuid() != 0
         if not by_libfuse:
             # In a thread, and not waited for beyond reason: the last user of the mount may be
             # this very call, which then waits for dirty pages to be taken, and nobody serves any
@@ -587,8 +632,11 @@ class FuseSession:
             thread = threading.Thread(target=self._detach_quietly, name="unmount", daemon=True)
             thread.start()
             thread.join(_UNMOUNT_TIMEOUT_S)
-        self._fd = -1
-        pyfuse3.close(unmount=by_libfuse)
+        fd, self._fd = self._fd, -1
+        if self._dispatcher is not None:
+            os.close(fd)
+        else:
+            pyfuse3.close(unmount=by_libfuse)
         _active = None
 
     def _detach_quietly(self) -> None:
@@ -620,48 +668,9 @@ def _init_pyfuse3(operations: pyfuse3.Operations, path: str, options: set[str]) 
     return True
 
 
-def _answer_one_request() -> None:
-    """Let pyfuse3's loop handle one request that is already there: the self-test of our wait.
-
-    It needs a trio task. `mount` may be called inside a running loop, where a second one cannot
-    be started; a thread of its own can have one.
-    """
-    asked = 0
-    failure: list[BaseException] = []
-
-    async def once() -> bool:
-        nonlocal asked
-        asked += 1
-        return asked == 1
-
-    async def serve() -> None:
-        loop: Callable[[None, int, int], Awaitable[None]]
-        loop = pyfuse3._session_loop  # type: ignore[attr-defined]  # noqa: SLF001
-        await loop(None, _NEVER_END, _NEVER_START)
-
-    def body() -> None:
-        try:
-            trio.run(serve)
-        except BaseException as error:  # noqa: BLE001 - carried over to the caller's thread
-            failure.append(error)
-
-    pyfuse3_wait = pyfuse3._wait_fuse_readable  # type: ignore[attr-defined]  # noqa: SLF001
-    pyfuse3._wait_fuse_readable = once  # type: ignore[attr-defined]  # noqa: SLF001
-    try:
-        thread = threading.Thread(target=body, name="fuse-init", daemon=True)
-        thread.start()
-        thread.join(_INIT_TIMEOUT_S)
-    finally:
-        pyfuse3._wait_fuse_readable = pyfuse3_wait  # type: ignore[attr-defined]  # noqa: SLF001
-    if failure:
-        raise _Unusable(f"pyfuse3 could not handle FUSE_INIT: {failure[0]}")
-    if asked != 2:
-        raise _Unusable("pyfuse3 does not look up its wait as expected")
-
-
 def _receive_error(error: OSError) -> int:
     """The errno, if *error* is pyfuse3's own failed receive and not a handler's; else 0."""
     text = error.args[1] if len(error.args) > 1 else ""
-    if isinstance(text, str) and text.startswith("fuse_session_receive_buf"):
+    if isinstance(text, str) and text.startswith(_RECEIVE):
         return error.errno or 0
     return 0

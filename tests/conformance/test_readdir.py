@@ -134,6 +134,44 @@ def test_rewinding_shows_what_has_changed(tree, directory):
     assert directory.names() == [b"sub"]
 
 
+def test_what_was_listed_once_is_listed_as_it_is_now(tree):
+    """The kernel may keep what it has read, until a name changes: in each way that one can."""
+    here, other = tree / "dir", tree / "other"
+    os.mkdir(here)
+    os.mkdir(other)
+    write(other / "moved in", b"")
+    names = set()
+
+    def changed(*, added=(), removed=()):
+        names.difference_update(removed)
+        names.update(added)
+        for _ in range(2):
+            assert sorted(os.listdir(here)) == sorted(names)
+
+    changed()
+    for kind in KINDS:
+        make(kind, here / kind)
+        changed(added=[kind])
+    os.link(here / "file", here / "link")
+    changed(added=["link"])
+    os.rename(here / "file", here / "renamed")
+    changed(added=["renamed"], removed=["file"])
+    os.rename(here / "renamed", here / "link")  # the same file: nothing happens
+    changed()
+    write(here / "replacing", b"")
+    os.replace(here / "replacing", here / "renamed")
+    changed()
+    os.rename(other / "moved in", here / "moved in")
+    changed(added=["moved in"])
+    os.rename(here / "moved in", other / "moved out")
+    changed(removed=["moved in"])
+    assert os.listdir(other) == ["moved out"]
+    os.unlink(here / "link")
+    changed(removed=["link"])
+    os.rmdir(here / "directory")
+    changed(removed=["directory"])
+
+
 def test_a_directory_removed_while_open(tree, directory):
     os.rmdir(tree / "dir")
     assert directory.names() == []

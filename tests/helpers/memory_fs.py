@@ -34,6 +34,7 @@ import trio
 import trio.testing
 
 from replfs.front import mounting
+from replfs.front.protocol import Entry, Listing
 from replfs.front.session import FuseSession, MountOptions, Tuning
 
 
@@ -213,9 +214,14 @@ class MemoryFs(pyfuse3.Operations):
     async def readdir(self, fh, start_id, token):
         self.calls["readdir"] += 1
         for index, (name, ino) in enumerate(list(self.node(fh).entries.items())):
-            if index >= start_id and not pyfuse3.readdir_reply(
-                token, name, self.attributes(ino), index + 1
-            ):
+            if index < start_id:
+                continue
+            found = self.attributes(ino)
+            if isinstance(token, Listing):
+                room = token.add(name, Entry(ino, found, 300, 300), index + 1)
+            else:
+                room = pyfuse3.readdir_reply(token, name, found, index + 1)
+            if not room:
                 break
 
     async def releasedir(self, fh):
@@ -332,22 +338,12 @@ def break_insides(what: str) -> None:
         insides.__version__ = "3.6.0"
     elif what == "names":
         insides._wait_fuse_readable = None
-    elif what == "wait":
-        loop = insides._session_loop
-        wait = insides._wait_fuse_readable
+    elif what == "init":
 
-        async def deaf_loop(*arguments: Any) -> None:
-            patched, insides._wait_fuse_readable = insides._wait_fuse_readable, wait
-            if patched is wait:
-                await loop(*arguments)
+        def refuse(*_arguments: Any) -> Any:
+            raise mounting.InitError("a kernel of another kind")
 
-        insides._session_loop = deaf_loop
-    elif what == "reply":
-
-        def refuse(*_arguments: Any, **_more: Any) -> Any:
-            raise mounting.InitError("a libfuse of another kind")
-
-        mounting.patch_init_reply = refuse
+        mounting.mount_up_to_init = refuse  # type: ignore[assignment]
 
 
 def main() -> int:
@@ -360,7 +356,7 @@ def main() -> int:
     parser.add_argument("--uncached", action="store_true")
     parser.add_argument("--checkpoints", action="store_true", help="one in each write")
     parser.add_argument("--spurious", type=int, default=0, help="say readable each Nth time")
-    parser.add_argument("--broken", choices=["version", "names", "wait", "reply"])
+    parser.add_argument("--broken", choices=["version", "names", "init"])
     parser.add_argument("--uid", type=int, default=0, help="be this user")
     parser.add_argument("--other", help="then try to mount a second session here")
     parser.add_argument("--twice", action="store_true", help="a first session before this one")

@@ -238,16 +238,15 @@ def test_the_environment_forces_the_stock_path(start, mountpoint):
 
 
 @pytest.mark.parametrize(
-    ("broken", "reason"),
+    ("tuning", "broken", "reason"),
     [
-        ("version", "pyfuse3 3.6.0"),
-        ("names", "no _wait_fuse_readable"),
-        ("wait", "does not look up its wait"),
-        ("reply", "another kind"),
+        ("all", "init", "another kind"),
+        ("loop", "version", "pyfuse3 3.6.0"),
+        ("loop", "names", "no _wait_fuse_readable"),
     ],
 )
-def test_what_is_not_as_expected_is_not_used(start, mountpoint, broken, reason):
-    server = start("--broken", broken)
+def test_what_is_not_as_expected_is_not_used(start, mountpoint, tuning, broken, reason):
+    server = start("--tuning", tuning, "--broken", broken)
     assert server.ready["tuned"] is False
     assert reason in server.ready["reason"]
     if broken == "names":
@@ -255,7 +254,7 @@ def test_what_is_not_as_expected_is_not_used(start, mountpoint, broken, reason):
         return
     (mountpoint / "a").write_bytes(b"x")
     assert (mountpoint / "a").read_bytes() == b"x"
-    assert (server.ask("stats")["session"]["received"] > 0) is (broken == "reply")
+    assert (server.ask("stats")["session"]["received"] > 0) is (broken == "init")
     server.stop()
     assert mounting.find_mount(str(mountpoint)) is None
 
@@ -301,7 +300,7 @@ exec "$@"
     assert server.stderr == ""
 
 
-# ----------------------------------------------------------------- what the INIT proxy gives
+# ----------------------------------------------------------------- what is agreed with the kernel
 
 
 def test_writes_do_not_ask_for_capabilities(start, mountpoint):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 import subprocess
 import sys
 
@@ -129,74 +128,3 @@ def test_it_loads_neither_pyfuse3_nor_trio():
         "sys.exit(bool({'pyfuse3', 'trio', 'zmq'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
-
-
-# ----------------------------------------------------------------- FUSE_INIT
-
-OFFERED = mounting.HANDLE_KILLPRIV_V2 | mounting.AUTO_INVAL_DATA | 1 << 30 | 1
-
-
-def init_request(*, opcode=26, major=7, minor=45, flags=OFFERED, size=104, unique=2):
-    head = struct.pack("=IIQQIIII", size, opcode, unique, 0, 0, 0, 0, 0)
-    return (head + struct.pack("=IIII", major, minor, 1 << 17, flags)).ljust(104, b"\0")
-
-
-def init_reply(*, error=0, unique=2, major=7, flags=1, size=80):
-    head = struct.pack("=IiQ", size, error, unique)
-    body = struct.pack("=IIIIHHIIHHI", major, 38, 1 << 17, flags, 0, 0, 1 << 20, 1, 256, 0, 0)
-    return (head + body).ljust(80, b"\0")
-
-
-def test_flags_are_added_where_the_kernel_offers_them():
-    wanted = mounting.HANDLE_KILLPRIV_V2 | mounting.DONT_MASK
-    patched, flags = mounting.patch_init_reply(init_request(), init_reply(), add=wanted)
-    assert flags == 1 | mounting.HANDLE_KILLPRIV_V2
-    assert patched == init_reply(flags=flags)
-
-
-def test_flags_are_dropped_and_max_background_is_set():
-    patched, flags = mounting.patch_init_reply(
-        init_request(),
-        init_reply(flags=mounting.AUTO_INVAL_DATA | 2),
-        add=0,
-        drop=mounting.AUTO_INVAL_DATA,
-        max_background=33,
-    )
-    assert flags == 2
-    assert struct.unpack_from("=HH", patched, 16 + 16) == (33, 24)
-    assert patched[:16] == init_reply()[:16]
-    assert patched[36:] == init_reply()[36:]
-
-
-@pytest.mark.parametrize(
-    "request_",
-    [
-        b"",
-        init_request()[:50],
-        init_request(opcode=1),
-        init_request(major=8),
-        init_request(minor=22),
-        init_request(size=105),
-    ],
-)
-def test_other_requests_are_not_taken_for_an_init(request_):
-    assert not mounting.is_init_request(request_)
-    with pytest.raises(mounting.InitError):
-        mounting.patch_init_reply(request_, init_reply(), add=0)
-
-
-@pytest.mark.parametrize(
-    "reply",
-    [
-        b"",
-        init_reply()[:-1],
-        init_reply(error=-71),
-        init_reply(unique=3),
-        init_reply(size=79),
-        init_reply(major=8),
-    ],
-)
-def test_other_replies_are_not_passed_on(reply):
-    assert mounting.is_init_request(init_request())
-    with pytest.raises(mounting.InitError):
-        mounting.patch_init_reply(init_request(), reply, add=0)

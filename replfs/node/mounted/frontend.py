@@ -120,6 +120,7 @@ class FrontEnd:
         )
         session.mount()
         self.session = session
+        self._operations.served_by(session, directly=session.tuned)
         poller = select.poll()
         poller.register(session.fd, select.POLLIN)
         self._poll = poller.poll

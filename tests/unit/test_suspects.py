@@ -16,6 +16,7 @@ from replfs.errors import PeerLost, ProtocolError
 from replfs.node.asking import suspects
 from replfs.store import locators
 from replfs.store.record import ROOT_ID
+from replfs.store.tree import Tree
 
 
 @pytest.fixture
@@ -108,6 +109,39 @@ async def test_suspects_are_marked_where_the_other_side_has_them(stores):
     assert set(log.names_pending()) == {(object_id(2), b"only there")}
     for one in (2, 3):
         assert locators.find(here.tree, log.marks(object_id(one)).handle, object_id(one))
+
+
+def rename(store, number, name, new_name, parent=ROOT_ID, new_parent=ROOT_ID):
+    store.apply(ops.Rename(object_id(number), parent, name, new_parent, new_name, b"", False, 7, 7))
+
+
+@pytest.mark.parametrize("renamed", ["there", "here", "both", "above there", "above both"])
+async def test_a_suspect_that_was_renamed_is_marked_all_the_same(stores, renamed):
+    here, there = stores("here"), stores("there")
+    for store in (here, there):
+        store.make(2, b"d", mode=DIRECTORY)
+        store.make(3, b"f", object_id(2))
+        store.checkpoint()
+    log = DirtyLog()
+    if renamed in {"here", "both"}:
+        rename(here, 3, b"f", b"new here", object_id(2), object_id(2))
+        log.mark_name(object_id(2), b"f")
+        log.mark_name(object_id(2), b"new here")
+    if renamed == "above both":
+        rename(here, 2, b"d", b"new here")
+        log.mark_name(ROOT_ID, b"d")
+        log.mark_name(ROOT_ID, b"new here")
+    if renamed in {"there", "both"}:
+        rename(there, 3, b"f", b"new there", object_id(2), ROOT_ID)
+    if renamed.startswith("above"):
+        rename(there, 2, b"d", b"new there")
+    there.write(3, 2 * REGION_SIZE, b"x")
+    found = await suspects.ask(there.ask, everywhere=False)
+    tree = Tree(here.fd)  # which knows nothing yet
+    assert suspects.mark(tree, log, found)
+    assert list(log.runs(object_id(3))) == [(2, 3)]
+    assert not tree._held
+    tree.close_all()
 
 
 async def test_a_suspect_that_was_moved_here_needs_a_look_at_everything(stores):

@@ -8,7 +8,8 @@ find what it knows under the same id.
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from replfs.core import ops
 from replfs.core.dirty import DirtyLog
@@ -191,8 +192,8 @@ def find(tree: Tree, places: dict[bytes, tuple[bytes, bytes]], object_id: bytes)
 def mark(tree: Tree, log: DirtyLog, suspicion: Suspicion | None) -> bool:
     """Mark in *log*, a peer's, what that peer may have on its own; False: everything was marked.
 
-    An object that cannot be found here was either made there, and then its name is suspect too and
-    will be removed, or it was moved or removed here: that needs a look at everything.
+    An object that cannot be found here was made there, and then its name is suspect too and will be
+    removed, or it was removed here: that needs a look at everything.
 
     Raises:
         OSError: as `DirtyLog.mark_data`.
@@ -201,15 +202,78 @@ def mark(tree: Tree, log: DirtyLog, suspicion: Suspicion | None) -> bool:
         log.mark_unknown(ROOT_ID, directory=True, deep=True)
         return False
     found = DirtyLog()
-    for object_id in suspicion.marks.objects():
+    missing = _absorb(tree, suspicion, suspicion.marks.objects(), found)
+    if missing:
+        with _renamed(tree, log, suspicion):
+            missing = _absorb(tree, suspicion, missing, found)
+    for object_id in missing:
+        above, name = suspicion.places.get(object_id, (ROOT_ID, b""))
+        if suspicion.marks.name_is_clean(above, name):
+            log.mark_unknown(ROOT_ID, directory=True, deep=True)
+            return False
+    log.absorb(found, compare=True)
+    return True
+
+
+def _absorb(
+    tree: Tree, suspicion: Suspicion, objects: Iterable[bytes], found: DirtyLog
+) -> list[bytes]:
+    """Take the marks of objects that are here into *found*; those that cannot be found."""
+    missing = []
+    for object_id in objects:
         inode = find(tree, suspicion.places, object_id)
         if inode is None:
-            above, name = suspicion.places.get(object_id, (ROOT_ID, b""))
-            if suspicion.marks.name_is_clean(above, name):
-                log.mark_unknown(ROOT_ID, directory=True, deep=True)
-                return False
+            missing.append(object_id)
             continue
         found.absorb_object(suspicion.marks, object_id, handle=locators.of(tree, inode))
         tree.drop_unused(inode)
-    log.absorb(found, compare=True)
-    return True
+    return missing
+
+
+@contextmanager
+def _renamed(tree: Tree, log: DirtyLog, suspicion: Suspicion) -> Iterator[None]:
+    """What was renamed, here or there, is known inside, and can be found.
+
+    Since the stores were equal, either an object keeps its name here, and then that is one which
+    was taken from it there; or it was renamed here, and then its name is one that *log* has.
+    """
+    wanted = [*_names(suspicion.marks), *_names(log)]
+    held: list[Inode] = []
+    try:
+        while wanted:
+            later = []
+            for directory_id, name in wanted:
+                directory = _directory(tree, log, suspicion, directory_id)
+                if directory is None:
+                    later.append((directory_id, name))
+                    continue
+                for one in [name] if name else tree.names(directory):
+                    inode = tree.lookup_or_none(directory, one)
+                    if inode is not None:
+                        tree.read_record(inode)
+                        tree.hold(inode)
+                        held.append(inode)
+            if len(later) == len(wanted):
+                break  # those directories are not here
+            wanted = later
+        yield
+    finally:
+        for inode in held:
+            tree.release(inode)
+
+
+def _names(marks: DirtyLog) -> Iterator[tuple[bytes, bytes]]:
+    """(directory, name) of what is marked; an empty name stands for all."""
+    yield from marks.names_pending()
+    for directory in marks.directories_unknown():
+        yield directory, b""
+
+
+def _directory(
+    tree: Tree, log: DirtyLog, suspicion: Suspicion, directory_id: bytes
+) -> Inode | None:
+    inode = find(tree, suspicion.places, directory_id)
+    own = log.marks(directory_id)
+    if inode is None and own is not None:
+        inode = locators.find(tree, own.handle, directory_id)
+    return inode if inode is not None and inode.is_directory else None

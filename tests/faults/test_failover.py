@@ -422,12 +422,17 @@ def apart():
         (b.top / "both").write_bytes(b"changed on b\n")
         (b.top / "only-b").write_bytes(b"b\n")
         (b.top / "gone-on-b").unlink()
+        (b.top / "new-on-b").mkdir()
+        (b.top / "new-on-b" / "inside").write_bytes(b"in a new directory\n")
+        (b.top / "kind").mkdir()
+        (b.top / "kind" / "inside").write_bytes(b"in what is a file on a\n")
         b.kill9()
         # Nobody is there who could tell it.
         a.start()
         assert a.status()["role"] == "primary"
         (a.top / "both").write_bytes(b"changed on a\n")
         (a.top / "only-a").write_bytes(b"a\n")
+        (a.top / "kind").write_bytes(b"a file\n")
         (a.top / "dir" / "deep").write_bytes(b"changed on a\n")
         b.start()
         wait_for(lambda: group.peer(a, "b")["state"] == "split-brain", what="a to see it")
@@ -439,6 +444,10 @@ DIFFERENT = {
     "/both": "contents differ",
     "/dir/deep": "contents differ",
     "/gone-on-b": "only here",
+    "/kind": "type",
+    "/kind/inside": "only on b",
+    "/new-on-b": "only on b",
+    "/new-on-b/inside": "only on b",
     "/only-a": "only here",
     "/only-b": "only on b",
 }
@@ -451,7 +460,7 @@ def test_a_split_brain_is_listed_and_changes_nothing(apart):
     assert set(lines) == set(DIFFERENT)
     for path, words in DIFFERENT.items():
         assert words in lines[path]
-    assert "5 names differ" in out
+    assert "9 names differ" in out
     there = b.replfs("split-brain", b.store, "list").stdout
     assert "/only-b: only here" in there
     for action in ("keep-mine", "keep-theirs", "keep-both"):
@@ -469,8 +478,17 @@ def test_a_split_brain_is_decided(apart, decision):
     winner, loser = (b, a) if decision == "keep-theirs" else (a, b)
     versions = {
         name: (loser.top / name).read_bytes()
-        for name in ("both", "dir/deep", "only-a", "only-b", "gone-on-b")
-        if (loser.top / name).exists()
+        for name in (
+            "both",
+            "dir/deep",
+            "only-a",
+            "only-b",
+            "gone-on-b",
+            "new-on-b/inside",
+            "kind",
+            "kind/inside",
+        )
+        if (loser.top / name).is_file()
     }
     a.replfs("split-brain", a.store, decision)
     apart.wait_role(loser, "secondary")
@@ -482,14 +500,24 @@ def test_a_split_brain_is_decided(apart, decision):
     assert (winner.top / "gone-on-b").exists() == (winner is a)
     assert (winner.top / "same").read_bytes() == b"before\n" * 10
     kept = {name: path.read_bytes() for name, path in kept_by(loser).items()}
-    alone = {"both", "only-b"} if loser is b else {"both", "only-a", "dir/deep"}
+    assert set(kept) <= versions.keys(), "what the winner made is no version of the loser's"
+    alone = (
+        {"both", "only-b", "new-on-b/inside", "kind/inside"}
+        if loser is b
+        else {"both", "only-a", "dir/deep", "kind"}
+    )
     assert {name: kept[name] for name in alone} == {name: versions[name] for name in alone}
-    beside = sorted(path.name for path in winner.top.iterdir() if ".b-" in path.name)
+    brought = {
+        "/".join(part.partition(".b-")[0] for part in path.relative_to(winner.top).parts): path
+        for path in winner.top.rglob("*")
+        if ".b-" in path.name and path.is_file()
+    }
     if decision == "keep-both":
-        assert [name.partition(".b-")[0] for name in beside] == ["both", "only-b"]
-        assert (winner.top / beside[0]).read_bytes() == versions["both"]
-        assert (winner.top / beside[1]).read_bytes() == versions["only-b"]
+        assert {name: path.read_bytes() for name, path in brought.items()} == {
+            name: versions[name] for name in alone | {"dir/deep"}
+        }
+        assert (winner.top / "kind").read_bytes() == b"a file\n"
     else:
-        assert beside == []
+        assert brought == {}
     (winner.top / "both").write_bytes(b"and on\n")
     apart.assert_equal()

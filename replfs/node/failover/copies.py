@@ -43,7 +43,7 @@ class Copies:
         if kind not in {_stat.S_IFREG, _stat.S_IFLNK}:
             return
         directory = await self._directory(above)
-        free = name[: _NAME_MAX - len(self._suffix)] + self._suffix
+        free = self._beside(name)
         owner = (found.uid, found.gid)
         if kind == _stat.S_IFLNK:
             inode, _ = await self._volume.make(
@@ -84,21 +84,37 @@ class Copies:
                 at = stop
 
     async def _directory(self, parts: list[bytes]) -> Inode:
-        """The directory here, made where only the other store has it."""
-        tree = self._volume.tree
-        directory = tree.root
+        """The directory here, made where only the other store has it.
+
+        Where something else has its name here, it is made beside that, with the suffix.
+        """
+        directory = self._volume.tree.root
         for name in parts:
-            try:
-                # With a reference, so that it stays known.
-                inode = self._volume.lookup(directory.nodeid, name)[0]
-                self.made.append((inode.nodeid, []))
-            except FileNotFoundError:
-                inode, _ = await self._volume.make(
-                    directory.nodeid, name, _stat.S_IFDIR | 0o755, owner=(0, 0), kind="mkdir"
-                )
-                self._note(inode, directory, name)
+            inode = await self._enter(directory, name)
+            if not inode.is_directory:
+                inode = await self._enter(directory, self._beside(name))
             directory = inode
         return directory
+
+    async def _enter(self, directory: Inode, name: bytes) -> Inode:
+        """What has the name, with a reference so that it stays known; a new directory if nothing.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        try:
+            inode = self._volume.lookup(directory.nodeid, name)[0]
+        except FileNotFoundError:
+            inode, _ = await self._volume.make(
+                directory.nodeid, name, _stat.S_IFDIR | 0o755, owner=(0, 0), kind="mkdir"
+            )
+            self._note(inode, directory, name)
+        else:
+            self.made.append((inode.nodeid, []))
+        return inode
+
+    def _beside(self, name: bytes) -> bytes:
+        return name[: _NAME_MAX - len(self._suffix)] + self._suffix
 
     def _note(self, inode: Inode, directory: Inode, name: bytes) -> None:
         self.made.append((inode.nodeid, [(directory.nodeid, name)]))

@@ -1,7 +1,6 @@
 """`split-brain`: two stores were changed apart, and an operator decides which of them wins.
 
-Both know what they changed since they were last equal: it is in the log that each kept for the
-other. `list` compares that, name by name. The decision is one of generations: the winner takes the
+`list` compares them (`comparison`). The decision is one of generations: the winner takes the
 loser's into its history, so that the loser is outdated, steps down like any primary whose place was
 taken, and is resynchronised; what it had alone is kept beside in its store. `keep-both` first
 brings the loser's versions of what differs into the volume, under names that say where they are
@@ -10,35 +9,23 @@ from.
 
 from __future__ import annotations
 
-import os
-import stat as _stat
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any
 
 import trio
 
-from replfs.core import ops
-from replfs.core.dirty import DirtyLog
 from replfs.core.generation import Action
 from replfs.core.messages import Identity, Welcome
-from replfs.core.regions import REGION_SIZE
 from replfs.errors import NotInSync, Refused, UsageError
-from replfs.node.asking import attributes, suspects
 from replfs.node.asking.inspector import Inspector
 from replfs.node.asking.probe import probe, yield_to
+from replfs.node.failover.comparison import Comparison
 from replfs.node.failover.copies import Copies
 from replfs.node.replication.peer import Peer
 from replfs.node.roles import reign
 from replfs.node.roles.primary import Primary
 from replfs.node.roles.roles import Roles
-from replfs.store import locators
-from replfs.store.contents import digest_regions
-from replfs.store.inode import Inode
-from replfs.store.record import ROOT_ID
-from replfs.store.tree import Tree
-
-_REGIONS_AT_ONCE: Final = 256
 
 
 class SplitBrain:
@@ -165,108 +152,6 @@ class SplitBrain:
             return copies.count
 
         return await inspector.run(work)
-
-
-class Comparison:
-    """What differs between this store and another, among what either of them changed."""
-
-    def __init__(self, tree: Tree, inspector: Inspector, name: str) -> None:
-        self._tree = tree
-        self._inspector = inspector
-        self._name = name
-
-    async def differences(self, mine: DirtyLog) -> dict[bytes, str]:
-        """By path, in words; *mine*: what this store changed.
-
-        Raises:
-            NotInSync: the other cannot say what it changed.
-            PeerLost: it was lost.
-        """
-        theirs = await suspects.ask(self._inspector.ask, everywhere=False)
-        if theirs is None:
-            raise NotInSync(
-                f"{self._name} cannot say what it changed: all of it will be compared, whoever wins"
-            )
-        paths = {path for path in self._mine(mine) if path} | {
-            path for path in _theirs(theirs) if path
-        }
-        found = {}
-        for path in sorted(paths):
-            what = await self._compare(path)
-            if what:
-                found[path] = what
-        return found
-
-    def _mine(self, log: DirtyLog) -> Iterator[bytes]:
-        for object_id in log.objects():
-            marks = log.marks(object_id)
-            inode = None if marks is None else locators.find(self._tree, marks.handle, object_id)
-            if marks is None or inode is None:
-                continue
-            path = inode.path()
-            yield path
-            for name in marks.names or ():
-                if name:
-                    yield path + b"/" + name if path else name
-                else:
-                    for one in self._tree.names(inode):
-                        yield path + b"/" + one if path else one
-
-    async def _compare(self, path: bytes) -> str:
-        inode = self._tree.at(path)
-        there = await self._inspector.at(path)
-        theirs = there.attributes if there is not None else None
-        if inode is None or there is None or theirs is None:
-            if inode is not None:
-                return "only here"
-            return f"only on {self._name}" if theirs is not None else ""
-        mine = attributes.inspect(self._tree, inode)
-        words = [
-            text for text in attributes.differences(mine, theirs) if not text.startswith("mtime:")
-        ]
-        is_file = _stat.S_ISREG(mine.mode) and _stat.S_ISREG(theirs.mode)
-        if is_file and (mine.size != theirs.size or not await self._is_equal(inode, there.object)):
-            words.insert(0, "contents differ")
-        return ", ".join(words)
-
-    async def _is_equal(self, inode: Inode, object_id: bytes) -> bool:
-        fd = self._tree.open(inode, os.O_RDONLY)
-        try:
-            size = os.fstat(fd).st_size
-            step = _REGIONS_AT_ONCE * REGION_SIZE
-            for start in range(0, size, step):
-                count = min(_REGIONS_AT_ONCE, -(-(size - start) // REGION_SIZE))
-                theirs = await self._inspector.digests(object_id, start, count, REGION_SIZE)
-                mine = await trio.to_thread.run_sync(digest_regions, fd, start, count, REGION_SIZE)
-                if mine != theirs:
-                    return False
-            return True
-        finally:
-            os.close(fd)
-
-
-def _theirs(suspicion: suspects.Suspicion) -> Iterator[bytes]:
-    for object_id in suspicion.marks.objects():
-        path = _path_there(suspicion, object_id)
-        marks = suspicion.marks.marks(object_id)
-        if path is None or marks is None:
-            continue
-        yield path
-        for name in marks.names or ():
-            if name:
-                yield path + b"/" + name if path else name
-
-
-def _path_there(suspicion: suspects.Suspicion, object_id: bytes) -> bytes | None:
-    parts: list[bytes] = []
-    at = object_id
-    while at != ROOT_ID:
-        place = suspicion.places.get(at)
-        if place is None or len(parts) > ops.PATH_MAX:
-            return None
-        at, name = place
-        parts.append(name)
-    return b"/".join(reversed(parts))
 
 
 def _shown(found: dict[bytes, str]) -> Iterator[tuple[str, str]]:

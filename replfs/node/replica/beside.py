@@ -76,6 +76,10 @@ class Beside:
         except OSError:
             return False  # nothing but a hole follows, or the end
 
+    def made(self, object_id: bytes) -> None:
+        """An object was made by the resync: what is in it is the successor's, and is not kept."""
+        self._kept.add(object_id)
+
     # What was taken aside ------------------------------------------------------------------------
 
     def taken(self, parent: Inode, name: bytes, inode: Inode) -> None:

@@ -211,6 +211,8 @@ class Repair:
                 os.close(fd)
         if complete:
             self._complete(made, attributes)
+        if self._beside is not None:
+            self._beside.made(op.object)
         return ops.Placed(complete=complete, created=True)
 
     def _find(self, op: ops.Place, current: Inode | None) -> Inode | None:

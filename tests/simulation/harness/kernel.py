@@ -73,6 +73,7 @@ class OpenFile:
         self.readable = flags & os.O_ACCMODE != os.O_WRONLY
         self.number = handle.number
         self.writable = handle.writable
+        self.is_closed = False
 
 
 class Kernel:
@@ -168,10 +169,21 @@ class Kernel:
         if forgets:
             self.volume.forget(forgets)
 
-    async def drop_everything(self) -> None:
-        """As umount does: close all files, give all references back."""
+    async def close_files(self) -> None:
+        """Applications close all that they have open."""
         while self.files:
             await self.close(self.files.pop())
+
+    def look_again(self, parent: int, name: bytes) -> None:
+        """The kernel is told that a name may be another than it believes."""
+        directory = self.nodes.get(parent)
+        if directory is not None:
+            directory.negative.pop(name, None)
+            self._drop_entry(directory, name)
+
+    async def drop_everything(self) -> None:
+        """As umount does: close all files, give all references back."""
+        await self.close_files()
         before = -1
         while len(self.nodes) != before:
             before = len(self.nodes)
@@ -511,6 +523,7 @@ class Kernel:
 
     async def close(self, opened: OpenFile) -> None:
         """close, after the caller took it out of `files`."""
+        opened.is_closed = True
         await self.volume.flush(opened.number)
         await self.volume.release(opened.number)
         self.release(opened.node)

@@ -10,6 +10,7 @@ It knows types, names, hard links, contents and sizes; not attributes.
 
 from __future__ import annotations
 
+import copy
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -86,6 +87,10 @@ class Ledger:
         self._by_id: dict[bytes, Thing] = {}
         self.read(store, everything=True)
 
+    def copy(self) -> Ledger:
+        """What was told so far, of a volume that becomes two."""
+        return copy.deepcopy(self)
+
     # What is right from now on -------------------------------------------------------------------
 
     def lost(self, store: bytes, node: str) -> None:
@@ -154,18 +159,22 @@ class Ledger:
     def _read(
         self, path: bytes, thing: Thing, known: dict[int, Thing], *, everything: bool
     ) -> None:
-        thing.names = {}
+        before, thing.names = thing.names, {}
         thing.unsure_names.clear()
         thing.is_unknown = False
         for name in _names(path, is_root=thing is self.root):
             full = path + b"/" + name
             status = os.lstat(full)
+            identity = _identity(full, status.st_ino)
             below = known.get(status.st_ino)
+            if below is None and identity and not everything:
+                below = self._by_id.get(identity)  # where it is was not certain
             if below is None or below.kind != stat.S_IFMT(status.st_mode):
-                below = known[status.st_ino] = Thing(stat.S_IFMT(status.st_mode))
+                below = Thing(stat.S_IFMT(status.st_mode))
                 below.unsure.append((0, END))
+            known[status.st_ino] = below
             thing.names[name] = below
-            below.identity = _identity(full, status.st_ino)
+            below.identity = identity
             if below.kind == stat.S_IFDIR:
                 self._read(full, below, known, everything=everything)
             elif below.kind == stat.S_IFREG and (everything or below.unsure or below.flying):
@@ -174,6 +183,8 @@ class Ledger:
                 below.unsure.clear()
                 below.flying.clear()
                 below.flushing.clear()
+        for name in before.keys() ^ thing.names.keys():
+            thing.touch_name(name)
 
     def _path_of(self, wanted: Thing) -> str:
         pending = [(b"", self.root)]

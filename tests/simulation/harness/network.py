@@ -137,6 +137,11 @@ class Wire:
         return self.requests_cut or self.answers_cut
 
     @property
+    def is_busy(self) -> bool:
+        """Something will still arrive at the replica."""
+        return any(lane.queue and lane.limit != 0 for lane in self.lanes)
+
+    @property
     def heard_ns(self) -> int:
         """When the replica last heard of the primary."""
         if self.requests_cut:
@@ -323,6 +328,11 @@ class FakeLink:
 
     # For the caller --------------------------------------------------------------------------
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a session, not only in this node's eyes."""
+        return self.wire is not None and not self.wire.is_cut
+
     def send(self, op: ops.AnyOp, payload: bytes | None, sink: Any, stream: int = LIVE) -> int:
         """Into the wire."""
         if not self.is_up or self.wire is None:
@@ -367,6 +377,9 @@ class FakeLink:
                 return
             self._room = trio.Event() if self._room.is_set() else self._room
             await self._room.wait()
+
+    def retry(self) -> None:
+        """It is tried again soon all the same."""
 
     def fail(self, reason: str) -> None:
         """The owner gives the session up."""

@@ -11,7 +11,9 @@ import contextlib
 import os
 import random
 import shutil
+import time
 from collections.abc import Awaitable, Callable
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +24,7 @@ import zmq
 from simulation.harness.check import Slots
 from simulation.harness.disk import Disk
 from simulation.harness.kernel import Kernel
-from simulation.harness.ledger import InSync
+from simulation.harness.ledger import InSync, Ledger
 from simulation.harness.life import Life
 from simulation.harness.network import FakeLink, FakeListener
 
@@ -30,13 +32,16 @@ from replfs.core.relationship import State as PeerState
 from replfs.errors import ReplfsError
 from replfs.front import mounting
 from replfs.node import node as node_module
+from replfs.node.asking import inspector as inspector_module
 from replfs.node.asking import probe as probe_module
+from replfs.node.failover import splitbrain as splitbrain_module
 from replfs.node.node import Node
 from replfs.node.recovery import fetch as fetch_module
 from replfs.node.replication.peer import Peer
 from replfs.node.replication.pipeline import Pipeline
 from replfs.node.roles import primary as primary_module
 from replfs.node.roles import reception as reception_module
+from replfs.node.roles import reign as reign_module
 from replfs.node.roles import roles as roles_module
 from replfs.node.roles.primary import Primary
 from replfs.node.settings.config import PeerSetting, Settings
@@ -89,8 +94,12 @@ class Member:
         """Why it ended by itself."""
         self.is_other = False
         """Its store was replaced or lost power, and the primary does not know that yet."""
+        self.is_alone = False
+        """It was started without what its peers may have."""
         self.slots_at_death: Slots = set()
         self.in_sync_at_death: set[InSync] = set()
+        self.ledger: Ledger
+        """What the applications were told that use this node, or the primary it follows."""
         self.commands: dict[str, Callable[[dict[str, Any]], Any]] = {}
         self.mounted: Callable[[Primary | None], Awaitable[None]]
         """Told what stands behind the mount, in a task of the mount's."""
@@ -126,6 +135,11 @@ class Member:
     def tree(self) -> Tree:
         assert self.node is not None
         return self.node.tree
+
+    @property
+    def is_busy(self) -> bool:
+        """Applications wait for it."""
+        return self.kernel is not None and self.kernel.inside > 0
 
     @property
     def is_leaving(self) -> bool:
@@ -184,9 +198,9 @@ class Member:
 
         return run
 
-    def start_alone(self) -> None:
-        """At the next start it does not wait for what its peers may have."""
-        self.settings = msgspec.structs.replace(self.settings, start_alone=True)
+    def start_alone(self, *, alone: bool) -> None:
+        """Whether at the next start it does without what its peers may have."""
+        self.settings = msgspec.structs.replace(self.settings, start_alone=alone)
 
     def _ready(self, _endpoint: str) -> None:
         self.is_ready = True
@@ -230,6 +244,12 @@ class Member:
         shutil.rmtree(self.path)
         self.path.mkdir()
         self.disk.forget()
+
+
+def is_connected(peer: Peer) -> bool:
+    """Whether there is a session with it, not only in the primary's eyes."""
+    link = peer.link
+    return isinstance(link, FakeLink) and link.is_connected
 
 
 def endpoint_of(name: str) -> str:
@@ -286,8 +306,23 @@ class FakeFront:
     async def freeze(self) -> bool:
         return not self.has_writers()
 
+    def forget(self, known: list[tuple[int, list[tuple[int, bytes]]]]) -> None:
+        kernel = self._member.kernel
+        for _, names in known:
+            for parent, name in names:
+                if kernel is not None:
+                    kernel.look_again(parent, name)
+
     async def thaw(self) -> None:
         return
+
+
+class _Calendar(datetime):
+    """The time of day is the simulation's."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> _Calendar:
+        return cls.fromtimestamp(time.time(), tz)
 
 
 class _Control:
@@ -332,11 +367,14 @@ def replace_surroundings(patch: pytest.MonkeyPatch) -> None:
     """What is around a node in its process."""
     patch.setattr(primary_module, "Link", FakeLink)
     patch.setattr(probe_module, "Link", FakeLink)
+    patch.setattr(inspector_module, "Link", FakeLink)
     patch.setattr(fetch_module, "Link", FakeLink)
     patch.setattr(reception_module, "Listener", FakeListener)
     patch.setattr(roles_module, "FrontEnd", FakeFront)
     patch.setattr(roles_module, "_memory_directory", lambda rundir: rundir)
     patch.setattr(node_module, "ControlServer", _Control)
+    patch.setattr(reign_module, "datetime", _Calendar)
+    patch.setattr(splitbrain_module, "datetime", _Calendar)
     patch.setattr(zmq, "Context", _Quiet)
     patch.setattr(mounting, "become_io_flusher", list)
     patch.setattr(node_module, "gc", _Quiet())

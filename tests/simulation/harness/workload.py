@@ -112,6 +112,7 @@ class Process:
         return self._new()
 
     def _file(self, *, writable: bool = False) -> OpenFile | None:
+        self.files = [one for one in self.files if not one.is_closed]
         found = [one for one in self.files if one.writable or not writable]
         return self.rng.choice(found) if found else None
 

@@ -27,7 +27,7 @@ from replfs.store.record import ROOT_ID
 
 _FEW_NAMES: Final = 64
 """Gathered with one message while applications are at work."""
-_TOGETHER_MIN: Final = 64
+_TOGETHER_MIN: Final = 8
 """Names that are claimed at once, so that no rename among them makes work for ever."""
 _HINTS_MAX: Final = 16
 

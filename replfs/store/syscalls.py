@@ -22,6 +22,7 @@ RENAME_WHITEOUT: Final = 4
 FALLOC_FL_KEEP_SIZE: Final = 1
 FALLOC_FL_PUNCH_HOLE: Final = 2
 UTIME_OMIT: Final = (1 << 30) - 2
+_SYNC_FILE_RANGE_WRITE: Final = 2
 HANDLE_BYTES_MAX: Final = 128
 
 _SECOND: Final = 1_000_000_000
@@ -42,6 +43,8 @@ _fallocate = _libc.fallocate
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 _syncfs = _libc.syncfs
 _syncfs.argtypes = (ctypes.c_int,)
+_sync_file_range = _libc.sync_file_range
+_sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _name_to_handle_at = _libc.name_to_handle_at
 _name_to_handle_at.argtypes = (
     ctypes.c_int,
@@ -139,6 +142,16 @@ def punch_hole(fd: int, start: int, length: int) -> None:
 def syncfs(fd: int) -> None:
     """Flush the file system that *fd* is on to stable storage. Blocks: call it in a thread."""
     if _syncfs(fd):
+        raise _fail()
+
+
+def start_writing(fd: int) -> None:
+    """Have the kernel begin to write what is dirty of a file to the disk. May block for a while.
+
+    Relies on: sync_file_range(2) with SYNC_FILE_RANGE_WRITE alone waits for no write and takes no
+    error away from a later fsync or syncfs.
+    """
+    if _sync_file_range(fd, 0, 0, _SYNC_FILE_RANGE_WRITE):
         raise _fail()
 
 

@@ -59,6 +59,13 @@ class Later:
         self._nursery.start_soon(self._answer_with, work, reply)
         return None
 
+    def start(self, work: Callable[[], Awaitable[None]]) -> bool:
+        """Begin *work* that nobody waits for, and that does not fail. False: it cannot be."""
+        if self._nursery is None:
+            return False
+        self._nursery.start_soon(work)
+        return True
+
     @staticmethod
     async def _answer_with(work: Callable[[], Awaitable[ops.AnyAnswer]], reply: Reply) -> None:
         try:

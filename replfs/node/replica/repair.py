@@ -23,6 +23,7 @@ from replfs.node.replica.later import Later, Reply
 from replfs.node.replica.limbo import Limbo
 from replfs.node.replica.objects import Objects
 from replfs.node.replica.planting import Planting
+from replfs.node.replica.writeback import Writeback
 from replfs.store import syscalls
 from replfs.store.contents import write_all
 from replfs.store.inode import Inode
@@ -60,6 +61,7 @@ class Repair:
         self._on_phase = on_phase
         self._prepare = prepare
         self._indexing = trio.Lock()
+        self._writeback = Writeback(later)
         self.handlers: dict[type, Callable[[Any], ops.AnyAnswer]] = {
             ops.Gather: self._gather,
             ops.Clear: self._clear,
@@ -349,10 +351,15 @@ class Repair:
                 length = size - op.offset + _BLOCK_MAX if past_end else op.hole
                 syscalls.punch_hole(fd, op.offset, length)
             return _OK
-        return ops.Done(0, write_all(fd, payload, op.offset))
+        written = write_all(fd, payload, op.offset)
+        self._writeback.wrote(inode, fd, written)
+        return ops.Done(0, written)
 
     def _finish(self, op: ops.Finish) -> ops.AnyAnswer:
-        self._complete(self._objects.known(op.object), op.attributes)
+        inode = self._objects.known(op.object)
+        self._complete(inode, op.attributes)
+        if self._writeback.is_due(inode):
+            self._writeback.finished(inode, self._tree.data_fd(inode))
         return _OK
 
     def _complete(self, inode: Inode, new: ops.Attributes) -> None:

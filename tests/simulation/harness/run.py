@@ -18,6 +18,7 @@ from simulation.harness.world import Simulation
 
 from replfs.core import ops
 from replfs.node.pacing import courtesy as courtesy_module
+from replfs.node.replica import writeback as writeback_module
 from replfs.node.resync import batch as batch_module
 from replfs.node.resync import contents as contents_module
 from replfs.node.resync import expand as expand_module
@@ -45,6 +46,7 @@ def _tighten(rng: random.Random, patch: pytest.MonkeyPatch) -> None:
         (batch_module, "_MANY", (1, 3)),
         (contents_module, "_REGIONS_AT_ONCE", (1, 3)),
         (courtesy_module, "TASKS", (1, 2)),
+        (writeback_module, "_EVERY", (1, 5000)),
         (reach_module, "_DIRECTORIES_OPEN_MAX", (4, 6)),
         (reach_module, "_FILES_OPEN_MAX", (1, 2)),
     ):

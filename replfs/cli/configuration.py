@@ -16,6 +16,7 @@ from replfs.cli.exit_codes import ExitCode
 from replfs.cli.parse import Command, Parser
 from replfs.errors import ReplfsError
 from replfs.node.settings import config
+from replfs.node.settings.options import MIB, OPTIONS, Option
 
 
 def _declare(parser: argparse.ArgumentParser) -> None:
@@ -145,7 +146,7 @@ _EXAMPLES: Final = {
 def sample() -> str:
     """A file with every key, each commented out."""
     parts = [_HEAD]
-    for option in config.OPTIONS:
+    for option in OPTIONS:
         if not option.everywhere:
             continue
         value = _EXAMPLES.get(option.name) or literal_default(option)
@@ -154,7 +155,7 @@ def sample() -> str:
     return "\n".join(parts)
 
 
-def literal_default(option: config.Option) -> str:
+def literal_default(option: Option) -> str:
     """An option's default as TOML; empty if there is none."""
     value = getattr(config.Settings(command="mount", store="", name=""), option.field)
     if isinstance(value, bool):
@@ -162,8 +163,8 @@ def literal_default(option: config.Option) -> str:
     if isinstance(value, int | float):
         if option.field.endswith("_s"):
             return f'"{value:g}s"'
-        if option.field.endswith("_bytes") and value and value % config.MIB == 0:
-            return f'"{value // config.MIB:g}MiB"'
+        if option.field.endswith("_bytes") and value and value % MIB == 0:
+            return f'"{value // MIB:g}MiB"'
         return f"{value:g}"
     return f'"{value}"' if value else ""
 

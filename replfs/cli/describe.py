@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from replfs.cli import main
-from replfs.node.settings.config import OPTIONS, Choice
+from replfs.node.settings.options import OPTIONS
+from replfs.node.settings.values import Choice
 
 PATHS: Final = frozenset(
     ("DIR", "FILE", "MOUNTPOINT", "PATH", "PROGRAM", "STORE", "TARGET")

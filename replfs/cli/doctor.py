@@ -276,7 +276,7 @@ def _check_known_peer(peer: dict[str, Any], version: object) -> Iterator[Finding
 
 
 def _check_listen(text: str) -> Finding:
-    from replfs.node.settings.config import parse_endpoint
+    from replfs.node.settings.values import parse_endpoint
 
     try:
         endpoint = parse_endpoint(text, listen=True)
@@ -295,7 +295,7 @@ def _check_listen(text: str) -> Finding:
 
 
 def _check_peer(text: str) -> Finding:
-    from replfs.node.settings.config import parse_peer
+    from replfs.node.settings.values import parse_peer
 
     try:
         endpoint = parse_peer(text).endpoint

@@ -18,7 +18,7 @@ def _declare(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from replfs.node.settings.config import default_node_name, is_node_name
+    from replfs.node.settings.values import default_node_name, is_node_name
     from replfs.transport.security import generate_keypair, save_keypair
 
     name = args.name or default_node_name()

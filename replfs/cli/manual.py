@@ -21,6 +21,7 @@ from replfs.cli.exit_codes import ExitCode
 from replfs.cli.parse import Command
 from replfs.cli.share import install_text
 from replfs.node.settings import config
+from replfs.node.settings.options import OPTIONS
 
 
 class Page(NamedTuple):
@@ -113,7 +114,7 @@ def _replfs() -> Iterator[str]:
         "number of seconds.",
         ".SH COMMANDS",
     )  # fmt: skip
-    keys = {f"--{option.name}" for option in config.OPTIONS if option.everywhere}
+    keys = {f"--{option.name}" for option in OPTIONS if option.everywhere}
     for shape in shapes():
         yield from (".TP", _usage(shape), _text(shape.help[:1].upper() + shape.help[1:]) + ".")
         flags = [flag for flag in shape.flags if flag.names != ("-h", "--help")]
@@ -181,7 +182,7 @@ def _replfs_toml() -> Iterator[str]:
         *_entry("\\fBstore\\fR", "the directory that holds the data"),
         *_entry("\\fBmountpoint\\fR", "where it is mounted; may be the same"),
     )
-    for option in config.OPTIONS:
+    for option in OPTIONS:
         if not option.everywhere:
             continue
         tag = f"\\fB{_text(option.name)}\\fR"

@@ -44,7 +44,7 @@ _MS_REMOUNT: Final = 32
 
 
 def _declare_node(parser: argparse.ArgumentParser) -> None:
-    from replfs.node.settings.config import OPTIONS
+    from replfs.node.settings.options import OPTIONS
 
     parser.add_argument("-o", dest="mount_options", metavar="OPT,...", action="append", default=[])
     parser.add_argument("--config", metavar="FILE", help="options from a TOML file")
@@ -91,7 +91,8 @@ def _declare_agent(parser: argparse.ArgumentParser) -> None:
 
 def _switches_with_values(argv: list[str]) -> list[str]:
     """`--rescan=no`, as `-o` and the file have it, becomes what argparse knows."""
-    from replfs.node.settings.config import OPTIONS, parse_bool_option
+    from replfs.node.settings.config import parse_bool_option
+    from replfs.node.settings.options import OPTIONS
 
     switches = {f"--{option.name}": option for option in OPTIONS if option.is_switch}
     result = []
@@ -109,9 +110,10 @@ def _switches_with_values(argv: list[str]) -> list[str]:
 
 def _settings(command: config.Command, args: argparse.Namespace) -> config.Settings:
     from replfs.node.settings import config
+    from replfs.node.settings.options import option_names
 
     given = {name: value for name, value in vars(args).items() if value is not None}
-    names = {*config.option_names(), "store", "mountpoint"}
+    names = {*option_names(), "store", "mountpoint"}
     return config.build(
         command,
         {name: value for name, value in given.items() if name in names},

@@ -437,7 +437,7 @@ def _declare_peer(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_peer(args: argparse.Namespace) -> int:
-    from replfs.node.settings.config import parse_endpoint, parse_peer
+    from replfs.node.settings.values import parse_endpoint, parse_peer
 
     if args.action == "list":
         status = control.request(args.target, "status", {}, 5.0, args.rundir)

@@ -75,7 +75,7 @@ def _unrecognized(parser: argparse.ArgumentParser, word: str) -> str:
 
 def seconds(text: str) -> float:
     """A duration for argparse: `5s`, `500ms`, `2m`, or a number of seconds."""
-    from replfs.node.settings.config import parse_duration
+    from replfs.node.settings.values import parse_duration
 
     try:
         return parse_duration(text)

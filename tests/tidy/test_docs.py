@@ -17,6 +17,7 @@ from replfs.cli.main import MODULES as COMMANDS
 from replfs.core import checks, messages, ops, relationship
 from replfs.node.operating import status
 from replfs.node.settings import config
+from replfs.node.settings.options import OPTIONS, option_names
 from replfs.transport import direct, flow, libzmq, listener, zmtp
 
 ROOT = Path(replfs.__path__[0]).parent
@@ -130,10 +131,10 @@ def configuration_rows() -> dict[str, list[str]]:
 
 
 def test_every_key_is_documented_and_no_other():
-    assert set(configuration_rows()) == set(config.option_names())
+    assert set(configuration_rows()) == set(option_names())
 
 
-@pytest.mark.parametrize("option", config.OPTIONS, ids=lambda option: option.name)
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
 def test_documented_defaults_are_the_defaults(option):
     documented = configuration_rows()[option.name][1]
     settings = config.build("mount", {"store": "/a", "mountpoint": "/b"}, config_file="/dev/null")

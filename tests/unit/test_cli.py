@@ -29,6 +29,7 @@ from replfs.cli.policy import EFFECTIVE, POLICY
 from replfs.errors import NotInSync, ReplfsError, UsageError
 from replfs.node.operating import control
 from replfs.node.settings import config
+from replfs.node.settings.options import OPTIONS
 from replfs.store.identity import Identity
 from replfs.store.state import State
 
@@ -191,9 +192,9 @@ def test_exit_codes_are_those_of_the_errors():
 
 
 def test_every_option_is_on_the_command_line_under_its_own_name():
-    args = [f"--{option.name}" for option in config.OPTIONS if option.is_switch]
+    args = [f"--{option.name}" for option in OPTIONS if option.is_switch]
     parsed = mount.COMMANDS["mount"].parse("mount", "x", ["/s", "/m", *args])
-    for option in config.OPTIONS:
+    for option in OPTIONS:
         assert getattr(parsed, option.name) is (True if option.is_switch else None)
 
 

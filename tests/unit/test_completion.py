@@ -9,7 +9,7 @@ import pytest
 
 from replfs.cli import completion, main
 from replfs.cli.describe import shapes
-from replfs.node.settings.config import OPTIONS
+from replfs.node.settings.options import OPTIONS
 
 
 @pytest.fixture(scope="module")

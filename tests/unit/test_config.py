@@ -11,8 +11,16 @@ import msgspec
 import pytest
 
 from replfs.errors import ConfigError, UsageError
-from replfs.node.settings import config
-from replfs.node.settings.config import PeerSetting, Settings, build
+from replfs.node.settings.config import Settings, build
+from replfs.node.settings.options import OPTIONS
+from replfs.node.settings.values import (
+    PeerSetting,
+    default_node_name,
+    parse_duration,
+    parse_endpoint,
+    parse_peer,
+    parse_size,
+)
 
 MOUNT: dict[str, Any] = {"store": "/s", "mountpoint": "/m"}
 
@@ -27,13 +35,13 @@ def mount(typed: dict[str, Any] | None = None, options: str = "", **more: Any) -
      (3, 3.0), (0.25, 0.25), ("1d", 86400.0), ("1min", 60.0)],
 )  # fmt: skip
 def test_durations(text, seconds):
-    assert config.parse_duration(text) == seconds
+    assert parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "s", "-1s", "5 parsecs", "1e3", "nan", "inf", True, None, []])
 def test_durations_refused(text):
     with pytest.raises(ValueError, match="write"):
-        config.parse_duration(text)
+        parse_duration(text)
 
 
 @pytest.mark.parametrize(
@@ -42,13 +50,13 @@ def test_durations_refused(text):
      ("10MB", 10_000_000), ("1GiB", 1 << 30), (7, 7), ("2T", 2 << 40)],
 )  # fmt: skip
 def test_sizes(text, size):
-    assert config.parse_size(text) == size
+    assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "KiB", "-1", "1 XB", False, {}])
 def test_sizes_refused(text):
     with pytest.raises(ValueError, match="write"):
-        config.parse_size(text)
+        parse_size(text)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +71,7 @@ def test_sizes_refused(text):
     ],
 )
 def test_peers(text, name, endpoint):
-    assert config.parse_peer(text) == PeerSetting(name, endpoint)
+    assert parse_peer(text) == PeerSetting(name, endpoint)
 
 
 @pytest.mark.parametrize(
@@ -74,13 +82,13 @@ def test_peers(text, name, endpoint):
 )  # fmt: skip
 def test_peers_refused(text):
     with pytest.raises(ValueError, match="write|needs|port|brackets"):
-        config.parse_peer(text)
+        parse_peer(text)
 
 
 def test_port_zero_is_for_listening_only():
-    assert config.parse_endpoint("tcp://127.0.0.1:0", listen=True) == "tcp://127.0.0.1:0"
+    assert parse_endpoint("tcp://127.0.0.1:0", listen=True) == "tcp://127.0.0.1:0"
     with pytest.raises(ValueError, match="port"):
-        config.parse_endpoint("tcp://127.0.0.1:0")
+        parse_endpoint("tcp://127.0.0.1:0")
 
 
 def test_defaults_stand_in_one_place():
@@ -89,7 +97,7 @@ def test_defaults_stand_in_one_place():
         command="mount",
         store="/s",
         mountpoint="/m",
-        name=config.default_node_name(),
+        name=default_node_name(),
         allow_other=os.geteuid() == 0,
     )
 
@@ -257,14 +265,14 @@ def test_agent_stays_in_the_foreground_and_mount_does_not():
 
 def test_every_row_of_the_table_has_a_field_and_every_field_a_row():
     fields = {field.name for field in msgspec.structs.fields(Settings)}
-    rows = [option.field for option in config.OPTIONS]
+    rows = [option.field for option in OPTIONS]
     assert len(set(rows)) == len(rows)
     assert set(rows) == fields - {"command", "store", "mountpoint"}
-    names = [option.name for option in config.OPTIONS]
+    names = [option.name for option in OPTIONS]
     assert all(re.fullmatch(r"[a-z]+(-[a-z]+)*", name) for name in names)
 
 
 def test_host_names_make_node_names(monkeypatch):
     for host, name in (("a.b", "a.b"), ("ä_1", "1"), ("---", "node"), ("x" * 80, "x" * 64)):
         monkeypatch.setattr(os, "uname", lambda host=host: os.uname_result(("", host, "", "", "")))
-        assert config.default_node_name() == name
+        assert default_node_name() == name

@@ -11,6 +11,7 @@ import pytest
 from replfs.cli import configuration, main
 from replfs.cli.exit_codes import ExitCode
 from replfs.node.settings import config
+from replfs.node.settings.options import OPTIONS
 from replfs.transport.security import generate_keypair, save_keypair
 
 
@@ -18,10 +19,10 @@ def test_the_sample_has_every_key_and_the_defaults():
     text = configuration.sample()
     assert tomllib.loads(text) == {}
     values = tomllib.loads(re.sub(r"^#(?=[a-z])", "", text, flags=re.MULTILINE))
-    everywhere = {option.name for option in config.OPTIONS if option.everywhere}
+    everywhere = {option.name for option in OPTIONS if option.everywhere}
     assert set(values) == everywhere | {"store", "mountpoint"}
     defaults = config.Settings(command="mount", store="", name="")
-    for option in config.OPTIONS:
+    for option in OPTIONS:
         if option.everywhere and option.name not in configuration._EXAMPLES:
             assert option.read(values[option.name]) == getattr(defaults, option.field), option.name
 

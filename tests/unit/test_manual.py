@@ -10,7 +10,7 @@ import pytest
 
 from replfs.cli import main, manual
 from replfs.cli.exit_codes import ExitCode
-from replfs.node.settings.config import OPTIONS
+from replfs.node.settings.options import OPTIONS
 
 
 def shown(name: str) -> str:

@@ -20,7 +20,8 @@ from replfs.node.asking.identity import side_of, side_of_message
 from replfs.node.asking.probe import probe
 from replfs.node.roles import reign
 from replfs.node.roles.roles import Roles
-from replfs.node.settings.config import PeerSetting, check_nesting
+from replfs.node.settings.config import check_nesting
+from replfs.node.settings.values import PeerSetting
 from replfs.store import locators
 from replfs.store.state import State
 

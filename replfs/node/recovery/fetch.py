@@ -37,7 +37,8 @@ from replfs.node.recovery.restore import Restore
 from replfs.node.replica.replica import Replica
 from replfs.node.replication.peer import BULK
 from replfs.node.replication.policies import Policies
-from replfs.node.settings.config import PeerSetting, Settings
+from replfs.node.settings.config import Settings
+from replfs.node.settings.values import PeerSetting
 from replfs.store import syscalls
 from replfs.store.identity import Peer
 from replfs.store.reach import KEPT, LIMBO, RESERVED

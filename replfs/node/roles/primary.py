@@ -32,7 +32,8 @@ from replfs.node.replication.pipeline import Pipeline
 from replfs.node.replication.policies import Policies
 from replfs.node.resync.machine import Resync
 from replfs.node.roles import reign
-from replfs.node.settings.config import PeerSetting, Settings, parse_peer
+from replfs.node.settings.config import Settings
+from replfs.node.settings.values import PeerSetting, parse_peer
 from replfs.node.verify.rescan import Rescan
 from replfs.node.verify.verifier import Verifier
 from replfs.store.activity import KIND_DATA, KIND_FILE, KIND_NAMES, ActivityLog

@@ -25,7 +25,7 @@ from replfs.core.ops import OBJECT_ID_SIZE
 from replfs.core.relationship import State as Replication
 from replfs.node.asking.identity import side_of, side_of_message
 from replfs.node.replication.peer import Peer
-from replfs.node.settings.config import PeerSetting
+from replfs.node.settings.values import PeerSetting
 from replfs.store.record import ROOT_ID
 from replfs.store.state import SUSPECTS, State
 

@@ -31,8 +31,9 @@ from replfs.node.roles import reign
 from replfs.node.roles.primary import Primary
 from replfs.node.roles.reception import Reception
 from replfs.node.roles.secondary import Secondary
-from replfs.node.settings.config import PeerSetting, Settings
+from replfs.node.settings.config import Settings
 from replfs.node.settings.memory import Memory
+from replfs.node.settings.values import PeerSetting
 from replfs.store.activity import ActivityLog, is_lost, recover
 from replfs.store.progress import Progress
 from replfs.store.state import State

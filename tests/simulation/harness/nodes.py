@@ -44,7 +44,8 @@ from replfs.node.roles import reception as reception_module
 from replfs.node.roles import reign as reign_module
 from replfs.node.roles import roles as roles_module
 from replfs.node.roles.primary import Primary
-from replfs.node.settings.config import PeerSetting, Settings
+from replfs.node.settings.config import Settings
+from replfs.node.settings.values import PeerSetting
 from replfs.store.database import Database
 from replfs.store.state import State
 from replfs.store.tree import Tree

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,4 +24,20 @@ def test_the_site_is_built_without_a_warning(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "site" / "tutorial.html").is_file()
+    site = tmp_path / "site"
+    assert (site / "tutorial.html").is_file()
+    assert dead_links(site) == []
+
+
+def dead_links(site: Path) -> list[str]:
+    """Links between pages, and from them to pictures and source files, that lead nowhere."""
+    found = []
+    for page in site.rglob("*.html"):
+        if page.name == "404.html":
+            continue
+        for link in re.findall(r'(?:href|src)="([^"]+)"', page.read_text()):
+            parts = urlsplit(html.unescape(link))
+            target = (page.parent / unquote(parts.path)).resolve()
+            if not parts.scheme and not parts.netloc and parts.path and not target.exists():
+                found.append(f"{page.relative_to(site)}: {link}")
+    return found

@@ -1,0 +1,1 @@
+"""Pictures of the terminal for the documents, made of what the commands really print."""

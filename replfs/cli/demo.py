@@ -255,7 +255,8 @@ class Demo:
                 return
             self._check_nodes()
             peer = (status.get("peers") or [{}])[0]
-            where = f"{peer.get('state', '?')} {describe_progress(peer.get('progress') or {})}"
+            progress = {**(peer.get("progress") or {}), "phase": ""}  # it is the state
+            where = f"{peer.get('state', '?')} {describe_progress(progress)}"
             if time.monotonic() > deadline:
                 raise DemoFailed(f"not in sync after {SYNC_S:.0f} s: {where}")
             self._progress.update(f"       {where}")

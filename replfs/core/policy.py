@@ -143,16 +143,6 @@ def effective_ack(
     return _resolve(own_chain, default)
 
 
-def is_name_replicated(directory: Policy, own: Policy) -> bool:
-    """Whether an entry exists on the peers, from two *effective* policies.
-
-    Args:
-        directory: that of the directory the name is in.
-        own: that of the object, resolved through this directory.
-    """
-    return POLICIES[directory].replicated and POLICIES[own].replicated
-
-
 def is_link_allowed(source: Policy, target: Policy) -> bool:
     """Whether link(2) may add a name in *target* to an object reached through *source*.
 

@@ -153,7 +153,3 @@ class Scheduler:
                 ready.append(later)
         ticket.blocks = None
         return ready
-
-    def is_busy(self, key: Hashable) -> bool:
-        """Whether any operation, running or waiting, claims *key*."""
-        return key in self._lines

@@ -371,18 +371,6 @@ def fuse_descriptors() -> set[int]:
     return result
 
 
-def set_read_ahead(mountpoint: str, kib: int) -> None:
-    """Let the kernel read *kib* KiB (4 to 16384) ahead of sequential readers of a mount.
-
-    Raises:
-        OSError: ENOENT if nothing is mounted there, EACCES or EROFS if /sys cannot be written.
-    """
-    mount = find_mount(mountpoint)
-    if mount is None:
-        raise OSError(errno.ENOENT, f"nothing is mounted on {mountpoint}")
-    Path(f"/sys/class/bdi/{mount.device}/read_ahead_kb").write_text(f"{kib}\n", encoding="ascii")
-
-
 def become_io_flusher() -> list[str]:
     """Mark this thread, and those it starts later, as part of the path by which memory is freed.
 

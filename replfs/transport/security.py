@@ -90,13 +90,6 @@ def load_keypair(path: str) -> KeyPair:
     return keys
 
 
-def load_or_create_keypair(path: str) -> KeyPair:
-    """As `load_keypair`, but a missing file is made with a new key."""
-    if not os.path.lexists(path):
-        save_keypair(path, generate_keypair())
-    return load_keypair(path)
-
-
 def _read_entries(path: str, *, secret: bool) -> list[tuple[str, str]]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -338,15 +338,12 @@ def test_symlinks_are_cached_by_the_kernel(start, mountpoint):
     server.stop()
 
 
-def test_max_background_and_read_ahead_reach_the_kernel(start, mountpoint, tmp_path, request):
+def test_max_background_reaches_the_kernel(start, mountpoint, tmp_path, request):
     server = start("-o", '{"max_background": 77}')
     mount = mounting.find_mount(str(mountpoint))
     control = open_fuse_control(tmp_path, request) / mount.device.split(":")[1]
     assert (control / "max_background").read_text().strip() == "77"
     assert (control / "congestion_threshold").read_text().strip() == "57"
-    mounting.set_read_ahead(str(mountpoint), 512)
-    ahead = Path(f"/sys/class/bdi/{mount.device}/read_ahead_kb").read_text()
-    assert ahead.strip() == "512"
     server.stop()
 
 

@@ -139,15 +139,14 @@ class SchedulerMachine(RuleBasedStateMachine):
             held[reason.split(" behind ")[0]] += count
         assert held == self.held
         claimed = {claim[0] for ticket in self.model.tickets for claim in ticket.claims}
-        for key in KEYS:
-            assert self.scheduler.is_busy(key) == (key in claimed)
+        assert self.scheduler._lines.keys() == claimed
 
     def teardown(self):
         """Whatever is left ends: nobody waits for ever, and nothing is remembered."""
         while self.announced:
             self.announced += self.scheduler.complete(self.announced.pop(0))
         assert self.scheduler.in_flight == 0
-        assert not any(self.scheduler.is_busy(key) for key in KEYS)
+        assert not self.scheduler._lines
 
 
 TestScheduler = SchedulerMachine.TestCase

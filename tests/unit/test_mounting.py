@@ -100,8 +100,6 @@ def test_errors_of_the_system_calls_name_the_path(tmp_path):
     mounting.unmount_quietly(str(tmp_path))
     with pytest.raises(OSError, match="cannot mount on"):
         mounting.mount_fuse(-1, str(tmp_path), MountOptions())
-    with pytest.raises(FileNotFoundError, match="nothing is mounted"):
-        mounting.set_read_ahead(str(tmp_path), 128)
 
 
 def test_becoming_an_io_flusher_says_what_it_could_not_do():

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from replfs.core import policy
 from replfs.core.policy import Ack, Policy
+from replfs.node.replication.policies import Policies
+from replfs.store.tree import Tree
 
 
 def test_values_are_those_on_disk_and_on_the_wire():
@@ -103,10 +107,29 @@ def test_strict_is_always_confirmed_per_operation():
     )
 
 
+@pytest.fixture
+def tree(tmp_path):
+    """A store with a file `f` in a directory `d`."""
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/f").touch()
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    tree = Tree(fd)
+    yield tree
+    tree.close_all()
+    os.close(fd)
+
+
 @pytest.mark.parametrize("directory", [p for p in Policy if p])
 @pytest.mark.parametrize("own", [p for p in Policy if p])
-def test_a_name_is_replicated_unless_it_or_its_directory_is_none(directory, own):
-    assert policy.is_name_replicated(directory, own) == (Policy.NONE not in {directory, own})
+def test_a_name_is_replicated_unless_it_or_its_directory_is_none(tree, directory, own):
+    policies = Policies(
+        tree, Policy.SYNC, Ack.OP, used=True, on_used=lambda: None, generation=lambda: b"g" * 16
+    )
+    above = tree.lookup(tree.root, b"d")[0]
+    file = tree.lookup(above, b"f")[0]
+    tree.set_policy(above, directory, Ack.INHERIT)
+    tree.set_policy(file, own, Ack.INHERIT)
+    assert policies.is_replicated_name(above, b"f", file) == (Policy.NONE not in {directory, own})
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ from replfs.transport.security import (
     generate_keypair,
     is_local,
     load_keypair,
-    load_or_create_keypair,
     require_curve,
     save_keypair,
 )
@@ -46,11 +45,6 @@ def test_keys_are_saved_readable_only_by_their_owner(tmp_path):
     with pytest.raises(UsageError, match="exists already"):
         save_keypair(path, generate_keypair())
     assert load_keypair(path) == keys
-
-
-def test_keys_are_made_on_first_use(tmp_path):
-    path = str(tmp_path / "key")
-    assert load_or_create_keypair(path) == load_or_create_keypair(path)
 
 
 def test_the_secret_does_not_show():

@@ -30,7 +30,7 @@ from replfs.cli.parse import Command
 from replfs.cli.progress import describe_progress
 from replfs.errors import ReplfsError
 from replfs.front import mounting
-from replfs.node.operating import control
+from replfs.node.operating import client
 from replfs.node.settings.rundir import replfs_mounts
 
 FILES: Final = 1500
@@ -187,7 +187,7 @@ class Demo:
         self._wait_end(peer)
         paths = trees.sample(self._files)
         self._do(lambda work: trees.change(self._path("mount"), paths, work))
-        status = control.request(self._path("primary"), "status", {}, 10.0, self._path("run"))
+        status = client.request(self._path("primary"), "status", {}, 10.0, self._path("run"))
         peers = status.get("peers") or [{}]
         dirty = (
             f"{peers[0].get('dirty_files', '?')} files, {peers[0].get('dirty_names', '?')} names"
@@ -250,7 +250,7 @@ class Demo:
     def _wait_in_sync(self) -> None:
         deadline = time.monotonic() + SYNC_S
         while True:
-            status = control.request(self._path("primary"), "status", {}, 10.0, self._path("run"))
+            status = client.request(self._path("primary"), "status", {}, 10.0, self._path("run"))
             if status.get("state") == "in-sync":
                 return
             self._check_nodes()
@@ -269,7 +269,7 @@ class Demo:
 
     def _unmount_by_command(self, _: trees.Work) -> None:
         fields = {"lazy": False, "timeout_s": END_S}
-        control.request(self._path("primary"), "umount", fields, END_S, self._path("run"))
+        client.request(self._path("primary"), "umount", fields, END_S, self._path("run"))
 
     def _compare(self, ours: str, theirs: str) -> int:
         """The number of objects, all equal on both sides."""

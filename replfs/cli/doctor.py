@@ -234,11 +234,11 @@ def _check_leftovers(rundir: str | None, *, fix: bool) -> Iterator[Finding]:
 
 def _check_node(store: str, rundir: str | None) -> Iterator[Finding]:
     """If a node runs on STORE: what it knows of itself and of its peers."""
-    from replfs.node.operating import control
+    from replfs.node.operating import client
 
     try:
-        status = control.request(store, "status", {}, 5.0, rundir)
-    except control.NodeDown:
+        status = client.request(store, "status", {}, 5.0, rundir)
+    except client.NodeDown:
         yield Finding(None, f"no node runs on {store}: versions and clocks are not compared")
         return
     if status.get("hung"):

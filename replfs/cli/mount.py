@@ -25,7 +25,7 @@ from replfs.cli.parse import Command, add_target, seconds
 from replfs.cli.progress import ask
 from replfs.cli.text import Progress
 from replfs.errors import ReplfsError, UsageError
-from replfs.node.operating import control, service
+from replfs.node.operating import client, service
 from replfs.node.settings.rundir import default_rundir, file_stem, make_rundir, replfs_mounts
 
 if TYPE_CHECKING:
@@ -249,8 +249,8 @@ def _run_stop(args: argparse.Namespace) -> int:
 def _end(args: argparse.Namespace, command: str) -> int:
     path = os.path.abspath(args.target)
     try:
-        connection = control.Connection(args.target, args.rundir)
-    except control.NodeDown:
+        connection = client.Connection(args.target, args.rundir)
+    except client.NodeDown:
         if path not in replfs_mounts():
             if command == "umount" and not os.path.ismount(path):
                 raise UsageError(f"{path} is not mounted") from None
@@ -288,16 +288,16 @@ def _wait_for_end(process: int | None, args: argparse.Namespace) -> None:
         while (waited := time.monotonic() - started) < _FLUSH_S:
             if process is None:
                 time.sleep(POLL_S)
-                control.Connection(args.target, args.rundir).close()
+                client.Connection(args.target, args.rundir).close()
             elif select.select([process], [], [], POLL_S)[0]:
                 return
             if waited > 1:
                 progress.update(f"waiting for the process to end: {waited:.0f} s")
-    except control.NodeDown:
+    except client.NodeDown:
         return
     finally:
         progress.clear()
-    raise control.NodeHung(f"the node of {args.target} is drained, but its process does not end")
+    raise client.NodeHung(f"the node of {args.target} is drained, but its process does not end")
 
 
 def _clear_dead_mount(path: str) -> None:

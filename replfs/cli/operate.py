@@ -19,7 +19,7 @@ from replfs.cli.exit_codes import ExitCode
 from replfs.cli.parse import Command, Parser, add_target, seconds
 from replfs.cli.progress import ask, describe_progress
 from replfs.errors import NotInSync, UsageError
-from replfs.node.operating import control
+from replfs.node.operating import client
 
 Json = dict[str, Any]
 
@@ -48,7 +48,7 @@ def _run_status(args: argparse.Namespace) -> int:
         while True:
             try:
                 shown, _ = _look(args)
-            except control.NodeDown as error:
+            except client.NodeDown as error:
                 shown = f"replfs: {error}"
             screen.show(shown)
             time.sleep(WATCH_S)
@@ -58,16 +58,16 @@ def _run_status(args: argparse.Namespace) -> int:
 
 def _look(args: argparse.Namespace) -> tuple[str, ExitCode]:
     """What there is to see, and the exit code that goes with it."""
-    targets = [args.target] if args.target else control.node_names(args.rundir)
+    targets = [args.target] if args.target else client.node_names(args.rundir)
     if not targets:
-        raise control.NodeDown("no node is running here (or it has another --rundir)")
+        raise client.NodeDown("no node is running here (or it has another --rundir)")
     found = []
     for target in targets:
         # A socket left over from a killed node is of no interest where no target was given.
-        with contextlib.suppress(*([] if args.target else [control.NodeDown])):
-            found.append(control.request(target, "status", {}, 5.0, args.rundir))
+        with contextlib.suppress(*([] if args.target else [client.NodeDown])):
+            found.append(client.request(target, "status", {}, 5.0, args.rundir))
     if not found:
-        raise control.NodeDown("no node is running here (or it has another --rundir)")
+        raise client.NodeDown("no node is running here (or it has another --rundir)")
     if args.json:
         shown = json.dumps(found[0] if args.target else found, indent=2)
     elif args.metrics:
@@ -231,12 +231,12 @@ def _run_wait(args: argparse.Namespace) -> int:
     try:
         while True:
             try:
-                status = control.request(args.target, "status", {}, 5.0, args.rundir)
+                status = client.request(args.target, "status", {}, 5.0, args.rundir)
                 answered = True
                 if _has_come_to_pass(status, args.goal, args.peer):
                     return ExitCode.OK
                 where = _where_it_stands(status)
-            except control.NodeDown as error:
+            except client.NodeDown as error:
                 where = str(error)
             if deadline is not None and time.monotonic() >= deadline:
                 break
@@ -245,7 +245,7 @@ def _run_wait(args: argparse.Namespace) -> int:
     finally:
         progress.clear()
     if not answered:
-        raise control.NodeDown(where)
+        raise client.NodeDown(where)
     raise NotInSync(f"{args.target} is not {args.goal} after {args.timeout:g} s: {where}")
 
 
@@ -384,13 +384,13 @@ def _run_events(args: argparse.Namespace) -> int:
 
 
 def _events_after(args: argparse.Namespace, after: int) -> list[Json]:
-    answer = control.request(args.target, "events", {"after": after}, 30.0, args.rundir)
+    answer = client.request(args.target, "events", {"after": after}, 30.0, args.rundir)
     return list(answer.get("events") or [])
 
 
 def _now(args: argparse.Namespace, number: int) -> Json:
     """The present state, as an event."""
-    status = control.request(args.target, "status", {}, 5.0, args.rundir)
+    status = client.request(args.target, "status", {}, 5.0, args.rundir)
     peers = {str(peer.get("name")): peer.get("state") for peer in status.get("peers") or []}
     return {
         "number": number,
@@ -440,7 +440,7 @@ def _run_peer(args: argparse.Namespace) -> int:
     from replfs.node.settings.values import parse_endpoint, parse_peer
 
     if args.action == "list":
-        status = control.request(args.target, "status", {}, 5.0, args.rundir)
+        status = client.request(args.target, "status", {}, 5.0, args.rundir)
         peers = status.get("peers") or []
         if peers:
             fields = ("name", "endpoint", "link", "state", "data")

@@ -9,7 +9,7 @@ from typing import Any
 
 from replfs.cli import text
 from replfs.errors import ReplfsError
-from replfs.node.operating import control
+from replfs.node.operating import client
 
 Json = dict[str, Any]
 
@@ -18,18 +18,18 @@ def ask(args: argparse.Namespace, command: str, fields: Json, timeout_s: float) 
     """Send *command* to the node of `args.target`; shows progress until it has answered.
 
     Raises:
-        NodeDown, NodeHung, CommandFailed: as `control.request`.
+        NodeDown, NodeHung, CommandFailed: as `client.request`.
     """
     progress = text.Progress()
     deadline = time.monotonic() + timeout_s
-    with control.Connection(args.target, args.rundir) as connection:
+    with client.Connection(args.target, args.rundir) as connection:
         connection.send(command, fields, timeout_s)
         try:
             while (answer := connection.receive(0.5)) is None:
                 if time.monotonic() > deadline + 2.0:
-                    raise control.NodeHung(f"the node of {args.target} does not answer")
+                    raise client.NodeHung(f"the node of {args.target} does not answer")
                 with contextlib.suppress(ReplfsError):
-                    status = control.request(args.target, "status", {}, 2.0, args.rundir)
+                    status = client.request(args.target, "status", {}, 2.0, args.rundir)
                     progress.update(f"{command}: {_summary(status)}")
         finally:
             progress.clear()

@@ -15,7 +15,7 @@ from replfs.cli.exit_codes import ExitCode
 from replfs.cli.parse import Command, add_target, seconds
 from replfs.cli.progress import Json, ask
 from replfs.errors import UsageError
-from replfs.node.operating import control
+from replfs.node.operating import client
 
 RESERVED: Final = ".replfs"
 SPLIT_BRAIN_ACTIONS: Final = ("list", "keep-mine", "keep-theirs", "keep-both")
@@ -35,7 +35,7 @@ def _run_promote(args: argparse.Namespace) -> int:
     fields = {"force": args.force, "tentative": args.tentative, "mount": mountpoint}
     try:
         return _do(args, "promote", fields, 120.0)
-    except control.NodeDown:
+    except client.NodeDown:
         if not os.path.isdir(os.path.join(args.target, RESERVED)):
             raise
     return _promote_stopped(args)

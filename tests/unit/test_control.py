@@ -19,8 +19,9 @@ import pytest
 import trio
 
 from replfs.errors import NotInSync, UsageError
-from replfs.node.operating import control, service
-from replfs.node.operating.control import CommandFailed, ControlServer, NodeDown, NodeHung
+from replfs.node.operating import client, control, service
+from replfs.node.operating.client import CommandFailed, NodeDown, NodeHung
+from replfs.node.operating.control import ControlServer
 from replfs.node.settings import rundir
 
 
@@ -70,7 +71,7 @@ class Node:
 
     async def ask(self, command: str, args: Any = None, timeout_s: float = 30.0, target: str = ""):
         return await trio.to_thread.run_sync(
-            control.request,
+            client.request,
             target or self.store,
             command,
             args,
@@ -174,7 +175,7 @@ async def test_a_hung_loop_is_seen_as_hung(node):
 
 async def test_status_is_answered_while_the_loop_stands_still(node):
     # The loop's own thread asks, so the loop does not run until the answer is here.
-    answer = control.request(node.store, "status", {}, 30.0, node.directory / "run")
+    answer = client.request(node.store, "status", {}, 30.0, node.directory / "run")
     assert answer["state"] == "in-sync"
 
 
@@ -192,7 +193,7 @@ async def test_found_by_store_and_by_mountpoint(node, tmp_path, monkeypatch):
     assert (await node.ask("status", target="/mnt/../mnt/somewhere/"))["ok"]
     os.symlink(node.store, tmp_path / "link")
     assert (await node.ask("status", target=str(tmp_path / "link")))["ok"]
-    monkeypatch.setattr(control, "replfs_mounts", lambda: ["/mnt/somewhere"])
+    monkeypatch.setattr(client, "replfs_mounts", lambda: ["/mnt/somewhere"])
     assert (await node.ask("status", target="/mnt/somewhere/deep/below"))["ok"]
 
 
@@ -201,7 +202,7 @@ async def test_files_are_private_and_go_away(node, tmp_path):
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     names = sorted(entry.name for entry in directory.iterdir())
     assert len(names) == 2
-    sockets = control.node_names(directory)
+    sockets = client.node_names(directory)
     assert len(sockets) == 1
     assert stat.S_IMODE(os.stat(sockets[0]).st_mode) == 0o600
     assert (await node.ask("status", target=sockets[0]))["ok"]
@@ -238,7 +239,7 @@ async def test_run_directories_of_any_length(tmp_path):
 
 async def test_bad_requests_are_answered_and_harm_nothing(node):
     def talk(data: bytes) -> bytes:
-        with control.Connection(node.store, node.directory / "run") as connection:
+        with client.Connection(node.store, node.directory / "run") as connection:
             connection._socket.sendall(data)
             connection._socket.settimeout(30)
             return connection._socket.recv(65536)
@@ -256,7 +257,7 @@ async def test_bad_requests_are_answered_and_harm_nothing(node):
 
 async def test_requests_on_one_connection_are_answered_in_order(node):
     def talk() -> list[Any]:
-        with control.Connection(node.store, node.directory / "run") as connection:
+        with client.Connection(node.store, node.directory / "run") as connection:
             for n in range(3):
                 connection.send("echo", {"n": n}, 30.0)
             answers = [connection.receive(30.0) for _ in range(3)]
@@ -269,7 +270,7 @@ async def test_requests_on_one_connection_are_answered_in_order(node):
 
 async def test_clients_that_vanish_are_forgotten(node):
     def vanish() -> None:
-        with control.Connection(node.store, node.directory / "run") as connection:
+        with client.Connection(node.store, node.directory / "run") as connection:
             connection.send("slow", {}, 30.0)
 
     for _ in range(control.CONNECTIONS_MAX + 10):
@@ -312,14 +313,14 @@ def test_commands_are_refused_when_the_loop_has_ended(tmp_path):
     script = f"""
 import os, sys, time, trio
 from replfs.errors import ReplfsError
-from replfs.node.operating import control
+from replfs.node.operating import client, control
 server = control.ControlServer({str(tmp_path / "run")!r}, {str(tmp_path)!r}, None,
     snapshot=dict, commands={{"x": lambda args: {{}}}}, beat=time.monotonic_ns)
 async def main():
     server.start(trio.lowlevel.current_trio_token())
 trio.run(main)
 try:
-    control.request({str(tmp_path)!r}, "x", {{}}, 30.0, {str(tmp_path / "run")!r})
+    client.request({str(tmp_path)!r}, "x", {{}}, 30.0, {str(tmp_path / "run")!r})
 except ReplfsError as error:
     print(error, error.exit_code)
 server.stop()
@@ -389,7 +390,7 @@ def test_service_manager_hears_of_it(monkeypatch, tmp_path):
 
 def test_the_client_loads_neither_trio_nor_zmq_nor_pyfuse3():
     script = (
-        "import sys, replfs.cli.operate, replfs.node.operating.control\n"
+        "import sys, replfs.cli.operate, replfs.node.operating.client\n"
         "print(sorted({'trio', 'zmq', 'pyfuse3', 'msgspec'} & set(sys.modules)))"
     )
     done = subprocess.run(

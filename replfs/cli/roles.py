@@ -119,7 +119,7 @@ def _run_adopt(args: argparse.Namespace) -> int:
             state.update(
                 node=os.urandom(16), binding=state.place(), volume=b"", generation=b"", history=(),
                 role="unset", role_changed=False, uninitialized=True, inconsistent=False,
-                clean=True,
+                base=b"", base_progress=0, progress=0, follows=b"", leader=b"", clean=True,
             )  # fmt: skip
             message = "it is a store of its own now"
         state.flush(durable=True)

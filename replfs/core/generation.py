@@ -74,6 +74,8 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     """Its file system keeps POSIX access control lists."""
     follows: bytes = b""
     """The generation of the primary that a secondary let in last; known of one's own side only."""
+    leader: bytes = b""
+    """The node of that primary; empty where that is not known."""
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -107,6 +109,14 @@ def _may_have_more(follower: Side, primary: Side) -> bool:
         return False
     known = follower.progress and primary.base_progress
     return not known or follower.progress > primary.base_progress
+
+
+def _may_have_forgotten(primary: Side, follower: Side) -> bool:
+    """Whether *follower* may be ahead by what *primary* itself had begun, and lost with its power.
+
+    Where it followed another node, that one was made primary in place of *primary*.
+    """
+    return primary.memory_lost and follower.leader in {b"", primary.node}
 
 
 def _two_primaries(mine: Side, theirs: Side) -> bool:
@@ -187,7 +197,7 @@ TABLE: Final[tuple[Row, ...]] = (
     ),
     (
         "I am ahead of the primary, which lost power",
-        lambda m, t: m.role != "primary" and _knows(m, t) and t.memory_lost,
+        lambda m, t: m.role != "primary" and _knows(m, t) and _may_have_forgotten(t, m),
         Action.REFUSE,
         "this store is ahead of the primary that connects, which lost power",
     ),
@@ -242,7 +252,7 @@ TABLE: Final[tuple[Row, ...]] = (
     ),
     (
         "the peer is ahead, and this store lost power",
-        lambda m, t: _knows(t, m) and m.memory_lost,
+        lambda m, t: _knows(t, m) and _may_have_forgotten(m, t),
         Action.REFUSE,
         "the peer is ahead of this store, which lost power",
     ),

@@ -83,6 +83,8 @@ class Identity(msgspec.Struct, kw_only=True):
     """The change of its primary up to which a secondary has everything; 0: it is not known."""
     base: bytes = b""
     """The generation whose place the primary's own reign took; empty: it took none."""
+    leader: bytes = b""
+    """The node of the primary that a secondary let in last; empty: none."""
     base_progress: int = 0
     """The change of that generation up to which the primary has everything; 0: not known."""
 
@@ -356,3 +358,4 @@ def _check_identity(identity: Identity) -> None:
     checks.number(identity.progress, checks.U64_MAX)
     checks.object_or_none(identity.base)
     checks.number(identity.base_progress, checks.U64_MAX)
+    checks.object_or_none(identity.leader)

@@ -28,6 +28,7 @@ import zmq
 
 from replfs.errors import NotInSync, ReplfsError, StoreError, UsageError
 from replfs.front import mounting
+from replfs.node.asking.probe import probe
 from replfs.node.failover.promotion import Promotion
 from replfs.node.failover.splitbrain import SplitBrain
 from replfs.node.failover.switchover import Switchover
@@ -207,9 +208,12 @@ class Node:
             self.tree,
             configured(self.settings, self.state, curve),
             link_maker(context, self.settings, curve),
+            partial(probe, self.roles),
             event=self.events.add,
         )
         self.roles.fetched = await fetch.run()
+        if fetch.winner is not None:
+            self.roles.be_fenced(fetch.winner)
 
     def _facts(self) -> dict[str, str]:
         """What a hook is told of the node."""

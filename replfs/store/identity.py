@@ -45,6 +45,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     follows: bytes = b""
     """The generation of the primary that was let in last, also where no resync from it has ended
     yet: one that does not know it may not change the store any more. Empty: none was."""
+    leader: bytes = b""
+    """The node of that primary."""
     uninitialized: bool = True
     """The store never was a primary, nor a complete replica."""
     inconsistent: bool = False

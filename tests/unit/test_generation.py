@@ -218,6 +218,24 @@ def test_a_secondary_that_lost_power_is_not_asked_to_keep_what_is_older():
 
 
 @pytest.mark.parametrize(
+    ("leader", "here", "there"),
+    [
+        (b"", Action.REFUSE, Action.REFUSE),
+        # What it is ahead by may be what this store had begun itself.
+        (b"node-me", Action.REFUSE, Action.REFUSE),
+        (b"node-other", Action.STEP_DOWN, Action.OUTDATED),
+    ],
+)
+def test_a_primary_that_lost_power_steps_down_before_a_store_that_followed_another_one(
+    leader, here, there
+):
+    returned = side(generation=OLD, history=(), memory_lost=True)
+    ahead = peer(generation=NOW, history=(OLD,), leader=leader)
+    assert decide(returned, ahead).action is here
+    assert decide(ahead, returned).action is there
+
+
+@pytest.mark.parametrize(
     ("one", "other", "ahead"),
     [
         ({"progress": 8}, {"progress": 7}, True),

@@ -62,6 +62,7 @@ def welcome_of(state: State, progress: int = 0) -> Welcome:
         features=features_of(state),
         release=mine.release,
         progress=progress,
+        leader=state.identity().leader,
         base=mine.base,
         base_progress=mine.base_progress,
     )
@@ -97,6 +98,7 @@ def side_of_message(said: Identity) -> Side:
         memory_lost=said.memory_lost,
         has_acls=WITHOUT_ACLS not in said.features,
         progress=said.progress,
+        leader=said.leader,
         base=said.base,
         base_progress=said.base_progress,
     )

@@ -17,7 +17,7 @@ import enum
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
@@ -27,7 +27,7 @@ from replfs.core import generation as generations
 from replfs.core import ops
 from replfs.core.dirty import DirtyLog
 from replfs.core.generation import Action
-from replfs.core.messages import Hello, Refuse, Welcome
+from replfs.core.messages import Hello, Identity, Refuse, Welcome
 from replfs.core.policy import Ack, NamePatterns, Policy
 from replfs.errors import PeerLost, Refused
 from replfs.node.asking import suspects
@@ -50,6 +50,10 @@ from replfs.transport.security import Curve
 log = logging.getLogger(__name__)
 
 _LOOK_S: Final = 0.05
+_WATCH_S: Final = 1.0
+
+
+Who = Callable[[str, str], Awaitable[Welcome | None]]
 
 
 class _Standing(enum.Enum):
@@ -74,8 +78,8 @@ class _Source:
         self.is_partial = False
         """Its first copy was not finished."""
         self.progress = 0
-        self.supersedes = False
-        """It was made primary in place of this store."""
+        self.superseded_by: Identity | None = None
+        """It, or the primary it follows, was made one in place of this store."""
 
     # The link's owner --------------------------------------------------------------------------
 
@@ -88,7 +92,7 @@ class _Source:
         del link
         decision = generations.decide(side_of(self._state), side_of_message(welcome))
         if decision.action is Action.STEP_DOWN:
-            self.supersedes = True
+            self.superseded_by = welcome
         elif decision.action in {Action.REFUSE, Action.SPLIT_BRAIN, Action.OUTDATED}:
             raise Refused(decision.sentence, "refused")
         elif welcome.node == self.peer.node:
@@ -104,9 +108,6 @@ class _Source:
         """One side said no."""
         del link
         self.reason = refuse.reason
-        if refuse.code == Action.OUTDATED.value:
-            self.supersedes = True
-            self.standing = _Standing.NOTHING
 
     def went_down(self, link: Link, reason: str) -> None:
         """The session is over."""
@@ -136,10 +137,17 @@ class Fetch:
         tree: Tree,
         peers: list[PeerSetting],
         make_link: Callable[[str, str, _Source], Link],
+        who: Who,
         *,
         event: Callable[..., None],
     ) -> None:
-        """*peers*: those of this run. *make_link*: from endpoint, name and owner."""
+        """*peers*: those of this run. *make_link*: from endpoint, name and owner.
+
+        *who* asks the node of this name and endpoint who it is.
+        """
+        self._who = who
+        self.winner: Identity | None = None
+        """Who took this store's place as primary, or follows the one that did."""
         self._settings = settings
         self._state = state
         self._tree = tree
@@ -149,6 +157,8 @@ class Fetch:
 
     async def run(self) -> frozenset[str]:
         """Fetch what was lost; the names of the peers that are known to differ nowhere else.
+
+        It ends, with `winner`, where this store is no primary any more.
 
         Raises:
             PeerLost: no peer that may have it answered in `start-wait`, and not `start-alone`.
@@ -172,6 +182,7 @@ class Fetch:
                 name = source.peer.name
                 source.link = self._make_link(endpoints[name], name, source)
                 nursery.start_soon(source.link.run)
+            nursery.start_soon(self._watch)
             try:
                 return await self._fetch(sources, any_will_do=bool(complete))
             finally:
@@ -197,7 +208,7 @@ class Fetch:
                         if any_will_do and len(sources) > 1:
                             self._begin_anew(source)
                     until = trio.current_time() + self._settings.start_wait_s
-            if any(source.supersedes for source in sources):
+            if self._is_superseded(sources):
                 return frozenset()  # what this store lost is no longer its to have
             awaited = [one for one in sources if one.standing is _Standing.AWAITED]
             if (done and any_will_do) or not awaited:
@@ -215,12 +226,30 @@ class Fetch:
         """Wait until one answers, and a moment longer for the others."""
         with trio.move_on_after(self._settings.start_wait_s):
             while not any(one.standing is _Standing.READY for one in sources):
-                if all(one.standing is _Standing.NOTHING for one in sources):
+                nothing = all(one.standing is _Standing.NOTHING for one in sources)
+                if nothing or self._is_superseded(sources):
                     return
                 await trio.sleep(_LOOK_S)
         with trio.move_on_after(self._settings.peer_timeout_s):
             while any(one.standing is _Standing.AWAITED for one in sources):
                 await trio.sleep(_LOOK_S)
+
+    def _is_superseded(self, sources: list[_Source]) -> bool:
+        for source in sources:
+            self.winner = self.winner or source.superseded_by
+        return self.winner is not None
+
+    async def _watch(self) -> None:
+        """Ask all peers who they are, those that have nothing to fetch, too, at times."""
+        while self.winner is None:
+            for peer in self._peers:
+                answer = await self._who(peer.name, peer.endpoint)
+                if answer is None:
+                    continue
+                decision = generations.decide(side_of(self._state), side_of_message(answer))
+                if decision.action is Action.STEP_DOWN:
+                    self.winner = answer
+            await trio.sleep(_WATCH_S)
 
     def _begin_anew(self, source: _Source) -> None:
         """What another peer has beyond *source* is not this store's: told apart by a generation."""

@@ -93,6 +93,7 @@ def promote(state: State, *, progress: int, clean: bool = False) -> None:
         base=old.generation,
         base_progress=0 if old.inconsistent or state.memory_lost else progress,
         follows=b"",
+        leader=b"",
         inconsistent=False,
         uninitialized=False,
         memory_lost=False,
@@ -137,6 +138,25 @@ def give_up(state: State, peers: Sequence[Peer], winner: Identity | None) -> Non
         # Operations that end only now have nobody to be recorded for.
         peer.log.attach(NotKept())
         state.forget_log(peer.name)
+
+
+def fence(state: State, winner: Identity) -> None:
+    """The store, which no node serves, is a secondary: *winner*, or who that follows, is primary.
+
+    What it may have on its own is what its log of that node says.
+
+    Raises:
+        OSError: that cannot be saved; the store is still a primary.
+    """
+    successor = winner.node if winner.role == "primary" else winner.leader
+    names = {peer.node: peer.name for peer in state.peers()}
+    name = names.get(successor)
+    state.forget_peer(SUSPECTS)
+    suspect(state, successor, state.load_log(name) if name is not None else None)
+    state.update(role="secondary", role_changed=True)
+    for known in names.values():
+        state.forget_log(known)
+    state.flush(durable=True)
 
 
 def suspect(state: State, winner: bytes, source: DirtyLog | None) -> None:

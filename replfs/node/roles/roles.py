@@ -328,12 +328,7 @@ class Roles:
             primary.retire()
         self.close(clean=True)
         if self.settings.listen is None:
-            self._fail(
-                Refused(
-                    f"{self.settings.store} is a secondary from now on, since another store is the "
-                    "primary: start it again with --listen, so that it can follow"
-                )
-            )
+            self._fail(self._cannot_follow())
             return
         if self.front is not None:
             await self.front.exchange(None)
@@ -344,6 +339,25 @@ class Roles:
         self._start_role()
         self.event("role", role="secondary")
         log.info("this node is a secondary now")
+
+    def be_fenced(self, winner: Identity) -> None:
+        """Before the start, after a loss of power: *winner* says that this is no primary any more.
+
+        Raises:
+            Refused: it does not listen, so that it cannot follow either.
+            OSError: it cannot be saved.
+        """
+        log.warning("%s says that this node's place as primary was taken: it follows", winner.name)
+        self.event("stepping-down", winner=winner.name)
+        reign.fence(self.state, winner)
+        if self.settings.listen is None:
+            raise self._cannot_follow()
+
+    def _cannot_follow(self) -> Refused:
+        return Refused(
+            f"{self.settings.store} is a secondary from now on, since another store is the "
+            "primary: start it again with --listen, so that it can follow"
+        )
 
     # Taking it -----------------------------------------------------------------------------------
 

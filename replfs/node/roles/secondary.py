@@ -132,7 +132,12 @@ class Secondary:
         self.primary_name = session.name
         self.replica.forget_all()
         if hello is not None:
-            self._state.update(role="secondary", volume=hello.volume, follows=hello.generation)
+            self._state.update(
+                role="secondary",
+                volume=hello.volume,
+                follows=hello.generation,
+                leader=hello.node,
+            )
         self._event("primary", name=session.name, link="up")
         log.info("following %s", session.name)
 

@@ -62,12 +62,14 @@ def _promote_stopped(args: argparse.Namespace) -> int:
 def _declare_switchover(parser: argparse.ArgumentParser) -> None:
     add_target(parser)
     parser.add_argument("--peer", metavar="NAME", help="the new primary (needed if several)")
+    parser.add_argument("--tentative", action="store_true", help="only say what would be done")
     parser.add_argument("--timeout", metavar="TIME", type=seconds, default=120.0,
                         help="give up after this long (default 2m)")  # fmt: skip
 
 
 def _run_switchover(args: argparse.Namespace) -> int:
-    return _do(args, "switchover", {"peer": args.peer}, args.timeout)
+    fields = {"peer": args.peer, "tentative": args.tentative}
+    return _do(args, "switchover", fields, args.timeout)
 
 
 def _declare_split_brain(parser: argparse.ArgumentParser) -> None:

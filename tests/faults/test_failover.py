@@ -196,6 +196,14 @@ def test_there_and_back():
         assert not (a.top / "later").exists()  # the kernel now knows that it is not there
         with (a.top / "dir" / "big").open("rb") as reader:
             head = reader.read(4096)
+            said = switchover(a, "--tentative")
+            assert (
+                said
+                == "b would be the primary, and this node follow it: nothing speaks against it\n"
+            )
+            with (a.top / "old").open("ab"):
+                assert "it would be refused: files on" in switchover(a, "--tentative")
+            assert [a.status()["role"], b.status()["role"]] == ["primary", "secondary"]
             assert "b is the primary now, and this node follows it" in switchover(a)
             reader.seek(0)
             assert reader.read(4096) == head

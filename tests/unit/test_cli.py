@@ -391,7 +391,7 @@ def test_commands_send_their_arguments_and_show_the_answer(capsys, tmp_path):
             (["resume"], {"peer": None}),
             (["resync", "--full"], {"peer": None, "full": True, "tentative": False}),
             (["sync"], {}),
-            (["switchover"], {"peer": None}),
+            (["switchover"], {"peer": None, "tentative": False}),
             (["verify", "--repair"], {"peer": None, "path": None, "repair": True}),
         ):  # fmt: skip
             code, out, err = replfs(capsys, *argv, *target)

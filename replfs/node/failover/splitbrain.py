@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import trio
 
@@ -26,6 +26,9 @@ from replfs.node.replication.peer import Peer
 from replfs.node.roles import reign
 from replfs.node.roles.primary import Primary
 from replfs.node.roles.roles import Roles
+
+_MIRRORED: Final = {"keep-theirs": "keep-mine"}
+"""What a secondary is told to have decided on the primary, to the same effect."""
 
 
 class SplitBrain:
@@ -43,7 +46,7 @@ class SplitBrain:
         action = str(arguments.get("action"))
         primary = self._roles.primary
         if primary is None:
-            raise UsageError("this node is a secondary: decide on a primary")
+            raise UsageError(await self._where(action))
         peer = self._choose(primary, arguments.get("peer"))
         theirs = await self._look(peer)
         if action == "list":
@@ -69,6 +72,30 @@ class SplitBrain:
             "message": f"this node's versions are kept; {both}{peer.name} steps down when it is "
             "reached, and keeps what it had alone in its .replfs/kept"
         }
+
+    async def _where(self, action: str) -> str:
+        """This node is a secondary, and only a primary can decide: which one, and how."""
+        mine = self._roles.settings.name
+        for peer in self._roles.peers():
+            theirs = await probe(self._roles, peer.name, peer.endpoint)
+            if theirs is None or theirs.role != "primary":
+                continue
+            if reign.decide(self._roles.state, theirs).action is not Action.SPLIT_BRAIN:
+                continue
+            if action == "keep-mine":
+                return (
+                    f"this node is a secondary, which cannot win over {peer.name}: make it a "
+                    "primary with 'replfs promote --force', then give this command again"
+                )
+            there = _MIRRORED.get(action, action)
+            return (
+                "this node is a secondary, and a primary decides: give 'replfs split-brain TARGET "
+                f"{there} --peer {mine}' on {peer.name}"
+            )
+        return (
+            "this node is a secondary, and no primary that was changed apart from it is reachable: "
+            "give the command on that primary"
+        )
 
     @staticmethod
     def _choose(primary: Primary, name: object) -> Peer:

@@ -52,7 +52,7 @@ class Switchover:
         self._roles = roles
 
     async def command(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Make `peer`, or the only one, the primary.
+        """Make `peer`, or the only one, the primary; `tentative`: only say whether that would be.
 
         Raises:
             UsageError, NotInSync: why not; nothing has changed, or the sentence says what has.
@@ -62,19 +62,11 @@ class Switchover:
             primary = roles.primary
             if primary is None:
                 raise UsageError("this node is a secondary: ask its primary, or use promote")
-            if roles.settings.listen is None:
-                raise UsageError(
-                    "this node does not listen, so it could not follow: start it with --listen"
-                )
-            if roles.front is not None and roles.front.is_fixed:
-                raise UsageError(
-                    f"without root {roles.front.mountpoint} cannot be made read-only: stop this "
-                    "node, then promote the other"
-                )
             peer = self._choose(primary, arguments.get("peer"))
-            _check_in_sync(peer)
-            await self._prepare(peer)
             front = roles.front if roles.front and not roles.front.over.is_set() else None
+            if arguments.get("tentative"):
+                return {"message": await self._would(peer, front)}
+            await self._check(peer)
             if front is not None and not await front.freeze():
                 raise UsageError(self._writers(front))
             try:
@@ -84,6 +76,36 @@ class Switchover:
                 raise
             message = await self._hand_over(primary, peer, front)
             return {"message": message}
+
+    async def _check(self, peer: Peer) -> None:
+        """Whether *peer* could take over, and this node follow it. Changes nothing.
+
+        Raises:
+            UsageError, NotInSync: why not.
+        """
+        roles = self._roles
+        if roles.settings.listen is None:
+            raise UsageError(
+                "this node does not listen, so it could not follow: start it with --listen"
+            )
+        if roles.front is not None and roles.front.is_fixed:
+            raise UsageError(
+                f"without root {roles.front.mountpoint} cannot be made read-only: stop this "
+                "node, then promote the other"
+            )
+        _check_in_sync(peer)
+        await self._prepare(peer)
+
+    async def _would(self, peer: Peer, front: FrontEnd | None) -> str:
+        try:
+            await self._check(peer)
+            if front is not None and self._written():
+                raise UsageError(self._writers(front))
+        except (UsageError, NotInSync) as error:
+            return f"it would be refused: {error}"
+        return (
+            f"{peer.name} would be the primary, and this node follow it: nothing speaks against it"
+        )
 
     @staticmethod
     def _choose(primary: Primary, name: object) -> Peer:
@@ -109,12 +131,16 @@ class Switchover:
             reason = _REFUSALS.get(number, f"it answers with error {number}")
             raise UsageError(f"{peer.name} cannot take over: {reason}")
 
-    def _writers(self, front: FrontEnd) -> str:
-        names = [
+    def _written(self) -> list[str]:
+        """What is open for writing, as far as this process knows."""
+        return [
             "/" + handle.inode.path().decode(errors="backslashreplace")
             for handle in self._roles.tree.table.handles.values()
             if handle.writable
         ]
+
+    def _writers(self, front: FrontEnd) -> str:
+        names = self._written()
         shown = ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
         return (
             f"files on {front.mountpoint} are open for writing ({shown or 'mapped'}): "

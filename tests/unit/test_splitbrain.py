@@ -1,0 +1,75 @@
+"""A split brain seen from a secondary, which cannot decide it: who can, and with which command."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from replfs.core.generation import Action, Decision
+from replfs.errors import UsageError
+from replfs.node.failover import splitbrain
+from replfs.node.failover.splitbrain import SplitBrain
+from replfs.node.roles import reign
+from replfs.node.settings.config import PeerSetting
+
+
+class Settings:
+    name = "me"
+
+
+class Roles:
+    """A secondary with two configured peers."""
+
+    primary = None
+    settings = Settings()
+    state = None
+
+    def peers(self):
+        return [PeerSetting("silent", "tcp://h:1"), PeerSetting("b", "tcp://h:2")]
+
+
+class Answer:
+    def __init__(self, role):
+        self.role = role
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What b says, and what this store is to it."""
+    found = {"b": Answer("primary")}
+
+    async def probe(_roles, name, _endpoint):
+        return found.get(name)
+
+    def decide(_state, _theirs):
+        return Decision(Action.SPLIT_BRAIN, "changed apart")
+
+    monkeypatch.setattr(splitbrain, "probe", probe)
+    monkeypatch.setattr(reign, "decide", decide)
+    return found
+
+
+async def said(action):
+    roles: Any = Roles()
+    with pytest.raises(UsageError) as raised:
+        await SplitBrain(roles).command({"action": action})
+    return str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("action", "there"),
+    [("list", "list"), ("keep-theirs", "keep-mine"), ("keep-both", "keep-both")],
+)
+async def test_the_primary_that_decides_is_named_with_the_command_for_it(asked, action, there):
+    assert f"'replfs split-brain TARGET {there} --peer me' on b" in await said(action)
+
+
+async def test_a_secondary_can_only_win_as_a_primary(asked):
+    assert "replfs promote --force" in await said("keep-mine")
+
+
+@pytest.mark.parametrize("answer", [None, Answer("secondary")])
+async def test_where_no_such_primary_is_reachable_that_is_said(asked, answer):
+    asked["b"] = answer
+    assert "no primary that was changed apart from it is reachable" in await said("list")

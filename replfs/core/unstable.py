@@ -198,6 +198,12 @@ class Unstable:
         else:
             self._apart.add(flushed, self._limit)
 
+    def restore(self, log: DirtyLog) -> None:
+        """An earlier process had this set when it was stopped; nothing has been noted yet."""
+        self._noted = _Period(is_complete=True)
+        self._noted.log.absorb(log)
+        self._apart = _Period(is_complete=True)
+
     def snapshot(self, *, everywhere: bool) -> DirtyLog | None:
         """All that is unstable, as marks of a log of its own; None: it is not known.
 

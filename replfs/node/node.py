@@ -300,6 +300,7 @@ class Node:
             if self.roles.front is not None:
                 self.roles.front.unmount()
             if self._ending.is_clean:
+                self.roles.keep_unstable()
                 self.state.stopped_cleanly(self.roles.progress)
             with trio.CancelScope(shield=True):
                 await self._ending.tell()

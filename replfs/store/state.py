@@ -44,6 +44,10 @@ RESERVED: Final = ".replfs"
 SUSPECTS: Final = "<suspects>"
 """The name under which the log of a store that gave up its role is kept; no peer can have it."""
 
+UNSTABLE: Final = "<unstable>"
+"""The name under which a secondary that was stopped keeps what it has, and others may lack."""
+
+_NO_PEERS: Final = frozenset({SUSPECTS, UNSTABLE})
 _CREATING: Final = ".replfs.new"
 _PENDING_MAX: Final = 1024
 
@@ -272,7 +276,7 @@ class State:
         Raises:
             StoreError: the state is damaged.
         """
-        return [peer for peer in self._rows() if peer.name != SUSPECTS]
+        return [peer for peer in self._rows() if peer.name not in _NO_PEERS]
 
     def _rows(self) -> list[Peer]:
         rows = self._database.rows("SELECT value, sum FROM peers ORDER BY name")

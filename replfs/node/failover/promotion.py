@@ -243,6 +243,9 @@ def promote_stopped(state: State, *, force: bool, tentative: bool) -> str:
     if tentative:
         return "\n".join(_would(objections))
     refuse(objections, force=force)
+    if objections or reign.kept_unstable(state) is None:
+        # After a kill what was kept is too old; where something is missing here it says nothing.
+        reign.keep_unstable(state, None)
     for peer in state.peers():
         state.forget_log(peer.name)
     reign.promote(state, progress=0 if state.unclean else state.identity().progress, clean=True)

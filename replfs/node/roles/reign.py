@@ -27,7 +27,7 @@ from replfs.node.asking.identity import side_of, side_of_message
 from replfs.node.replication.peer import Peer
 from replfs.node.settings.values import PeerSetting
 from replfs.store.record import ROOT_ID
-from replfs.store.state import SUSPECTS, State
+from replfs.store.state import SUSPECTS, UNSTABLE, State
 
 
 def decide(state: State, other: Identity) -> Decision:
@@ -43,15 +43,16 @@ def is_outdated(state: State, other: Identity) -> bool:
 # Taking a role -----------------------------------------------------------------------------------
 
 
-def begin_logs(state: State, peers: Iterable[PeerSetting], unstable: DirtyLog | None) -> None:
-    """A log for each peer of the reign that is about to begin; the earlier ones mean nothing more.
+def begin_logs(
+    state: State, peers: Iterable[PeerSetting], unstable: DirtyLog | None, base: bytes
+) -> None:
+    """A log for each peer of a reign that begins; the earlier ones mean nothing more.
 
-    *unstable*: what this store may have and a peer lack; None: anything.
+    *unstable*: what this store may have and a peer at generation *base* lack; None: anything.
 
     Raises:
         OSError: they cannot be saved (ENOSPC).
     """
-    base = state.identity().generation
     for wanted in peers:
         state.forget_log(wanted.name)
         state.save_peer(
@@ -71,6 +72,42 @@ def begin_logs(state: State, peers: Iterable[PeerSetting], unstable: DirtyLog | 
             else:
                 log.absorb(unstable, compare=True)
         log.attach(NotKept())
+
+
+def keep_unstable(state: State, unstable: DirtyLog | None) -> None:
+    """A secondary is stopped: keep what it has, and others may lack. None: that is not known.
+
+    Raises:
+        OSError: it cannot be saved.
+    """
+    state.forget_peer(UNSTABLE)
+    if unstable is not None:
+        state.save_peer(UNSTABLE)
+        with state.batch():
+            log = state.load_log(UNSTABLE)
+            log.absorb(unstable)
+        log.attach(NotKept())
+
+
+def kept_unstable(state: State) -> DirtyLog | None:
+    """What a secondary kept that was stopped and not started since; None: it is not known."""
+    if state.unclean or state.memory_lost or state.peer(UNSTABLE) is None:
+        return None
+    log = state.load_log(UNSTABLE)
+    log.attach(NotKept())
+    return log
+
+
+def begin_stopped(state: State, peers: Iterable[PeerSetting]) -> None:
+    """The first start of a primary whose store was promoted while no node served it.
+
+    Raises:
+        OSError: it cannot be saved.
+    """
+    unstable = kept_unstable(state)
+    if unstable is not None:
+        begin_logs(state, peers, unstable, state.identity().base)
+    state.forget_peer(UNSTABLE)
 
 
 def promote(state: State, *, progress: int, clean: bool = False) -> None:

@@ -36,7 +36,7 @@ from replfs.node.settings.memory import Memory
 from replfs.node.settings.values import PeerSetting
 from replfs.store.activity import ActivityLog, is_lost, recover
 from replfs.store.progress import Progress
-from replfs.store.state import State
+from replfs.store.state import UNSTABLE, State
 from replfs.store.tree import Tree
 from replfs.transport.listener import Session
 from replfs.transport.security import Curve
@@ -109,17 +109,28 @@ class Roles:
     def build(self) -> None:
         """Become what the state says."""
         if self.state.identity().role == "primary":
+            reign.begin_stopped(self.state, self.peers())
             self._build_primary()
         elif self.state.memory_lost:
             self._build_secondary(0)
         else:
             # Of a run that was killed the number is where it left it.
             self._build_secondary(None if self.state.unclean else self.state.identity().progress)
+            unstable = reign.kept_unstable(self.state)
+            if unstable is not None and self.secondary is not None:
+                self.secondary.replica.unstable.restore(unstable)
+            # From here on more may be applied.
+            self.state.forget_peer(UNSTABLE)
 
     @property
     def progress(self) -> int:
         """Up to which change of its primary this node has everything; 0: it is not known."""
         return self.secondary.progress if self.secondary is not None else 0
+
+    def keep_unstable(self) -> None:
+        """Before a clean end: what the next run, or a promotion before it, has to know."""
+        if self.secondary is not None:
+            reign.keep_unstable(self.state, self.secondary.unstable())
 
     def close(self, *, clean: bool) -> None:
         """After the end; *clean*: nothing is left that the next run would have to compare."""
@@ -458,7 +469,8 @@ class Roles:
         unstable = None
         if self.secondary is not None and not self.state.memory_lost:
             unstable = self.secondary.unstable()
-        reign.begin_logs(self.state, self.peers(), unstable)
+        base = self.state.identity().generation
+        reign.begin_logs(self.state, self.peers(), unstable, base)
         reign.promote(self.state, progress=self.progress)
 
     def peers(self) -> list[PeerSetting]:

@@ -1,0 +1,116 @@
+"""What a change of role does to a store, and what a store that is stopped knows of others."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import pytest
+
+from replfs.core.dirty import DirtyLog
+from replfs.node.failover.promotion import promote_stopped
+from replfs.node.roles import reign
+from replfs.node.settings.config import PeerSetting
+from replfs.store.state import UNSTABLE, State
+
+ONE, TWO, GENERATION = (bytes([n]) * 16 for n in (1, 2, 3))
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A secondary that has had a complete copy."""
+    directory = tmp_path / "store"
+    directory.mkdir()
+    with opened(directory) as state:
+        state.update(
+            role="secondary", volume=GENERATION, generation=GENERATION, uninitialized=False
+        )
+        state.started()
+    return directory
+
+
+@contextlib.contextmanager
+def opened(store):
+    directory = os.open(store, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        made = State(directory)
+        try:
+            yield made
+        finally:
+            made.close()
+    finally:
+        os.close(directory)
+
+
+def unstable():
+    log = DirtyLog()
+    log.mark_data(ONE, 0, 1, handle=b"h")
+    log.mark_name(TWO, b"name")
+    return log
+
+
+def test_what_others_may_lack_is_kept_at_a_clean_stop_and_gone_after_the_next_start(store):
+    with opened(store) as state:
+        reign.keep_unstable(state, unstable())
+        assert state.peers() == []
+        state.stopped_cleanly()
+    with opened(store) as state:
+        kept = reign.kept_unstable(state)
+        assert kept is not None
+        assert list(kept.saved()) == list(unstable().saved())
+        state.started()
+    with opened(store) as state:
+        # It was started since, and killed.
+        assert reign.kept_unstable(state) is None
+
+
+def test_what_is_not_known_is_not_kept(store):
+    with opened(store) as state:
+        reign.keep_unstable(state, unstable())
+        reign.keep_unstable(state, None)
+        state.stopped_cleanly()
+    with opened(store) as state:
+        assert reign.kept_unstable(state) is None
+
+
+def test_the_logs_of_a_store_promoted_while_stopped_begin_with_that(store):
+    with opened(store) as state:
+        reign.keep_unstable(state, unstable())
+        state.stopped_cleanly(7)
+    with opened(store) as state:
+        promote_stopped(state, force=False, tentative=False)
+    with opened(store) as state:
+        reign.begin_stopped(state, [PeerSetting("b", "tcp://b:1")])
+        log = state.load_log("b")
+        assert set(log.objects()) == {ONE, TWO}
+        marks = log.marks(ONE)
+        assert marks is not None
+        assert marks.compare
+        found = state.peer("b")
+        assert found is not None
+        assert (found.base, found.is_asked, found.state) == (GENERATION, False, "out_of_sync")
+        assert (state.identity().base, state.identity().base_progress) == (GENERATION, 7)
+        # Changes were not recorded for a peer that is configured later.
+        assert state.peer(UNSTABLE) is None
+        reign.begin_stopped(state, [PeerSetting("c", "tcp://c:1")])
+        assert state.peer("c") is None
+
+
+def test_a_store_promoted_after_a_kill_knows_nothing_of_others(store):
+    with opened(store) as state:
+        reign.keep_unstable(state, unstable())
+    with opened(store) as state:
+        promote_stopped(state, force=False, tentative=False)
+    with opened(store) as state:
+        reign.begin_stopped(state, [PeerSetting("b", "tcp://b:1")])
+        assert state.peer("b") is None
+
+
+def test_nor_does_one_that_was_promoted_by_force(store):
+    with opened(store) as state:
+        state.update(inconsistent=True)
+        reign.keep_unstable(state, unstable())
+        state.stopped_cleanly()
+    with opened(store) as state:
+        promote_stopped(state, force=True, tentative=False)
+        assert state.peer(UNSTABLE) is None

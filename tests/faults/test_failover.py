@@ -12,8 +12,6 @@ from helpers.children import spawn
 from helpers.group import Group
 from helpers.nodes import Node, Pair, wait_for
 
-from replfs.store.state import State
-
 pytestmark = pytest.mark.mounted
 
 
@@ -133,41 +131,6 @@ def test_the_secondary_that_followed_less_far_is_not_promoted_unawares():
         assert (c.store / "file").read_bytes() == b"old"
         kept = [path.read_bytes() for path in (b.store / ".replfs/kept").glob("*/file")]
         assert kept == [b"acknowledged"]
-
-
-def lose_power(node: Node) -> None:
-    """As the next start sees it: the kernel is another one."""
-    node.kill9()
-    fd = os.open(node.store, os.O_RDONLY | os.O_DIRECTORY)
-    state = State(fd)
-    try:
-        state.update(boot_id="another boot")
-    finally:
-        state.close()
-        os.close(fd)
-
-
-def test_an_old_primary_that_lost_power_is_fenced_by_whoever_knows_of_its_successor():
-    """Not only by those that may have what it lost; it would wait for them, and not start."""
-    with Group(3, mounted=False) as group:
-        a, b, c = group.nodes
-        (a.top / "file").write_bytes(b"old")
-        group.wait_in_sync(a)
-        c.stop()
-        (a.top / "file").write_bytes(b"without c")
-        lose_power(a)
-        promote(b)
-        c.start()
-        group.wait_in_sync(b, "c")
-        b.stop()
-
-        a.start()
-        assert a.status()["role"] == "secondary"
-        assert b"place as primary was taken" in a.log_since_start()
-        b.start()
-        group.wait_in_sync(b)
-        group.assert_equal()
-        assert (a.store / "file").read_bytes() == b"without c"
 
 
 # Switchover --------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from helpers.nodes import unmount_all
+from helpers.nodes import unmount_all, wait_for
 
 MAKE = {
     "ext4": ("mkfs.ext4", "-q", "-F", "-m", "0", "-b", "4096"),
@@ -119,6 +119,9 @@ class CrashDisk:
     def come_back(self) -> None:
         """Mount what is left."""
         unmount_all(self.place)
+        # The kernel takes a detached mount down in its own time; until then mount(8) would find the
+        # loop device, and on it the file system that was cut.
+        wait_for(lambda: not _run("losetup", "-j", str(self._image)), 30, "the old mount to go")
         if self.kind != "xfs":
             os.rename(self._copy, self._image)
         self.attach()

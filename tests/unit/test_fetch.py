@@ -1,0 +1,122 @@
+"""A primary that lost power, before it serves: who tells it that its place was taken."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+
+from replfs.core.messages import Refuse, Welcome
+from replfs.errors import PeerLost
+from replfs.node.asking.identity import welcome_of
+from replfs.node.recovery.fetch import Fetch
+from replfs.node.roles import reign
+from replfs.node.settings.config import PeerSetting, Settings
+from replfs.store.state import SUSPECTS, State
+from replfs.store.tree import Tree
+
+NOW, LATER, VOLUME, B, C, OTHER = (bytes([n]) * 16 for n in range(1, 7))
+PEERS = [PeerSetting("b", "tcp://b:1"), PeerSetting("c", "tcp://c:1")]
+
+
+@pytest.fixture
+def fd(tmp_path):
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def state(fd):
+    """A primary that lost power; b was in sync, and c left behind long ago."""
+    state = State(fd)
+    state.update(role="primary", volume=VOLUME, generation=NOW, uninitialized=False)
+    state.save_peer("b", node=B, generation=NOW, state="in_sync")
+    state.save_peer("c", node=C, generation=OTHER, state="out_of_sync", apart=True)
+    state.memory_lost = True
+    yield state
+    state.close()
+
+
+class Silent:
+    """A link to a node that does not answer, or refuses."""
+
+    def __init__(self, owner: Any, refusal: str) -> None:
+        self._owner = owner
+        self._refusal = refusal
+
+    async def run(self) -> None:
+        if self._refusal:
+            self._owner.refused(self, Refuse("another is the primary", self._refusal))
+        await trio.sleep_forever()
+
+
+def says(state: State, **changes: Any) -> Welcome:
+    """What another store says of itself."""
+    other = {"node": C, "name": "c", "store": b"c", "role": "secondary", "memory_lost": False}
+    ahead = {"generation": LATER, "history": [NOW]}
+    return msgspec.structs.replace(welcome_of(state), **(other | ahead | changes))
+
+
+async def run(state: State, fd: int, answers: dict[str, Welcome], *, refusal: str = "") -> Fetch:
+    async def who(name: str, _endpoint: str) -> Welcome | None:
+        return answers.get(name)
+
+    def make_link(_endpoint: str, _name: str, owner: Any) -> Any:
+        return Silent(owner, refusal)
+
+    tree = Tree(fd)
+    settings = Settings(command="mount", store="/s", name="a", start_wait_s=5.0)
+    fetch = Fetch(settings, state, tree, PEERS, make_link, who, event=lambda *_a, **_k: None)
+    try:
+        assert await fetch.run() == frozenset()
+    finally:
+        tree.close_all()
+    return fetch
+
+
+async def test_its_successor_tells_it_although_it_has_nothing_to_fetch(state, fd, autojump_clock):
+    successor = says(state, role="primary")
+    assert (await run(state, fd, {"c": successor})).winner == successor
+
+
+async def test_who_followed_its_successor_tells_it_too(state, fd, autojump_clock):
+    follower = says(state, leader=B)
+    assert (await run(state, fd, {"c": follower})).winner == follower
+
+
+@pytest.mark.parametrize("leader", ["this store", "nobody"])
+async def test_who_followed_nobody_else_does_not(state, fd, autojump_clock, leader):
+    """It may be ahead by what this store had begun, and forgot with its power."""
+    node = state.identity().node if leader == "this store" else b""
+    with pytest.RaisesGroup(pytest.RaisesExc(PeerLost, match="Start that node")):
+        await run(state, fd, {"c": says(state, leader=node)})
+    assert state.identity().role == "primary"
+
+
+async def test_a_peer_that_follows_another_one_is_no_proof_by_itself(state, fd, autojump_clock):
+    """It says so by refusing; before this store serves, it waits for who can tell it more."""
+    with pytest.RaisesGroup(pytest.RaisesExc(PeerLost, match="another is the primary")):
+        await run(state, fd, {}, refusal="outdated")
+
+
+def test_a_fenced_store_suspects_what_its_log_says(state):
+    state.load_log("b").mark_data(OTHER, 0, 1)
+    reign.fence(state, says(state, leader=B))
+    assert state.identity().role == "secondary"
+    found = state.peer(SUSPECTS)
+    assert found is not None
+    assert found.node == B
+    assert list(state.load_log(SUSPECTS).objects()) == [OTHER]
+    assert state.load_log("b").is_empty
+
+
+def test_without_a_log_of_its_successor_it_suspects_everything(state):
+    reign.fence(state, says(state, leader=OTHER))
+    suspects = reign.suspects_of(state)
+    assert suspects is not None
+    assert suspects.winner == OTHER
+    assert not suspects.log.is_empty

@@ -14,7 +14,8 @@ from replfs.errors import PeerLost
 from replfs.node.asking.identity import welcome_of
 from replfs.node.recovery.fetch import Fetch
 from replfs.node.roles import reign
-from replfs.node.settings.config import PeerSetting, Settings
+from replfs.node.settings.config import Settings
+from replfs.node.settings.values import PeerSetting
 from replfs.store.state import SUSPECTS, State
 from replfs.store.tree import Tree
 

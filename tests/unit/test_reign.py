@@ -10,7 +10,7 @@ import pytest
 from replfs.core.dirty import DirtyLog
 from replfs.node.failover.promotion import promote_stopped
 from replfs.node.roles import reign
-from replfs.node.settings.config import PeerSetting
+from replfs.node.settings.values import PeerSetting
 from replfs.store.state import UNSTABLE, State
 
 ONE, TWO, GENERATION = (bytes([n]) * 16 for n in (1, 2, 3))

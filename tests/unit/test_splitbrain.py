@@ -11,7 +11,7 @@ from replfs.errors import UsageError
 from replfs.node.failover import splitbrain
 from replfs.node.failover.splitbrain import SplitBrain
 from replfs.node.roles import reign
-from replfs.node.settings.config import PeerSetting
+from replfs.node.settings.values import PeerSetting
 
 
 class Settings:

@@ -44,6 +44,7 @@ from replfs.node.roles import reception as reception_module
 from replfs.node.roles import reign as reign_module
 from replfs.node.roles import roles as roles_module
 from replfs.node.roles.primary import Primary
+from replfs.node.settings import memory as memory_module
 from replfs.node.settings.config import Settings
 from replfs.node.settings.values import PeerSetting
 from replfs.store.database import Database
@@ -372,7 +373,7 @@ def replace_surroundings(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(fetch_module, "Link", FakeLink)
     patch.setattr(reception_module, "Listener", FakeListener)
     patch.setattr(roles_module, "FrontEnd", FakeFront)
-    patch.setattr(roles_module, "_memory_directory", lambda rundir: rundir)
+    patch.setattr(memory_module, "memory_directory", lambda rundir: rundir)
     patch.setattr(node_module, "ControlServer", _Control)
     patch.setattr(reign_module, "datetime", _Calendar)
     patch.setattr(splitbrain_module, "datetime", _Calendar)

@@ -173,6 +173,7 @@ class Apart:
             raise Failure(f"a split brain cannot be decided by {action}")
         await sim.until(f"{loser.name} steps down", lambda: loser.primary is None)
         await sim.until(f"{winner.name} serves", lambda: winner.kernel is not None)
+        await _begin_anew(winner)
         self._check_own(winner, f"{winner.name} lacks what it acknowledged", before)
         self._join_ledgers(winner, loser)
         await sim.recovery.revive()
@@ -287,9 +288,16 @@ class Apart:
                 sim.note(f"{action}: {error}")
             else:
                 sim.note(f"{action}: {answer['message']!r}")
+                await _begin_anew(sim.primary)
                 sim.ledger.read(sim.primary.raw)
                 return True
         return False
+
+
+async def _begin_anew(member: Member) -> None:
+    """Nobody holds anything that the ledger is about to read again."""
+    if member.kernel is not None:
+        await member.kernel.drop_everything()
 
 
 def _knows(one: Member, other: Member) -> bool:

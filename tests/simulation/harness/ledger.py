@@ -165,16 +165,12 @@ class Ledger:
         for name in _names(path, is_root=thing is self.root):
             full = path + b"/" + name
             status = os.lstat(full)
-            identity = _identity(full, status.st_ino)
             below = known.get(status.st_ino)
-            if below is None and identity and not everything:
-                below = self._by_id.get(identity)  # where it is was not certain
             if below is None or below.kind != stat.S_IFMT(status.st_mode):
-                below = Thing(stat.S_IFMT(status.st_mode))
+                below = known[status.st_ino] = Thing(stat.S_IFMT(status.st_mode))
                 below.unsure.append((0, END))
-            known[status.st_ino] = below
             thing.names[name] = below
-            below.identity = identity
+            below.identity = _identity(full, status.st_ino)
             if below.kind == stat.S_IFDIR:
                 self._read(full, below, known, everything=everything)
             elif below.kind == stat.S_IFREG and (everything or below.unsure or below.flying):

@@ -53,6 +53,7 @@ class Handle(Protocol):
     """An open handle, as far as a reply needs it."""
 
     number: int
+    silent: bool
 
 
 Found = tuple[Any, os.stat_result]
@@ -438,6 +439,7 @@ class Operations(pyfuse3.Operations):
         if self._is_direct:
             flags = protocol.OPEN_KEEP_CACHE * self.keep_cache
             flags |= protocol.OPEN_DIRECT_IO * self.direct_io
+            flags |= protocol.OPEN_NOFLUSH * handle.silent
             return cast(pyfuse3.FileInfo, Opened(handle.number, flags))
         return pyfuse3.FileInfo(
             fh=cast(Any, handle.number), keep_cache=self.keep_cache, direct_io=self.direct_io

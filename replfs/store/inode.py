@@ -226,7 +226,7 @@ class Root(Inode):
 class Handle:
     """An open file or directory."""
 
-    __slots__ = ("entries", "fd", "inode", "number", "synchronous", "writable")
+    __slots__ = ("entries", "fd", "inode", "number", "silent", "synchronous", "writable")
 
     def __init__(self, number: int, inode: Inode, fd: int) -> None:
         self.number = number
@@ -235,6 +235,8 @@ class Handle:
         self.writable = False
         self.synchronous = 0
         """0, os.O_DSYNC or os.O_SYNC: what a write through it must reach before it returns."""
+        self.silent = False
+        """The kernel does not tell when one of its descriptors is closed, only when all are."""
         self.entries: list[bytes] = []
         """A directory's names, as they were when reading it began."""
 

@@ -12,7 +12,8 @@ Commands come on standard input, one a line; each is answered by one line of JSO
 
 When `run()` ends by itself, the process prints {"ended": ...}, unmounts and exits. Names do
 things: a lookup of `gate…` waits for the command `open`, one of `boom…` raises ValueError out of
-the handler. Never touch the mount from this process.
+the handler, and no close of what was made as `silent` is told. Never touch the mount from this
+process.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import trio
 import trio.testing
 
 from replfs.front import mounting
-from replfs.front.protocol import Entry, Listing
+from replfs.front.protocol import OPEN_NOFLUSH, Entry, Listing, Opened
 from replfs.front.session import FuseSession, MountOptions, Tuning
 
 
@@ -92,6 +93,8 @@ class MemoryFs(pyfuse3.Operations):
         self.nodes[node.ino] = node
         folder.entries[name] = node.ino
         folder.mtime_ns = time.time_ns()
+        if name == b"silent":
+            self.silent = node.ino
         return node
 
     async def lookup(self, parent, name, ctx):
@@ -124,6 +127,7 @@ class MemoryFs(pyfuse3.Operations):
         return a
 
     calls_uncached = False
+    silent = 0
     checkpoints = False
 
     async def setattr(self, inode, attr, fields, fh, ctx):
@@ -175,6 +179,8 @@ class MemoryFs(pyfuse3.Operations):
         self.calls["open"] += 1
         if flags & os.O_TRUNC:
             self.node(inode).data.clear()
+        if inode == self.silent:
+            return Opened(inode, OPEN_NOFLUSH)
         return pyfuse3.FileInfo(fh=inode)
 
     async def create(self, parent_inode, name, mode, flags, ctx):

@@ -295,14 +295,23 @@ def test_only_what_has_the_level_returns_early():
             assert all(call.hangs() for call in waiting)
         for call in waiting:
             call.result()
-        # And the other way round.
+        # And the other way round. Of the closes of what was open before, the kernel does not tell.
+        write(top / "early", b"x")
+        early = os.open(top / "early", os.O_RDWR)
         os.setxattr(top, ACK, b"close")
         os.setxattr(top / "quick", ACK, b"op")
         with frozen(pair):
             os.chmod(top / "file", 0o640)
-            waiting = [Call(os.chmod, top / "quick" / "file", 0o640)]
-            assert waiting[0].hangs()
-        waiting[0].result()
+            waiting = [
+                Call(os.chmod, top / "quick" / "file", 0o640),
+                Call(os.write, early, b"y"),
+            ]
+            assert all(call.hangs() for call in waiting)
+        for call in waiting:
+            call.result()
+        os.close(early)
+        with fd_of(top / "early", os.O_RDWR) as late, frozen(pair):
+            Call(os.write, late, b"z").result()
         pair.wait_in_sync()
         pair.assert_equal()
 

@@ -329,6 +329,17 @@ def test_the_umask_is_left_to_the_handlers(start, mountpoint):
     server.stop()
 
 
+def test_closes_are_told_unless_nobody_has_to_know(start, mountpoint):
+    server = start()
+    for name in ("silent", "loud"):
+        (mountpoint / name).write_bytes(b"x")
+        server.calls()
+        assert (mountpoint / name).read_bytes() == b"x"
+        calls = wait_for(lambda: server.calls(), "the calls")
+        assert calls.get("flush", 0) == (name == "loud")
+    server.stop()
+
+
 def test_symlinks_are_cached_by_the_kernel(start, mountpoint):
     server = start()
     (mountpoint / "l").symlink_to("target")

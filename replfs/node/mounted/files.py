@@ -47,6 +47,9 @@ class Files(View):
         self.checkpoint = checkpoint
         self.policies = pipeline.policies
         self._late_times = LateTimes()
+        for handle in self.table.handles.values():
+            if handle.silent:  # from when this node was a primary before
+                self._count_silent(handle, 1)
 
     # Data --------------------------------------------------------------------------------------
 
@@ -192,7 +195,24 @@ class Files(View):
             except BaseException:
                 self._close(handle.number)
                 raise
+        self.decide_silence(handle)
         return handle
+
+    def decide_silence(self, handle: Handle) -> None:
+        """Whether the kernel has to tell of each close of *handle*: where one awaits something."""
+        inode = handle.inode
+        policy = self.policies.effective(inode)
+        if not (self.policies.writeback or self.policies.is_deferred(inode, policy)):
+            handle.silent = True
+            self._count_silent(handle, 1)
+
+    def _count_silent(self, handle: Handle, change: int) -> None:
+        silent = self.pipeline.silent
+        count = silent.get(handle.inode, 0) + change
+        if count:
+            silent[handle.inode] = count
+        else:
+            del silent[handle.inode]
 
     def check_confirmable(self, inode: Inode) -> None:
         """EOPNOTSUPP where a write would return before it could be `strict`."""
@@ -213,8 +233,11 @@ class Files(View):
 
     async def release(self, number: int) -> None:
         """A file's handle is closed."""
-        inode = self.handle(number).inode
+        handle = self.handle(number)
+        inode = handle.inode
         await self._settle_times(inode)
+        if handle.silent:
+            self._count_silent(handle, -1)
         await super().release(number)
         self._late_times.forget(inode)
 

@@ -109,6 +109,7 @@ class Volume(Files):
         inode.unconfirmed = self.inode(parent_id).unconfirmed
         handle.writable = True
         handle.synchronous = os.O_SYNC if flags & os.O_SYNC == os.O_SYNC else flags & os.O_DSYNC
+        self.decide_silence(handle)
         return handle, inode, found
 
     async def _make(

@@ -88,6 +88,8 @@ class Pipeline:
         self.detached = 0
         """Those of them that no caller awaits by itself."""
         self.window = Window()
+        self.silent: dict[Inode, int] = {}
+        """Files, and how many handles of each the kernel closes without telling."""
         self.applications = Applications(lambda: self.flights)
         self.latencies: dict[str, Latencies] = {}
         self._patience = Spin(_SPIN_NS)
@@ -303,7 +305,11 @@ class Pipeline:
         if policy == Policy.ASYNC:
             flight.detach(slots)
             return True
-        if self.policies.is_deferred(inode, policy) and flight.kind not in _AWAITED:
+        if (
+            self.policies.is_deferred(inode, policy)
+            and flight.kind not in _AWAITED
+            and inode not in self.silent
+        ):
             inode.unconfirmed = self.window.join(flight)
             flight.detach(slots, self.window)
             return True

@@ -85,8 +85,6 @@ _TURN_WHILE_WAITING: Final = 8
 _HOT: Final = 2
 """Requests in quick succession after which spinning starts."""
 _HOTTEST: Final = 16
-_LARGE: Final = 64 << 10
-"""Bytes of a request."""
 
 _RECEIVE: Final = "fuse_session_receive_buf"
 """How pyfuse3 begins to say that it could not receive."""
@@ -314,6 +312,7 @@ class FuseSession:
             except OSError as error:
                 raise _Unusable(f"FUSE_INIT failed: {error}") from error
             undo.pop_all()
+        mounting.keep_freed_memory()
         self._operations.init()
         self._fd = device
         self._dispatcher = Dispatcher(self._operations, device)
@@ -424,20 +423,13 @@ class FuseSession:
         answer = dispatcher.answer
         space = memoryview(bytearray(protocol.RECEIVE_BYTES))
         spaces = (space,)
-        is_large = False
         while await self._wait():
             try:
-                # After a large one another is likely, for which no second copy is made. Small
-                # ones are copied out: to give back what they do not need costs more.
-                if is_large:
-                    request = os.read(fd, protocol.RECEIVE_BYTES)
-                else:
-                    request = bytes(space[: os.readv(fd, spaces)])
+                request = bytes(space[: os.readv(fd, spaces)])
             except OSError as error:
                 # ENOENT: it was withdrawn while it was being read.
                 number = errno.EAGAIN if error.errno == errno.ENOENT else error.errno
                 raise OSError(number, f"{_RECEIVE} failed") from error
-            is_large = len(request) > _LARGE
             await answer(request)
 
     @types.coroutine

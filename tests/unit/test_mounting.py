@@ -126,3 +126,30 @@ def test_it_loads_neither_pyfuse3_nor_trio():
         "sys.exit(bool({'pyfuse3', 'trio', 'zmq'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_freed_memory_is_used_again():
+    """In a process of its own, whose allocator nobody has told anything before."""
+    code = """if True:
+        import resource, sys
+        from replfs.front import mounting
+
+        def faults():
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            for _ in range(20):
+                requests = [bytes(memoryview(large)) for _ in range(4)]
+                del requests
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+        large = bytearray(1 << 20)
+        faults()
+        before = faults()
+        mounting.keep_freed_memory()
+        faults()
+        print(before, faults())
+    """
+    output = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+    ).stdout
+    before, after = map(int, output.split())
+    assert after < before / 10

@@ -18,7 +18,7 @@ from typing import Any, Final
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
 from replfs.front import protocol
-from replfs.front.protocol import BODY, NUMBER, PAIR, QUAD, Context, Entry, Opened
+from replfs.front.protocol import BODY, NUMBER, PAIR, QUAD, Context, Entry, Opened, Reply
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,6 @@ _JOIN_MAX: Final = 4096
 _GONE: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ECONNABORTED})
 """The caller was killed meanwhile, or the mount is gone: nobody waits for the reply."""
 
-Reply = bytes | bytearray | memoryview
 Handler = Callable[[int, Context, bytes], Awaitable[Reply | None]]
 
 
@@ -92,16 +91,16 @@ class Dispatcher:
         if body is None:
             return
         if len(body) <= _JOIN_MAX:
-            self._send(protocol.reply_head(unique, len(body)) + body)
+            self._send(protocol.reply(unique, body))
         else:
             self._send(protocol.reply_head(unique, len(body)), body)
 
-    def _send(self, *parts: Reply) -> None:
+    def _send(self, data: Reply, more: Reply | None = None) -> None:
         try:
-            if len(parts) == 1:
-                os.write(self._fd, parts[0])
+            if more is None:
+                os.write(self._fd, data)
             else:
-                os.writev(self._fd, parts)
+                os.writev(self._fd, (data, more))
         except OSError as error:
             if error.errno not in _GONE:
                 log.error("the kernel does not take a reply: %s", error.strerror)
@@ -121,13 +120,13 @@ class Dispatcher:
     async def _mknod(self, parent: int, who: Context, request: bytes) -> Reply:
         mode, device, umask, _ = QUAD.unpack_from(request, BODY)
         name = protocol.name_at(request, BODY + QUAD.size)
-        who = who._replace(umask=umask)
+        who = Context(who.uid, who.gid, who.pid, umask)
         return protocol.entry(_entry(await self._do.mknod(parent, name, mode, device, who)))
 
     async def _mkdir(self, parent: int, who: Context, request: bytes) -> Reply:
         mode, umask = PAIR.unpack_from(request, BODY)
         name = protocol.name_at(request, BODY + PAIR.size)
-        who = who._replace(umask=umask)
+        who = Context(who.uid, who.gid, who.pid, umask)
         made = await self._do.mkdir(parent, name, stat.S_IFDIR | stat.S_IMODE(mode), who)
         return protocol.entry(_entry(made))
 

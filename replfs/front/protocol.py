@@ -9,8 +9,11 @@ Source: fuse(4), linux/fuse.h (protocol 7.23 and later).
 
 from __future__ import annotations
 
+import functools
 import struct
 from typing import Any, Final, NamedTuple
+
+import msgspec
 
 RECEIVE_BYTES: Final = (1 << 20) + 4096
 """What the kernel wants to have room for: the largest write and its header."""
@@ -107,7 +110,7 @@ HEADER: Final = struct.Struct("=IIQQIIIHH")
 """length, operation, unique, node id, uid, gid, pid, extensions, padding"""
 BODY: Final = HEADER.size
 _REPLY: Final = struct.Struct("=IiQ")
-REPLY_BYTES: Final = _REPLY.size
+_REPLY_BYTES: Final = _REPLY.size
 _INIT_IN: Final = struct.Struct("=IIII")
 _INIT_OUT: Final = struct.Struct("=IIIIHHIIHHI")
 _INIT_OUT_BYTES: Final = 64
@@ -152,10 +155,12 @@ FSYNC_IN: Final = struct.Struct("=QI")
 """handle, 1 for data only"""
 
 _SECOND: Final = 1_000_000_000
+
+Reply = bytes | bytearray | memoryview
 _U32: Final = 0xFFFFFFFF
 
 
-class Context(NamedTuple):
+class Context(msgspec.Struct, frozen=True, gc=False):
     """Who asks. `umask` is the caller's where something is made, else 0."""
 
     uid: int
@@ -205,12 +210,12 @@ def init_reply(request: bytes, wanted: int, max_background: int) -> bytes:
 
 def reply_head(unique: int, size: int) -> bytes:
     """What stands before *size* bytes of a successful reply."""
-    return _REPLY.pack(_REPLY.size + size, 0, unique)
+    return _REPLY.pack(_REPLY_BYTES + size, 0, unique)
 
 
-def reply(unique: int, body: bytes) -> bytes:
+def reply(unique: int, body: Reply) -> bytes:
     """A successful reply."""
-    return _REPLY.pack(_REPLY.size + len(body), 0, unique) + body
+    return _REPLY.pack(_REPLY_BYTES + len(body), 0, unique) + body
 
 
 def error_reply(unique: int, number: int) -> bytes:
@@ -218,7 +223,7 @@ def error_reply(unique: int, number: int) -> bytes:
     return _REPLY.pack(_REPLY.size, -number, unique)
 
 
-class Entry(NamedTuple):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """An object that was looked up or made. A `nodeid` of 0 says that nothing has that name."""
 
     nodeid: int
@@ -231,7 +236,7 @@ class Entry(NamedTuple):
     """Tells objects apart that have had the same node id, where they are found by handles."""
 
 
-class Opened(NamedTuple):
+class Opened(msgspec.Struct, frozen=True, gc=False):
     """A handle that was opened."""
 
     handle: int
@@ -259,6 +264,7 @@ def opened(one: Opened) -> bytes:
     return _OPENED.pack(one.handle, one.flags, 0)
 
 
+@functools.lru_cache(maxsize=16)
 def _timeout(seconds: float) -> tuple[int, int]:
     whole = int(seconds)
     return whole, int((seconds - whole) * _SECOND)

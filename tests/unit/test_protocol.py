@@ -5,6 +5,7 @@ import socket
 import struct
 from types import SimpleNamespace
 
+import msgspec
 import pyfuse3
 import pytest
 
@@ -231,7 +232,7 @@ async def test_arguments_come_as_pyfuse3_gives_them(kernel):
     async def called(operation, body):
         return (await ask(kernel, operation, body))[2]
 
-    masked = ANY._replace(umask=0o22)
+    masked = msgspec.structs.replace(ANY, umask=0o22)
     assert await called(1, b"a\0") == [("lookup", 5, b"a", ANY)]
     assert await called(3, bytes(16)) == [("getattr", 5, ANY)]
     assert await called(6, b"a\0to\0") == [("symlink", 5, b"a", b"to", ANY)]

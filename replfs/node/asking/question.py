@@ -57,29 +57,37 @@ class Question:
         return self._answer
 
 
+def begin(link: Link, op: ops.AnyOp, payload: bytes | None = None) -> Question:
+    """Send *op* on the bulk stream, in which there is room; its answer is waited for later.
+
+    Raises:
+        PeerLost: there is no session.
+    """
+    question = Question()
+    link.send(op, payload, question, BULK)
+    return question
+
+
 async def ask(link: Link, op: ops.AnyOp, payload: bytes | None = None) -> ops.AnyAnswer:
     """Send *op* on the bulk stream and wait for the answer. Raises PeerLost."""
     if not link.has_room(BULK):
         await link.wait_room(BULK)
-    question = Question()
-    link.send(op, payload, question, BULK)
-    return await question.answer()
+    return await begin(link, op, payload).answer()
 
 
 async def list_all(
-    asked: Ask, directory: ops.ObjectId, known: Collection[bytes] = (), *, digests: bool = False
+    asked: Ask, directory: ops.ObjectId, known: Collection[bytes] = ()
 ) -> dict[bytes, ops.Entry] | ops.AnyAnswer:
     """All that the peer has in a directory, by name; or the answer that was no listing.
 
-    *asked* asks the peer one thing. Names in *known* are left out, and take no memory. *digests*:
-    as of `ops.List`. A page that
-    is empty and not the last one counts as a failure (EPROTO): what follows it is not known, and
-    to ask for it again would never end.
+    *asked* asks the peer one thing. Names in *known* are left out, and take no memory. A page
+    that is empty and not the last one counts as a failure (EPROTO): what follows it is not known,
+    and to ask for it again would never end.
     """
     found: dict[bytes, ops.Entry] = {}
     after = b""
     while True:
-        answer = await asked(ops.List(directory, after, digests))
+        answer = await asked(ops.List(directory, after))
         if not isinstance(answer, ops.Listing):
             return answer
         for entry in answer.entries:

@@ -14,6 +14,7 @@ never clear a mark of the object's own.
 from __future__ import annotations
 
 import bisect
+import errno
 import os
 import stat as _stat
 from collections.abc import Awaitable, Callable, Iterator
@@ -23,7 +24,7 @@ from typing import Final
 import trio
 
 from replfs.core import ops
-from replfs.node.asking.question import list_all
+from replfs.node.asking.question import Question, begin
 from replfs.node.pacing.courtesy import Slice
 from replfs.node.replication.peer import BULK
 from replfs.node.resync.work import Work
@@ -104,20 +105,17 @@ class Expansion:
         # What is done about a name changes the directory's attributes on the peer.
         is_alone = marks is not None and marks.names is not None and len(marks.names) == 1
         await self._peer.fence()
-        found = await self._list(key, directory, digests=deep)
-        if found is None:
-            return
-        theirs, their_digest = found
         fd = os.dup(self._tree.directory_fd(directory))
         try:
-            await self._compare_all(directory, fd, theirs, deep=deep)
+            their_digest = await self._compare_pages(key, directory, fd, deep=deep)
             is_same = deep and is_alone and their_digest == _own_digest(fd, directory)
         except OSError as error:
             self._work.failed(key, directory, error.strerror or "error")
             return
         finally:
             os.close(fd)
-        await self._mark([partial(self._log.mark_name, directory.id, name) for name in theirs])
+        if their_digest is None:
+            return
         self._log.clear_names_all(directory.id, version=version)
         if is_same:
             # Not if a name was marked above, or a change has marked anything.
@@ -125,52 +123,77 @@ class Expansion:
         self._work.progress.compared += 1
         self._work.succeeded(key)
 
-    async def _compare_all(
-        self, directory: Inode, fd: int, theirs: dict[bytes, ops.Entry], *, deep: bool
-    ) -> None:
-        """Compare all names here with *theirs*, of which those only there are left. Raises OSError.
+    async def _compare_pages(
+        self, key: object, directory: Inode, fd: int, *, deep: bool
+    ) -> bytes | None:
+        """Compare all names with what the peer has, as it tells of it; its digest of the directory.
 
-        *fd*: the directory.
+        None: it cannot say. A page at a time, since a directory may have millions of names; the
+        peer looks for the next one meanwhile. *fd*: the directory. Raises OSError.
         """
+        is_new = self._new.pop(directory.id, 0) == self._peer.link.session
+        page: ops.AnyAnswer = ops.Listing([], more=False)
+        if not is_new:
+            page = await (await self._ask(directory, b"", digests=deep)).answer()
         hidden = RESERVED if directory is self._tree.root else b""
-        names: list[bytes] = []
+        if os.fstat(fd).st_size <= SMALL_DIRECTORY:
+            names = sorted_names(fd, hidden)
+        else:
+            names = await trio.to_thread.run_sync(sorted_names, fd, hidden)
         start = 0
-        if not theirs and os.fstat(fd).st_size <= SMALL_DIRECTORY:
-            # A thread takes longer, where there is nothing to be compared.
-            await self._compare(directory, sorted_names(fd, hidden), {}, theirs, deep=deep)
-            return
-        while True:
+        while isinstance(page, ops.Listing):
+            stop, next_page = len(names), None
+            if page.more:
+                if not page.entries:
+                    # What follows it is not known, and to ask again would never end.
+                    page = ops.Done(errno.EPROTO)
+                    break
+                last = page.entries[-1].name
+                next_page = await self._ask(directory, last, digests=deep)
+                stop = bisect.bisect_right(names, last)
+            theirs = {entry.name: entry for entry in page.entries}
+            await self._compare_all(directory, fd, names[start:stop], theirs, deep=deep)
+            if next_page is None:
+                return page.digest
+            start = stop
+            await self._applications.give_way()
+            page = await next_page.answer()
+        self._work.refused(key, directory, page)
+        return None
+
+    async def _ask(self, directory: Inode, after: bytes, *, digests: bool) -> Question:
+        if not self._peer.link.has_room(BULK):
+            await self._peer.link.wait_room(BULK)
+        self._peer.locate(directory.id, BULK)
+        return begin(self._peer.link, ops.List(directory.id, after, digests))
+
+    async def _compare_all(
+        self,
+        directory: Inode,
+        fd: int,
+        names: list[bytes],
+        theirs: dict[bytes, ops.Entry],
+        *,
+        deep: bool,
+    ) -> None:
+        """Mark what differs between *names* here and *theirs*. Raises OSError."""
+        start = 0
+        while start < len(names):
             count = _FEW_NAMES if self._applications.are_busy else ops.NAMES_PER_MESSAGE
-            names, page, seen = await trio.to_thread.run_sync(
-                partial(_look, fd, hidden, names, start, count, theirs, digests=deep)
-            )
+            page = names[start : start + count]
+            common = [name for name in page if name in theirs]
+            seen: dict[bytes, Seen] = {}
+            if common:
+                seen, looked = await trio.to_thread.run_sync(
+                    partial(look, fd, common, digests=deep)
+                )
+                if looked < len(common):
+                    page = page[: bisect.bisect_right(page, common[looked - 1])]
             await self._compare(directory, page, seen, theirs, deep=deep)
             start += len(page)
-            if start >= len(names):
-                return
-            await self._applications.give_way()
-
-    async def _list(
-        self, key: object, directory: Inode, *, digests: bool
-    ) -> tuple[dict[bytes, ops.Entry], bytes] | None:
-        """The peer's names in a directory, and its own digest; None where it cannot say."""
-        own = b""
-        if self._new.pop(directory.id, 0) == self._peer.link.session:
-            return {}, own
-
-        async def asked(op: ops.AnyOp) -> ops.AnyAnswer:
-            nonlocal own
-            self._peer.locate(directory.id, BULK)
-            answer = await self._peer.ask(op)
-            if isinstance(answer, ops.Listing):
-                own = answer.digest
-            return answer
-
-        found = await list_all(asked, directory.id, digests=digests)
-        if not isinstance(found, dict):
-            self._work.refused(key, directory, found)
-            return None
-        return found, own
+            if start < len(names):
+                await self._applications.give_way()
+        await self._mark([partial(self._log.mark_name, directory.id, name) for name in theirs])
 
     async def _compare(
         self,
@@ -258,26 +281,6 @@ class Expansion:
             with self._log.together():
                 for mark in marks[start : start + _MARKS_TOGETHER]:
                     mark()
-
-
-def _look(
-    fd: int,
-    hidden: bytes,
-    names: list[bytes],
-    start: int,
-    count: int,
-    theirs: dict[bytes, ops.Entry],
-    *,
-    digests: bool,
-) -> tuple[list[bytes], list[bytes], dict[bytes, Seen]]:
-    """All names; some of them, from *start*; what is here of those that the peer has too."""
-    names = names or sorted_names(fd, hidden)
-    page = names[start : start + count]
-    common = [name for name in page if name in theirs]
-    seen, looked = look(fd, common, digests=digests)
-    if looked < len(common):
-        page = names[start : bisect.bisect_right(names, common[looked - 1])]
-    return names, page, seen
 
 
 def _own_digest(fd: int, directory: Inode) -> bytes:

@@ -161,10 +161,10 @@ def _check_space(store: str, space: os.statvfs_result) -> Iterator[Finding]:
 
 
 def _check_file_system(store: str) -> Iterator[Finding]:
-    from replfs.front import mounting
+    from replfs.front import mountinfo
 
     real = os.path.realpath(store)
-    while (mount := mounting.find_mount(real)) is None and real != "/":
+    while (mount := mountinfo.find_mount(real)) is None and real != "/":
         real = os.path.dirname(real)
     if mount is None:
         return
@@ -188,11 +188,11 @@ def _check_file_system(store: str) -> Iterator[Finding]:
 
 
 def _check_mounts(*, fix: bool) -> Iterator[Finding]:
-    from replfs.front import mounting
+    from replfs.front import mountinfo, mounting
     from replfs.node.settings.rundir import replfs_mounts
 
     for path in dict.fromkeys(replfs_mounts()):
-        if not mounting.is_dead_mount(path):
+        if not mountinfo.is_dead_mount(path):
             yield Finding(True, f"{path} is mounted, and its node is there")
             continue
         if not fix:

@@ -6,7 +6,6 @@ ZeroMQ nor libfuse. A module lists its commands in `COMMANDS`, by name, as `Comm
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
@@ -84,6 +83,8 @@ def _run(argv: list[str]) -> int:
         print(f"replfs {replfs.__version__}")
         return ExitCode.OK
     if name not in MODULES:
+        import difflib
+
         close = difflib.get_close_matches(name, MODULES, 1)
         hint = f"did you mean {close[0]}?" if close else "see replfs --help"
         raise UsageError(f"there is no command {name!r}; {hint}")

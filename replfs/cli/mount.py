@@ -150,12 +150,12 @@ def _check_paths(settings: config.Settings) -> None:
     Raises:
         UsageError: one cannot be used, or lies in the other once links are resolved.
     """
-    from replfs.front import mounting
+    from replfs.front import mountinfo, mounting
     from replfs.node.settings.config import check_nesting
 
     mountpoint = settings.mountpoint
     if mountpoint is not None and mountpoint in replfs_mounts():
-        if mounting.is_dead_mount(mountpoint):
+        if mountinfo.is_dead_mount(mountpoint):
             _clear_dead_mount(mountpoint)
     try:
         is_directory = stat.S_ISDIR(os.stat(settings.store).st_mode)

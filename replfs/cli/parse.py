@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
@@ -68,6 +67,8 @@ def _unrecognized(parser: argparse.ArgumentParser, word: str) -> str:
     option = word.partition("=")[0]
     if not option.startswith("-"):
         return f"{word!r} is one argument too many"
+    import difflib
+
     close = difflib.get_close_matches(option, list(parser._option_string_actions), 1)  # noqa: SLF001
     hint = f"; did you mean {close[0]}?" if close else ""
     return f"there is no option {option}{hint}"

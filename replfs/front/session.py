@@ -62,7 +62,7 @@ import pyfuse3
 import trio
 
 from replfs.errors import UsageError
-from replfs.front import mounting, protocol
+from replfs.front import mountinfo, mounting, protocol
 from replfs.front.dispatch import Dispatcher
 from replfs.front.mounting import MountOptions
 
@@ -246,7 +246,7 @@ class FuseSession:
             _active = None
             raise
         # mountinfo, not stat: the mount does not answer yet, and never to ourselves.
-        mount = mounting.find_mount(path)
+        mount = mountinfo.find_mount(path)
         self._device = mount.device if mount is not None else ""
         self._state = _State.MOUNTED
 
@@ -549,7 +549,7 @@ class FuseSession:
             OSError: EBUSY while files are open for writing; ENOENT if it is not there any more,
                 or something else is mounted over it.
         """
-        mount = mounting.find_mount(self._mountpoint)
+        mount = mountinfo.find_mount(self._mountpoint)
         if mount is None or mount.device != self._device:
             raise OSError(errno.ENOENT, f"{self._mountpoint} is not our mount any more")
         mounting.remount(mount, read_only=read_only)
@@ -600,7 +600,7 @@ class FuseSession:
         mounted something else over it.
         """
         if self._device and self._fd >= 0 and not mounting.is_unmounted(self._fd):
-            mount = mounting.find_mount(self._mountpoint)
+            mount = mountinfo.find_mount(self._mountpoint)
             if mount is not None and mount.device == self._device:
                 mounting.unmount_lazily(self._mountpoint)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from replfs.front import mounting
+from replfs.front import mountinfo, mounting
 
 pytestmark = pytest.mark.mounted
 
@@ -115,7 +115,7 @@ def mountpoint(tmp_path):
     path = tmp_path / "mnt"
     path.mkdir()
     yield path
-    while mounting.find_mount(str(path)) is not None:
+    while mountinfo.find_mount(str(path)) is not None:
         mounting.unmount_lazily(str(path))
 
 
@@ -217,7 +217,7 @@ def test_files_are_written_read_and_listed(start, mountpoint, tuning):
     os.unlink(mountpoint / "a")
     assert not (mountpoint / "a").exists()
     server.stop()
-    assert mounting.find_mount(str(mountpoint)) is None
+    assert mountinfo.find_mount(str(mountpoint)) is None
     assert os.listdir(mountpoint) == []
 
 
@@ -256,7 +256,7 @@ def test_what_is_not_as_expected_is_not_used(start, mountpoint, tuning, broken, 
     assert (mountpoint / "a").read_bytes() == b"x"
     assert (server.ask("stats")["session"]["received"] > 0) is (broken == "init")
     server.stop()
-    assert mounting.find_mount(str(mountpoint)) is None
+    assert mountinfo.find_mount(str(mountpoint)) is None
 
 
 def test_a_user_other_than_root_falls_back_to_fusermount(start, tmp_path, mountpoint, request):
@@ -351,7 +351,7 @@ def test_symlinks_are_cached_by_the_kernel(start, mountpoint):
 
 def test_max_background_reaches_the_kernel(start, mountpoint, tmp_path, request):
     server = start("-o", '{"max_background": 77}')
-    mount = mounting.find_mount(str(mountpoint))
+    mount = mountinfo.find_mount(str(mountpoint))
     control = open_fuse_control(tmp_path, request) / mount.device.split(":")[1]
     assert (control / "max_background").read_text().strip() == "77"
     assert (control / "congestion_threshold").read_text().strip() == "57"
@@ -370,7 +370,7 @@ def test_mount_options_reach_the_kernel(start, mountpoint, tuning):
         "allow_other": False,
     }
     server = start("--tuning", tuning, "-o", json.dumps(options))
-    mount = mounting.find_mount(str(mountpoint))
+    mount = mountinfo.find_mount(str(mountpoint))
     assert {"ro", "nosuid", "nodev", "noexec", "noatime"} <= set(mount.options.split(","))
     assert "allow_other" not in mount.super_options
     assert (mount.fstype, mount.source) == ("fuse.replfs", "/a, b")
@@ -378,7 +378,7 @@ def test_mount_options_reach_the_kernel(start, mountpoint, tuning):
         (mountpoint / "a").write_bytes(b"")
     server.stop()
     server = start("--tuning", tuning)
-    mount = mounting.find_mount(str(mountpoint))
+    mount = mountinfo.find_mount(str(mountpoint))
     assert not {"ro", "nosuid", "nodev", "noexec"} & set(mount.options.split(","))
     assert "allow_other" in mount.super_options
     assert "default_permissions" in mount.super_options
@@ -563,16 +563,16 @@ def test_an_aborted_connection_ends_it(start, mountpoint, tuning, tmp_path, requ
     server = start("--tuning", tuning)
     caller = child(STAT, mountpoint / "gate")
     at_gate(server, 1)
-    device = mounting.find_mount(str(mountpoint)).device
+    device = mountinfo.find_mount(str(mountpoint)).device
     control = open_fuse_control(tmp_path, request)
     (control / device.split(":")[1] / "abort").write_text("1")
     assert finish(caller) in GONE
     server.say("open")
     server.wait_end()
     if tuning == "all":
-        assert mounting.find_mount(str(mountpoint)) is None
+        assert mountinfo.find_mount(str(mountpoint)) is None
     else:
-        assert mounting.is_dead_mount(str(mountpoint), timeout_s=DEADLINE_S)
+        assert mountinfo.is_dead_mount(str(mountpoint), timeout_s=DEADLINE_S)
 
 
 @pytest.mark.parametrize("tuning", TUNINGS)
@@ -623,7 +623,7 @@ def test_detach_serves_open_files_to_the_end(start, mountpoint):
     with (mountpoint / "a").open("w+b", buffering=0) as file:
         file.write(b"before")
         assert server.ask("detach") == {"detached": True}
-        assert mounting.find_mount(str(mountpoint)) is None
+        assert mountinfo.find_mount(str(mountpoint)) is None
         assert os.listdir(mountpoint) == []
         file.write(b" and after")
         assert os.pread(file.fileno(), 100, 0) == b"before and after"
@@ -657,7 +657,7 @@ time.sleep(1000)
     caller.kill()
     assert caller.wait(DEADLINE_S) == -signal.SIGKILL
     caller.communicate()
-    wait_for(lambda: mounting.find_mount(str(mountpoint)) is None, "the mount to go")
+    wait_for(lambda: mountinfo.find_mount(str(mountpoint)) is None, "the mount to go")
 
 
 @pytest.mark.parametrize("tuning", TUNINGS)
@@ -666,7 +666,7 @@ def test_only_its_own_mount_is_unmounted(start, mountpoint, tuning):
     subprocess.run(["mount", "-t", "tmpfs", "over-it", str(mountpoint)], check=True)
     (mountpoint / "theirs").write_bytes(b"x")
     server.stop()
-    assert mounting.find_mount(str(mountpoint)).source == "over-it"
+    assert mountinfo.find_mount(str(mountpoint)).source == "over-it"
     assert os.listdir(mountpoint) == ["theirs"]
 
 
@@ -676,15 +676,15 @@ def test_only_its_own_mount_is_unmounted(start, mountpoint, tuning):
 @pytest.mark.parametrize("tuning", TUNINGS)
 def test_a_killed_daemon_leaves_a_dead_mount_that_is_recognised(start, mountpoint, tuning):
     server = start("--tuning", tuning)
-    assert not mounting.is_dead_mount(str(mountpoint))
+    assert not mountinfo.is_dead_mount(str(mountpoint))
     server.process.kill()
     server.process.wait(DEADLINE_S)
-    assert mounting.is_dead_mount(str(mountpoint), timeout_s=DEADLINE_S)
+    assert mountinfo.is_dead_mount(str(mountpoint), timeout_s=DEADLINE_S)
     refused = start("--tuning", tuning).ready
     assert refused["kind"] == "UsageError"
     assert "daemon that died" in refused["error"]
     mounting.unmount_lazily(str(mountpoint))
-    assert not mounting.is_dead_mount(str(mountpoint))
+    assert not mountinfo.is_dead_mount(str(mountpoint))
     again = start("--tuning", tuning)
     (mountpoint / "a").write_bytes(b"x")
     again.stop()
@@ -694,7 +694,7 @@ def test_a_hung_daemon_is_not_dead_and_does_not_hang_the_question(start, mountpo
     server = start()
     os.kill(server.process.pid, signal.SIGSTOP)
     try:
-        assert not mounting.is_dead_mount(str(mountpoint), timeout_s=0.2)
+        assert not mountinfo.is_dead_mount(str(mountpoint), timeout_s=0.2)
     finally:
         os.kill(server.process.pid, signal.SIGCONT)
     server.stop()
@@ -714,7 +714,7 @@ def test_any_directory_name(start, tmp_path, name):
         server.stop()
     finally:
         mounting.unmount_quietly(str(path))
-    assert mounting.find_mount(str(path)) is None
+    assert mountinfo.find_mount(str(path)) is None
 
 
 def test_a_mountpoint_behind_a_symlink_and_not_empty(start, mountpoint, tmp_path):
@@ -742,4 +742,4 @@ def test_what_cannot_be_mounted_says_so_in_one_sentence(start, mountpoint, tmp_p
     assert "already" in twice["error"]
     (mountpoint / "a").write_bytes(b"still served")
     server.stop()
-    assert mounting.find_mount(str(other)) is None
+    assert mountinfo.find_mount(str(other)) is None

@@ -10,8 +10,9 @@ import sys
 import pytest
 
 from replfs.errors import UsageError
-from replfs.front import mounting
-from replfs.front.mounting import MountOptions, find_mount, parse_mountinfo
+from replfs.front import mountinfo, mounting
+from replfs.front.mountinfo import find_mount, parse_mountinfo
+from replfs.front.mounting import MountOptions
 
 MOUNTINFO = rb"""21 26 0:20 / /sys rw,nosuid shared:7 - sysfs sysfs rw
 26 1 254:0 / / rw,relatime shared:1 master:2 propagate_from:3 - ext4 /dev/root rw
@@ -60,12 +61,12 @@ def test_paths_are_made_absolute_lexically(monkeypatch, tmp_path):
 def test_the_real_mountinfo_has_a_root():
     root = find_mount("/")
     assert root is not None
-    assert root in mounting.mount_points()
+    assert root in mountinfo.mount_points()
 
 
 def test_a_plain_directory_is_not_a_dead_mount(tmp_path):
-    assert not mounting.is_dead_mount(str(tmp_path))
-    assert not mounting.is_dead_mount(str(tmp_path / "missing"))
+    assert not mountinfo.is_dead_mount(str(tmp_path))
+    assert not mountinfo.is_dead_mount(str(tmp_path / "missing"))
 
 
 def test_options_for_libfuse():

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from replfs.errors import UsageError
-from replfs.front import mounting
+from replfs.front import mountinfo
 from replfs.node.settings.rundir import make_rundir
 
 _OWNER: Final = "store-"
@@ -105,7 +105,7 @@ def memory_directory(rundir: str) -> str:
     for candidate in (rundir, f"/dev/shm/replfs-{os.geteuid()}"):  # noqa: S108 - it is wanted
         with contextlib.suppress(OSError, UsageError):
             above = candidate if candidate == rundir else os.path.dirname(candidate)
-            mount = mounting.find_mount(os.path.realpath(above))
+            mount = mountinfo.find_mount(os.path.realpath(above))
             if mount is not None and mount.fstype == "tmpfs":
                 return make_rundir(candidate)
     return rundir

@@ -68,6 +68,6 @@ def names_of(store: str, mountpoint: str | None) -> list[str]:
 def replfs_mounts() -> list[str]:
     """Where replfs is mounted, by mountinfo alone; the latest mount stands last."""
     # Imported only when it is needed: `replfs status` is to be quick.
-    from replfs.front import mounting
+    from replfs.front import mountinfo
 
-    return [mount.path for mount in mounting.mount_points() if mount.fstype == mounting.FSTYPE]
+    return [mount.path for mount in mountinfo.mount_points() if mount.fstype == mountinfo.FSTYPE]

@@ -187,6 +187,8 @@ def test_mount_8_mounts_and_remounts(desk):
 
 MOUNT_8 = """
 set -e
+top=$1 replfs=$(dirname "$2")/replfs
+in_sync() { "$replfs" wait "$top/m" --timeout 60s; }
 mount -t tmpfs tmpfs "$1/over"
 mkdir "$1/over/upper" "$1/over/work"
 over="lowerdir=/usr/sbin,upperdir=$1/over/upper,workdir=$1/over/work"
@@ -194,6 +196,7 @@ mount -t overlay overlay -o "$over" /usr/sbin
 ln -s "$2" /usr/sbin/mount.replfs
 cd "$1"
 mount -t replfs -o "$3,noatime" a m
+in_sync
 echo typed > m/typed
 findmnt -n -o FSTYPE,OPTIONS m
 umount m
@@ -201,6 +204,7 @@ while [ -e run/"$4" ]; do sleep 0.05; done
 options=$3,_netdev,noauto,x-systemd.automount,x-systemd.requires=b.service
 echo "$1/a $1/m replfs $options 0 0" > fstab
 mount -T fstab "$1/m"
+in_sync
 echo fstab > m/fstab
 umount m
 """

@@ -172,7 +172,11 @@ TABLE: Final[tuple[Row, ...]] = (
     (
         "I follow another primary",
         lambda m, t: (
-            m.role != "primary" and bool(m.follows) and m.follows not in {t.generation, *t.history}
+            m.role != "primary"
+            and bool(m.follows)
+            and m.follows not in {t.generation, *t.history}
+            # Its own primary may have forgotten, with its power, what it was about to begin.
+            and m.leader != t.node
         ),
         Action.OUTDATED,
         "this store follows another primary, which was made one later or apart from this one",

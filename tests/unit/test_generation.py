@@ -217,6 +217,15 @@ def test_a_secondary_that_lost_power_is_not_asked_to_keep_what_is_older():
     assert decide(successor(7), peer(memory_lost=True)).action is Action.COMPARE
 
 
+def test_a_primary_that_forgot_what_it_was_about_to_begin_is_no_other_primary():
+    """Its disk failed to keep the generation that it told, and then it lost power."""
+    primary = side("primary", memory_lost=True)
+    follower = peer(follows=MINE, leader=primary.node)
+    assert decide(follower, primary).action is Action.FOLLOW
+    assert decide(primary, follower).action is Action.QUICK
+    assert decide(peer(follows=MINE, leader=b"node-x"), primary).action is Action.OUTDATED
+
+
 @pytest.mark.parametrize(
     ("leader", "here", "there"),
     [

@@ -126,6 +126,8 @@ class Resync:
         self.work.stuck.clear()
         peer.advance(Event.STARTED)
         generation, history = self._generation()
+        # As at the end: the peer follows it from here on, and would refuse an earlier one.
+        await peer.home.make_durable()
         await self._tell(ops.Phase(inconsistent=True, generation=generation, history=history))
         if not peer.is_asked:
             suspicion = await suspects.ask(peer.ask, everywhere=True)

@@ -158,6 +158,8 @@ def compared(left: bytes, right: bytes, primary: Snapshot, other: Snapshot) -> l
     found = []
     hidden = {path[1:] for path in primary.unreplicated | other.unreplicated}
     kept = _inodes(left + b"/.replfs/kept") | _inodes(right + b"/.replfs/kept")
+    # What a promotion by force found there, in the middle of a resync, has a link more.
+    kept |= _inodes(left + b"/.replfs/limbo")
     inodes = {os.lstat(left + path).st_ino for path in primary.unreplicated}
     inodes |= {os.lstat(right + path).st_ino for path in other.unreplicated}
     whole = primary.root.policy != Policy.NONE

@@ -169,7 +169,7 @@ def give_up(state: State, peers: Sequence[Peer], winner: Identity | None) -> Non
     """
     state.forget_peer(SUSPECTS)
     if winner is not None:
-        suspect(state, winner.node, log_for(peers, winner))
+        suspect(state, successor_of(winner), log_for(peers, winner))
     state.update(role="secondary", role_changed=True)
     for peer in peers:
         # Operations that end only now have nobody to be recorded for.
@@ -185,7 +185,7 @@ def fence(state: State, winner: Identity) -> None:
     Raises:
         OSError: that cannot be saved; the store is still a primary.
     """
-    successor = winner.node if winner.role == "primary" else winner.leader
+    successor = successor_of(winner)
     names = {peer.node: peer.name for peer in state.peers()}
     name = names.get(successor)
     state.forget_peer(SUSPECTS)
@@ -238,11 +238,22 @@ def forget_suspects(state: State) -> None:
     state.forget_peer(SUSPECTS)
 
 
+def successor_of(winner: Identity) -> bytes:
+    """The node that takes this one's place: *winner*, or whom that follows; empty: nobody knows.
+
+    One that follows the successor is ahead of this store too, and lacks other things of it.
+    """
+    return winner.node if winner.role == "primary" else winner.leader
+
+
 def log_for(peers: Sequence[Peer], winner: Identity) -> DirtyLog | None:
-    """The log of what *winner* lacks of this store; None where there is none."""
+    """The log of what the successor lacks of this store; None where there is none."""
+    successor = successor_of(winner)
     for peer in peers:
-        if peer.peer_node == winner.node:
+        if successor and peer.peer_node == successor:
             return peer.log
+    if successor != winner.node:
+        return None
     lineage = {winner.generation, *winner.history}
     for peer in peers:
         # A log begun at a promotion is for whoever was at the generation before.

@@ -88,12 +88,22 @@ class Described(Reach):
         self.table.identify(inode, found.object)
 
     def is_object(self, inode: Inode, object_id: bytes) -> bool:
-        """Whether *inode* is that object, as its record says.
+        """Whether *inode* is that object, as its record says, for one who knows where it stands.
 
-        What can have no record is whatever is said to stand at its name.
+        What can have no record is whatever is said to stand at its name. Where two claim the id,
+        because one was made anew before the other was found, the one that stands where it is said
+        to has it from here on, and not the one that was seen first.
         """
-        if inode.id != object_id and not _record.can_carry(inode.type):
+        if inode.id == object_id:
+            return True
+        if not _record.can_carry(inode.type):
             self.table.identify(inode, object_id)
+        elif not inode.id and (holder := self.table.by_id.get(object_id)) is not None:
+            self.table.disown(holder)
+            inode.recorded = False
+            self.read_record(inode)
+            if inode.id != object_id:
+                self.table.identify(holder, object_id)
         return inode.id == object_id
 
     def ensure_id(self, inode: Inode) -> bytes:

@@ -146,6 +146,12 @@ class Inode:
         """Whether a name of it is known."""
         return self.parent is not None or self.id == ROOT_ID
 
+    def has_name(self, parent: Inode, name: bytes) -> bool:
+        """Whether it has been seen under this name."""
+        if self.parent is parent and self.name == name:
+            return True
+        return bool(self.more) and (parent, name) in (self.more or {})
+
     def add_name(self, parent: Inode, name: bytes) -> None:
         """It has been seen under this name."""
         if self.parent is parent and self.name == name:
@@ -288,6 +294,11 @@ class Table:
         inode.id = object_id
         if self.by_nodeid.get(inode.nodeid) is inode:
             self.by_id[object_id] = inode
+
+    def disown(self, inode: Inode) -> None:
+        """It is as one without an id: another one turned out to be the object."""
+        del self.by_id[inode.id]
+        inode.id = b""
 
     def drop_unused(self, inode: Inode) -> list[Inode]:
         """Forget it, and the parents only it needed, where nobody needs them any more.

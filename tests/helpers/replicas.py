@@ -24,7 +24,7 @@ class Store:
     """One store with a replica that applies operations to it."""
 
     def __init__(self, path: Path) -> None:
-        path.mkdir()
+        path.mkdir(exist_ok=True)
         self.path = path
         self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         self.tree = Tree(self.fd)

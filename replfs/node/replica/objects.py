@@ -52,22 +52,25 @@ class Objects:
         return inode
 
     def locate(self, op: ops.Locate, pin: int) -> None:
-        """Learn where an object is, if it is there; *pin* keeps it known."""
+        """Learn where an object is, if it is there; *pin* keeps it known.
+
+        It is what stands where the primary has it, though another one was taken for it: one that
+        was moved aside, say, after its place had been given to one made anew.
+        """
         inode = self.tree.table.by_id.get(op.object)
-        if inode is None or not inode.named:
-            parent = self.tree.table.by_id.get(op.parent)
-            if parent is None or not parent.is_directory:
-                return
-            try:
-                inode = self.at(parent, op.name)
-            except OSError:
-                return
-            if inode is None:
-                return
-            if not self.tree.is_object(inode, op.object):
-                self.tree.drop_unused(inode)
-                return
-        inode.pins |= pin
+        parent = self.tree.table.by_id.get(op.parent)
+        if inode is None or parent is None or not inode.has_name(parent, op.name):
+            inode = self._stands_at(parent, op) or inode
+        if inode is not None and inode.named:
+            inode.pins |= pin
+
+    def _stands_at(self, parent: Inode | None, op: ops.Locate) -> Inode | None:
+        if parent is None or not parent.is_directory:
+            return None
+        try:
+            return self.expect(parent, op.name, op.object)
+        except OSError:
+            return None
 
     def forget(self, op: ops.Forget, pin: int) -> None:
         """The session needs objects no longer."""

@@ -63,14 +63,15 @@ class Names:
 
     # 2. Gather ---------------------------------------------------------------------------------
 
-    async def gather(self) -> None:
+    async def gather(self, *, at_once: bool = False) -> None:
         """Passes over all names not gathered yet, until one brings nothing new.
 
         A directory that the peer has elsewhere is known to it only once it was itself gathered.
         Names that are marked meanwhile wait for the next time: a rename marks both of its names at
         once, so that what stands under one of those gathered here is not wanted under a later one
-        without having been gathered.
+        without having been gathered. *at_once*: giving way to nobody, for something is claimed.
         """
+        version = self._log.mark_version(ROOT_ID)
         waiting: dict[bytes, list[bytes]] = {}
         share = Slice()
         for directory, name in self._log.ungathered():
@@ -80,24 +81,33 @@ class Names:
             left = {
                 directory: names
                 for directory, names in waiting.items()
-                if not await self._gather_one(directory, names)
+                if not await self._gather_one(directory, names, version, at_once=at_once)
             }
             if len(left) == len(waiting):
                 for directory, names in left.items():
                     for name in names:
-                        self._log.set_gathered(directory, name)
+                        self._log.set_gathered(directory, name, version=version)
                 return
             waiting = left
 
-    async def _gather_one(self, directory_id: bytes, names: list[bytes]) -> bool:
+    async def _gather_one(
+        self,
+        directory_id: bytes,
+        names: list[bytes],
+        version: int | None = None,
+        *,
+        at_once: bool = False,
+    ) -> bool:
+        """None that was marked since *version* is gathered by it; None: since its turn."""
         inode = self._work.find(directory_id)
         if inode is None:
             return False
         with self._tree.held(inode):
-            return await self._gather_in(inode, names)
+            return await self._gather_in(inode, names, version, at_once=at_once)
 
-    async def _gather_in(self, inode: Inode, names: list[bytes], *, at_once: bool = False) -> bool:
-        """*at_once*: without a pause, and behind everything that is on its way to the peer."""
+    async def _gather_in(
+        self, inode: Inode, names: list[bytes], since: int | None, *, at_once: bool
+    ) -> bool:
         directory_id = inode.id
         gathered = False
         start = 0
@@ -110,7 +120,7 @@ class Names:
                 count = min(count, _FEW_NAMES)
             part = names[start : start + count]
             start += count
-            version = self._log.mark_version(directory_id)
+            version = self._log.mark_version(directory_id) if since is None else since
             wanted = []
             for name in list(part):
                 await share.breathe()
@@ -127,8 +137,7 @@ class Names:
                     self._tree.drop_unused(child)
             if not part:
                 continue
-            if not at_once:
-                await self._peer.fence()
+            await self._peer.fence()
             self._peer.locate(directory_id, BULK)
             answer = await self._peer.ask(ops.Gather(directory_id, part, wanted))
             if isinstance(answer, ops.Done) and not answer.errno:
@@ -347,6 +356,7 @@ class Names:
         self._together = self._together * 2 if len(left) >= self._left > 0 else _TOGETHER_MIN
         self._left = len(left)
         for start in range(0, len(left), self._together):
+            await self.gather()
             await self._applications.give_way()
             with ExitStack() as holds:
                 await self._place_all(left[start : start + self._together], holds)
@@ -383,13 +393,8 @@ class Names:
             return
         found.sort(key=lambda item: _depth(item[0]))
         async with self._work.claim(tuple(claims.values())) as ticket:
-            waiting: dict[Inode, list[bytes]] = {}
-            for directory, name, _ in found:
-                if not self._log.is_gathered(directory.id, name):
-                    waiting.setdefault(directory, []).append(name)
-            for directory, names in waiting.items():
-                if self._has_place(directory):
-                    await self._gather_in(directory, names, at_once=True)
+            # All that is not gathered: the peer may have there what is wanted here.
+            await self.gather(at_once=True)
             for directory, name, child in found:
                 if self._has_place(directory) and self._log.is_gathered(directory.id, name):
                     try:

@@ -129,9 +129,8 @@ class Replica:
                 return self._repair.place_many(op, payload or b"", 1 << stream, reply)
             if type(op) is ops.Place:
                 return self._repair.place(op, payload or b"", 1 << stream, reply)
-            slow = self._slow.get(type(op))
-            if slow is not None:
-                return slow(op, reply)
+            if type(op) in self._slow:
+                return self._slow[type(op)](op, reply)
             answer = self.handlers[type(op)](op)
             if type(op) is ops.Make:
                 self._objects.pin(op.object, 1 << stream)

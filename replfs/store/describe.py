@@ -83,27 +83,31 @@ class Described(Reach):
             return
         holder = self.table.by_id.get(found.object)
         if holder is not None and holder is not inode:
-            return  # two claim one id: this one came later, and gets a new id when it needs one
+            # Two claim one id: one was made anew before the other was found. This one gets a new
+            # id when it needs one, or that one does.
+            if not self._is_younger(inode, holder):
+                return
+            self.table.disown(holder)
         inode.flags, inode.policy, inode.ack = found.flags, found.policy, found.ack
         self.table.identify(inode, found.object)
 
-    def is_object(self, inode: Inode, object_id: bytes) -> bool:
-        """Whether *inode* is that object, as its record says, for one who knows where it stands.
+    def _is_younger(self, inode: Inode, other: Inode) -> bool:
+        """Whether it was made after the other one; False where the filesystem does not say."""
+        return self._born_ns(inode) > self._born_ns(other) > 0
 
-        What can have no record is whatever is said to stand at its name. Where two claim the id,
-        because one was made anew before the other was found, the one that stands where it is said
-        to has it from here on, and not the one that was seen first.
+    def _born_ns(self, inode: Inode) -> int:
+        try:
+            return syscalls.birth_ns(self._path(inode), follow=inode.parent is None)
+        except OSError:
+            return 0
+
+    def is_object(self, inode: Inode, object_id: bytes) -> bool:
+        """Whether *inode* is that object, as its record says.
+
+        What can have no record is whatever is said to stand at its name.
         """
-        if inode.id == object_id:
-            return True
-        if not _record.can_carry(inode.type):
+        if inode.id != object_id and not _record.can_carry(inode.type):
             self.table.identify(inode, object_id)
-        elif not inode.id and (holder := self.table.by_id.get(object_id)) is not None:
-            self.table.disown(holder)
-            inode.recorded = False
-            self.read_record(inode)
-            if inode.id != object_id:
-                self.table.identify(holder, object_id)
         return inode.id == object_id
 
     def ensure_id(self, inode: Inode) -> bytes:

@@ -56,6 +56,17 @@ _name_to_handle_at.argtypes = (
 _open_by_handle_at = _libc.open_by_handle_at
 _open_by_handle_at.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
 
+_AT_FDCWD: Final = -100
+_STATX_BTIME: Final = 0x800
+_statx = _libc.statx
+_statx.argtypes = (
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_int,
+    ctypes.c_uint,
+    ctypes.c_void_p,
+)
+
 _times = ctypes.create_string_buffer(32)
 _times_address = ctypes.addressof(_times)
 _pack_times = struct.Struct("qqqq").pack_into
@@ -74,6 +85,18 @@ _NO_CROSSING: Final = ctypes.create_string_buffer(
 def failure(number: int) -> OSError:
     """The error with this errno."""
     return OSError(number, os.strerror(number))
+
+
+def birth_ns(path: bytes, *, follow: bool) -> int:
+    """When the file was made, in ns since 1970; 0 where the filesystem does not say: statx."""
+    answer = ctypes.create_string_buffer(256)
+    flags = 0 if follow else AT_SYMLINK_NOFOLLOW
+    if _statx(_AT_FDCWD, path, flags, _STATX_BTIME, answer) != 0:
+        raise failure(ctypes.get_errno())
+    # struct statx: stx_mask first, stx_btime at 80.
+    (mask,) = struct.unpack_from("=I", answer, 0)
+    seconds, nanoseconds = struct.unpack_from("=qI", answer, 80)
+    return seconds * _SECOND + nanoseconds if mask & _STATX_BTIME else 0
 
 
 def is_mountpoint(directory: int, name: bytes) -> bool:

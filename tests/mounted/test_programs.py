@@ -236,9 +236,11 @@ def change(top):
         file.truncate(MIB)
     os.rename(top / "links" / "deep", top / "links" / "moved")
     os.unlink(top / "links" / "two")
-    shutil.rmtree(top / "odd_names")
     os.unlink(top / "special_files" / "fifo")
     os.mkdir(top / "special_files" / "fifo")
+    # Not before that: a new directory with the inode number of a removed one is, to tar(1), the
+    # removed one renamed, on any filesystem.
+    shutil.rmtree(top / "odd_names")
     os.setxattr(top / "extended_attributes" / "file", "user.comment", b"another")
     os.removexattr(top / "extended_attributes" / "directory", acl.DEFAULT)
     os.chown(top / "modes_and_times" / "old", USER, GROUP)

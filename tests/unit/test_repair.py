@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import stat
+from pathlib import Path
 
 import pytest
 import trio
+from helpers.nodes import wait_for
 from helpers.replicas import DIRECTORY, FILE, Store, object_id
 
 from replfs.core import ops
 from replfs.store import record as records
 from replfs.store.record import ROOT_ID
+from replfs.store.syscalls import birth_ns
 
 pytestmark = pytest.mark.skipif(not records.PRIVILEGED, reason="owners and records are root's")
 
@@ -46,6 +49,7 @@ async def store(tmp_path, mode):
     if mode == DIRECTORY:
         first.make(13, b"child", MOVED)
     second = again(first)
+    wait_for(lambda: is_later(tmp_path / "probe", tmp_path / "store/above/old"), 5, "a later time")
     async with trio.open_nursery() as nursery:
         await nursery.start(second.replica.run)
         answer = await asked(second, place(mode))
@@ -57,6 +61,14 @@ async def store(tmp_path, mode):
         yield third
         nursery.cancel_scope.cancel()
     third.close()
+
+
+def is_later(probe: Path, than: Path) -> bool:
+    """Whether what is made now is younger, as far as the clock of the filesystem tells."""
+    probe.unlink(missing_ok=True)
+    probe.touch()
+    born = [birth_ns(os.fsencode(one), follow=False) for one in (than, probe)]
+    return born[0] < born[1]
 
 
 def place(mode: int) -> ops.Place:
@@ -104,6 +116,15 @@ async def test_what_stands_at_the_wanted_name_is_not_moved_aside(store):
     await find_the_old_one_first(store)
     await asked(store, ops.Gather(ROOT_ID, [b"new"], [MOVED]))
     assert (store.path / "new").exists()
+
+
+async def test_what_was_made_later_remains_the_object_when_the_old_one_is_found(store):
+    await asked(store, ops.Locate(MOVED, ROOT_ID, b"new"))
+    holder = store.tree.table.by_id[MOVED]
+    await asked(store, ops.Locate(ABOVE, ROOT_ID, b"above"))
+    await asked(store, ops.Gather(ABOVE, [b"old"], [ops.NO_OBJECT]))
+    assert store.tree.table.by_id[MOVED] is holder
+    assert holder.id == MOVED
 
 
 async def test_what_has_no_id_does_not_take_it_from_what_has(store):

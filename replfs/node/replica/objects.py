@@ -54,8 +54,8 @@ class Objects:
     def locate(self, op: ops.Locate, pin: int) -> None:
         """Learn where an object is, if it is there; *pin* keeps it known.
 
-        It is what stands where the primary has it, though another one was taken for it: one that
-        was moved aside, say, after its place had been given to one made anew.
+        What stands where the primary has it is looked at though another one was taken for it: one
+        that was moved aside, say, after it had been made anew there.
         """
         inode = self.tree.table.by_id.get(op.object)
         parent = self.tree.table.by_id.get(op.parent)

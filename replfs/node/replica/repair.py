@@ -167,7 +167,7 @@ class Repair:
             inode = self._objects.at(parent, name)
             if inode is None:
                 continue
-            if wanted and self._is(inode, wanted):
+            if inode.id and inode.id == wanted:
                 inode.pins |= 2
             elif inode.id:
                 # One without an id may be what is wanted, put there by an earlier copy: `Place`
@@ -180,7 +180,7 @@ class Repair:
     def _place(self, op: ops.Place, contents: bytes | memoryview) -> ops.Placed:
         parent = self._objects.directory(op.parent, op.name)
         current = self._objects.at(parent, op.name)
-        if current is not None and self._is(current, op.object) and self._is_sure(current, op):
+        if current is not None and current.id == op.object and self._is_sure(current, op):
             return ops.Placed(not current.flags & INCOMPLETE, created=False)
         found = self._find(op, current)
         if current is not None:
@@ -239,12 +239,6 @@ class Repair:
                 if inode is not current:  # under another of its names
                     self._tree.drop_unused(inode)
         return None
-
-    def _is(self, inode: Inode, object_id: bytes) -> bool:
-        """Whether what stands at its name is the object: before all else that has the same id."""
-        if inode.id == object_id:
-            return True
-        return can_carry(inode.type) and self._tree.is_object(inode, object_id)
 
     def _is_sure(self, inode: Inode, op: ops.Place) -> bool:
         """Whether an object is the wanted one because it has its id."""

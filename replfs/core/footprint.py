@@ -23,7 +23,7 @@ and none of them overtakes a chmod, an rmdir or a rename of the directory itself
 from __future__ import annotations
 
 import enum
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Final
 
 from replfs.core.scheduler import END, EXCLUSIVE, RANGE, SHARED, Claim
@@ -100,15 +100,17 @@ def rename(
     A key is claimed once, at its strongest: renaming a directory into its own parent's place
     claims that parent exclusively, not twice.
     """
-    exclusive: dict[Hashable, None] = {
-        (parent, name): None,
-        (new_parent, new_name): None,
-        obj: None,
-    }
+    exclusive: list[Hashable] = [(parent, name), (new_parent, new_name), obj]
     if replaced is not None:
-        exclusive[replaced] = None
+        exclusive.append(replaced)
     claims = [(key, EXCLUSIVE, 0, 0) for key in exclusive]
-    claims += [
-        (key, SHARED, 0, 0) for key in {parent: None, new_parent: None} if key not in exclusive
-    ]
-    return tuple(claims)
+    return together([*claims, (parent, SHARED, 0, 0), (new_parent, SHARED, 0, 0)])
+
+
+def together(claims: Iterable[Claim]) -> tuple[Claim, ...]:
+    """What is claimed of whole objects and entries: each key once, at its strongest."""
+    strongest: dict[Hashable, Claim] = {}
+    for claim in claims:
+        if claim[1] > strongest.setdefault(claim[0], claim)[1]:
+            strongest[claim[0]] = claim
+    return tuple(strongest.values())

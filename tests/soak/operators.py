@@ -49,10 +49,7 @@ def run(
             took = operator.settle()
             story.say(f"all equal, {took:.1f} s after the last of it")
         report = all_writers.stop()
-        cluster.wait_in_sync()
-        cluster.assert_equal()
-        for store in (cluster.primary_store, *cluster.stores):
-            all_writers.check(store)
+        operator.check_all()
     story.say(f"writers: {report}")
     return report
 
@@ -86,11 +83,15 @@ class _Operator:
         self._cluster.wait_in_sync(timeout_s=HEALS_S)
         took = time.monotonic() - began
         with self._writers.held():
-            self._cluster.wait_in_sync()
-            self._cluster.assert_equal()
-            for store in (self._cluster.primary_store, *self._cluster.stores):
-                self._writers.check(store)
+            self.check_all()
         return took
+
+    def check_all(self) -> None:
+        """With nobody at work: all stores are equal, and hold all that was acknowledged."""
+        self._cluster.wait_in_sync()
+        self._cluster.assert_equal()
+        for store in (self._cluster.primary_store, *self._cluster.stores):
+            self._writers.check(store)
 
     def _call(self, command: str, *arguments: str | Path, ok: tuple[int, ...] = (0,)) -> str:
         done = self._cluster.mount.replfs(command, *arguments, check=False, timeout_s=HEALS_S)

@@ -159,3 +159,23 @@ def test_looking_is_local():
     looking = handlers(View) & CLASSES.keys()
     assert looking >= {"lookup", "getattr", "read", "readlink", "statfs", "getxattr", "listxattr"}
     assert not looking & changing - {"fsync", "fsyncdir"}
+
+
+def test_what_is_claimed_together_is_claimed_once_at_its_strongest():
+    claims = footprint.together(
+        [
+            *footprint.entry(DIRECTORY, b"n"),
+            *footprint.entry_of(OTHER, b"m", DIRECTORY),
+            *footprint.entry(DIRECTORY, b"o"),
+        ]
+    )
+    assert sorted(claims, key=str) == sorted(
+        [
+            ((DIRECTORY, b"n"), EXCLUSIVE, 0, 0),
+            (DIRECTORY, EXCLUSIVE, 0, 0),
+            ((OTHER, b"m"), EXCLUSIVE, 0, 0),
+            (OTHER, SHARED, 0, 0),
+            ((DIRECTORY, b"o"), EXCLUSIVE, 0, 0),
+        ],
+        key=str,
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import stat as _stat
 import time
+from abc import ABC, abstractmethod
 from typing import Final
 
 import trio
@@ -27,7 +28,7 @@ _STATE_SCAN_MAX: Final = 10_000
 """Dirty objects looked at to tell the state of a directory."""
 
 
-class Lacks:
+class Lacks(ABC):
     """One peer, as far as what it lacks goes; `Peer` adds the rest."""
 
     def __init__(self, tree: Tree, dirty: DirtyLog) -> None:
@@ -95,9 +96,9 @@ class Lacks:
             self._diverging()
             self.diverged = True
 
+    @abstractmethod
     def _diverging(self) -> None:
         """The first change that the peer does not get is about to be recorded."""
-        raise NotImplementedError
 
     def mark_unflushed(self, object_id: bytes) -> None:
         """The peer may not have on its disk what it has in memory: all of it is sent again."""

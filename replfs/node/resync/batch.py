@@ -10,14 +10,13 @@ from __future__ import annotations
 import os
 import stat as _stat
 from collections import deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Final
 
 import trio
 
 from replfs.core import footprint, ops
-from replfs.core.scheduler import Claim
 from replfs.errors import ProtocolError
 from replfs.node.pacing.rate import Rate
 from replfs.node.replication.peer import BULK
@@ -86,7 +85,12 @@ class Batches:
                 if children:
                     files = (one for one in children.values() if one.type == _stat.S_IFREG)
                     await self._rate.spend(sum(one.size for one in files))
-                    async with self._work.claim(_claims(directory, children)):
+                    claims = footprint.together(
+                        claim
+                        for name, child in children.items()
+                        for claim in footprint.entry_of(directory, name, child)
+                    )
+                    async with self._work.claim(claims):
                         await self._place_claimed(directory, children)
 
     def _next(self, directory: Inode, names: deque[bytes], holds: ExitStack) -> dict[bytes, Inode]:
@@ -166,14 +170,6 @@ class Batches:
             if not result.complete:
                 self._names.mark_contents(child, created=result.created)
         self._names.was_placed(directory, item.name, version)
-
-
-def _claims(directory: Inode, children: dict[bytes, Inode]) -> tuple[Claim, ...]:
-    claims: dict[Hashable, Claim] = {}
-    for name, child in children.items():
-        for claim in footprint.entry_of(directory, name, child):
-            claims.setdefault(claim[0], claim)
-    return tuple(claims.values())
 
 
 def _attributes(child: Inode, one: Whole) -> ops.Attributes:

@@ -7,7 +7,7 @@ have to be found by listing the one above it.
 from __future__ import annotations
 
 import stat as _stat
-from collections.abc import Hashable
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Final
 
@@ -127,9 +127,7 @@ class Names:
                 try:
                     child = self._work.child(inode, name)
                 except OSError as error:
-                    self._work.failed(
-                        ("name", directory_id, name), inode, error.strerror or "error"
-                    )
+                    self._failed_to_read(inode, name, error)
                     part.remove(name)
                     continue
                 wanted.append(child.id if child is not None else ops.NO_OBJECT)
@@ -215,10 +213,7 @@ class Names:
 
     def _have_hints_place(self, child: Inode) -> bool:
         """As `_are_hints_placed`, as far as it is known."""
-        if child.is_directory or not child.more:
-            return True
-        parents = (parent for parent, _ in child.names())
-        return all(self._has_place(one) for one in parents if self._work.is_on_peers(one))
+        return all(map(self._has_place, self._hinted(child)))
 
     async def _place_claimed(self, directory: Inode, name: bytes, child: Inode | None) -> None:
         key = ("name", directory.id, name)
@@ -239,9 +234,7 @@ class Names:
             self._work.unrepresentable(child, answer.errno)
             self._log.clear_name(directory.id, name, version=version)
             return
-        self._log.clear_name(directory.id, name, version=version)
-        self._work.progress.names += 1
-        self._work.succeeded(key)
+        self.was_placed(directory, name, version)
 
     async def _ask_to_place(self, child: Inode, directory: Inode, name: bytes) -> ops.AnyAnswer:
         version = self._log.mark_version(child.id)
@@ -315,15 +308,19 @@ class Names:
 
         Where it could not, it would get the object a second time.
         """
-        if child.is_directory or not child.more:
-            return True
-        for parent, _ in child.names():
-            if not self._work.is_on_peers(parent):
-                continue
+        for parent in self._hinted(child):
             with self._tree.held(parent):
                 if not await self.is_placed(parent):
                     return False
         return True
+
+    def _hinted(self, child: Inode) -> Iterator[Inode]:
+        """The directories on the peers of an object that has several names."""
+        if child.is_directory or not child.more:
+            return
+        for parent, _ in child.names():
+            if self._work.is_on_peers(parent):
+                yield parent
 
     def _hints_of(self, child: Inode, directory: Inode, name: bytes) -> list[tuple[bytes, bytes]]:
         """Other names the peer may have the object under, where it has several."""
@@ -362,7 +359,7 @@ class Names:
                 await self._place_all(left[start : start + self._together], holds)
 
     async def _place_all(self, items: list[tuple[bytes, bytes]], holds: ExitStack) -> None:
-        claims: dict[Hashable, Claim] = {}
+        claims: list[Claim] = []
         found: list[tuple[Inode, bytes, Inode | None]] = []
         for directory_id, name in items:
             directory = self._work.find(directory_id)
@@ -375,7 +372,7 @@ class Names:
                 self._failed_to_read(directory, name, error)
                 continue
             if child is None:
-                more = footprint.entry(directory, name)
+                claims += footprint.entry(directory, name)
             else:
                 holds.enter_context(self._tree.held(child))
                 if self._rate.limit and self._goes_whole(child, directory, name):
@@ -383,16 +380,12 @@ class Names:
                 if not await self._work.links.learn_names(child):
                     self._await_walk(("name", directory_id, name), child)
                     continue
-                more = footprint.entry_of(directory, name, child)
-            for claim in more:
-                strongest = claims.setdefault(claim[0], claim)
-                if claim[1] > strongest[1]:
-                    claims[claim[0]] = claim
+                claims += footprint.entry_of(directory, name, child)
             found.append((directory, name, child))
         if not found:
             return
         found.sort(key=lambda item: _depth(item[0]))
-        async with self._work.claim(tuple(claims.values())) as ticket:
+        async with self._work.claim(footprint.together(claims)) as ticket:
             # All that is not gathered: the peer may have there what is wanted here.
             await self.gather(at_once=True)
             for directory, name, child in found:

@@ -10,18 +10,6 @@ from replfs.core.dirty import DirtyLog
 from replfs.node.replica.beside import Beside
 from replfs.node.replica.limbo import Limbo
 from replfs.store.record import ROOT_ID
-from replfs.store.tree import Tree
-
-
-@pytest.fixture
-def tree(tmp_path):
-    store = tmp_path / "store"
-    store.mkdir()
-    fd = os.open(store, os.O_RDONLY | os.O_DIRECTORY)
-    tree = Tree(fd)
-    yield tree
-    tree.close_all()
-    os.close(fd)
 
 
 @pytest.fixture

@@ -4,23 +4,10 @@ from __future__ import annotations
 
 import os
 
-import pytest
 import trio
 
 from replfs.core.policy import NamePatterns, Policy
 from replfs.node.replica.limbo import Limbo
-from replfs.store.tree import Tree
-
-
-@pytest.fixture
-def tree(tmp_path):
-    store = tmp_path / "store"
-    store.mkdir()
-    fd = os.open(store, os.O_RDONLY | os.O_DIRECTORY)
-    tree = Tree(fd)
-    yield tree
-    tree.close_all()
-    os.close(fd)
 
 
 def make(path, depth=2, width=3):

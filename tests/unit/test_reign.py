@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-
 import pytest
+from helpers.states import opened
 
 from replfs.core.dirty import DirtyLog
 from replfs.node.failover.promotion import promote_stopped
 from replfs.node.roles import reign
 from replfs.node.settings.values import PeerSetting
-from replfs.store.state import UNSTABLE, State
+from replfs.store.state import UNSTABLE
 
 ONE, TWO, GENERATION = (bytes([n]) * 16 for n in (1, 2, 3))
 
@@ -27,19 +25,6 @@ def store(tmp_path):
         )
         state.started()
     return directory
-
-
-@contextlib.contextmanager
-def opened(store):
-    directory = os.open(store, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        made = State(directory)
-        try:
-            yield made
-        finally:
-            made.close()
-    finally:
-        os.close(directory)
 
 
 def unstable():

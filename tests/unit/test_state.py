@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.states import opened
 
 import replfs
 from replfs.core.dirty import DirtyLog
@@ -40,20 +41,6 @@ def store(tmp_path):
     directory = tmp_path / "store"
     directory.mkdir()
     return directory
-
-
-@contextlib.contextmanager
-def opened(store):
-    """The state of a directory, closed at the end."""
-    directory = os.open(store, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        made = State(directory)
-        try:
-            yield made
-        finally:
-            made.close()
-    finally:
-        os.close(directory)
 
 
 def content(log: DirtyLog) -> list[Any]:

@@ -16,7 +16,8 @@ from replfs.core.relationship import State
 from replfs.errors import UsageError
 from replfs.node.failover.switchover import Switchover
 from replfs.node.replication.flight import Flight
-from replfs.node.replication.peer import LIVE, Peer
+from replfs.node.replication.peer import Peer
+from replfs.node.replication.places import LIVE
 from replfs.store.record import ROOT_ID
 from replfs.store.tree import Tree
 

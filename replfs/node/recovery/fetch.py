@@ -35,7 +35,7 @@ from replfs.node.asking.identity import hello_of, side_of, side_of_message
 from replfs.node.asking.question import ask
 from replfs.node.recovery.restore import Restore
 from replfs.node.replica.replica import Replica
-from replfs.node.replication.peer import BULK
+from replfs.node.replication.places import BULK
 from replfs.node.replication.policies import Policies
 from replfs.node.settings.config import Settings
 from replfs.node.settings.values import PeerSetting

@@ -1,7 +1,7 @@
 """One peer, as its primary sees it: link, dirty region log, relationship state.
 
-Decides for every operation whether it is sent to this peer or recorded, and tells the peer where
-objects are before they are first used. What it lacks is recorded in `node.replication.lacks`; what
+Decides for every operation whether it is sent to this peer or recorded. Where objects are it is
+told by `node.replication.places`; what it lacks is recorded in `node.replication.lacks`; what
 empties the log is `node.resync`.
 """
 
@@ -27,16 +27,13 @@ from replfs.errors import PeerLost, ProtocolError, Refused
 from replfs.node.asking.identity import SUSPECTED
 from replfs.node.asking.question import Question, ask
 from replfs.node.replication.flight import Flight, describe
-from replfs.node.replication.lacks import Lacks
+from replfs.node.replication.places import LIVE, Places
 from replfs.store.inode import Inode
 from replfs.store.record import ROOT_ID
 from replfs.store.tree import Tree
 from replfs.transport.link import Link, Sink
 
 log = logging.getLogger(__name__)
-
-LIVE: Final = 0
-BULK: Final = 1
 
 _CARRIES: Final = frozenset({
     ops.Gather, ops.Place, ops.PlaceMany, ops.Clear, ops.Data, ops.Finish,
@@ -88,7 +85,7 @@ class LastError:
         self.when = time.time()
 
 
-class Peer(Lacks):
+class Peer(Places):
     """One configured peer."""
 
     def __init__(
@@ -99,7 +96,6 @@ class Peer(Lacks):
         self.name = name
         self.endpoint = endpoint
         self.timeout_s = timeout_s
-        self.link: Link
         self.reason = "not connected yet"
         self.since = time.time()
         self.last_in_sync: float | None = None
@@ -439,7 +435,7 @@ class Peer(Lacks):
         if not self.link.has_room():
             return False  # only `async` comes here with a full window: the log takes over
         try:
-            if not self._locate_for(op):
+            if not self.locate_for(op):
                 return False
             flight.sent(self, op, start)
             try:
@@ -464,65 +460,6 @@ class Peer(Lacks):
         if type(op) is ops.Truncate:
             return self.settling.allows(op, min(start, op.size), None)
         return self.settling.allows(op, 0, 0)
-
-    def _locate_for(self, op: ops.AnyOp) -> bool:
-        """Tell the peer where everything is that *op* needs; False where it is not there yet."""
-        known = self.located[LIVE]
-        match op:
-            case ops.Make():
-                if op.parent not in known and not self.locate(op.parent, LIVE):
-                    return False
-                known.add(op.object)
-                return True
-            case ops.Link():
-                return self.locate(op.object, LIVE) and self.locate(op.parent, LIVE)
-            case ops.Unlink():
-                return self.locate(op.parent, LIVE)
-            case ops.Rename():
-                return self.locate(op.parent, LIVE) and self.locate(op.new_parent, LIVE)
-            case ops.Checkpoint():
-                return True
-            case _:
-                object_id: bytes = op.object  # type: ignore[union-attr]
-                return object_id in known or self.locate(object_id, LIVE)
-
-    def locate(self, object_id: bytes, stream: int) -> bool:
-        """Tell the peer where an object is, once a session, parents first.
-
-        False, and nothing is told, on the live stream: a name on the way to it is not the peer's
-        yet, so that it could not find it there. The resync knows what it has placed.
-        """
-        known = self.located[stream]
-        unsure = stream == LIVE and not (self.log.is_empty and self.settling.is_empty)
-        chain: list[tuple[bytes, bytes, bytes]] = []
-        while object_id not in known:
-            inode = self._tree.table.by_id.get(object_id)
-            if inode is None or inode.parent is None:
-                break
-            above = self._tree.ensure_id(inode.parent)
-            if unsure and not (
-                self.log.name_is_clean(above, inode.name)
-                and self.settling.name_is_settled(above, inode.name)
-            ):
-                return False
-            chain.append((object_id, above, inode.name))
-            object_id = above
-        for one, parent, name in reversed(chain):
-            self.link.send(ops.Locate(one, parent, name), None, None, stream)
-            known.add(one)
-        return True
-
-    def forget(self, object_ids: list[bytes], stream: int) -> None:
-        """The peer need not know where these are any more."""
-        known = self.located[stream]
-        gone = [one for one in object_ids if one in known]
-        if not gone or not self.live:
-            return
-        known.difference_update(gone)
-        try:
-            self.link.send(ops.Forget(gone), None, None, stream)
-        except PeerLost:
-            return
 
     def _diverging(self) -> None:
         self.home.diverging(self)

@@ -19,7 +19,7 @@ import trio
 from replfs.core import footprint, ops
 from replfs.errors import ProtocolError
 from replfs.node.pacing.rate import Rate
-from replfs.node.replication.peer import BULK
+from replfs.node.replication.places import BULK
 from replfs.node.resync.names import Names
 from replfs.node.resync.whole import WHOLE_MAX
 from replfs.node.resync.work import Work

@@ -16,7 +16,7 @@ from replfs.core.regions import REGION_SHIFT, REGION_SIZE
 from replfs.node.asking.attributes import read as read_attributes
 from replfs.node.pacing.rate import Allowance, Rate
 from replfs.node.replication.flight import describe
-from replfs.node.replication.peer import BULK
+from replfs.node.replication.places import BULK
 from replfs.node.resync.names import Names
 from replfs.node.resync.work import UNREPRESENTABLE, Work
 from replfs.store.holes import segments

@@ -26,7 +26,7 @@ import trio
 from replfs.core import ops
 from replfs.node.asking.question import Question, begin
 from replfs.node.pacing.courtesy import Slice
-from replfs.node.replication.peer import BULK
+from replfs.node.replication.places import BULK
 from replfs.node.resync.work import Work
 from replfs.store import locators
 from replfs.store.inode import Inode

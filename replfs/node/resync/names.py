@@ -17,7 +17,7 @@ from replfs.core.scheduler import Claim, Ticket
 from replfs.node.asking.attributes import read as read_attributes
 from replfs.node.pacing.courtesy import Slice
 from replfs.node.pacing.rate import Rate
-from replfs.node.replication.peer import BULK
+from replfs.node.replication.places import BULK
 from replfs.node.resync import whole
 from replfs.node.resync.expand import Expansion
 from replfs.node.resync.work import UNREPRESENTABLE, Work

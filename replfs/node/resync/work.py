@@ -18,8 +18,9 @@ from replfs.core.policy import Policy
 from replfs.core.scheduler import Claim, Ticket
 from replfs.errors import PeerLost
 from replfs.node.replication.flight import describe
-from replfs.node.replication.peer import BULK, Peer
+from replfs.node.replication.peer import Peer
 from replfs.node.replication.pipeline import Pipeline
+from replfs.node.replication.places import BULK
 from replfs.node.resync.source import Source
 from replfs.store import locators
 from replfs.store.inode import Inode

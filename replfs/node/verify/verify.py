@@ -33,8 +33,9 @@ from replfs.node.asking.question import list_all
 from replfs.node.pacing.crew import each
 from replfs.node.pacing.rate import Rate
 from replfs.node.replication.flight import describe
-from replfs.node.replication.peer import BULK, Peer
+from replfs.node.replication.peer import Peer
 from replfs.node.replication.pipeline import Pipeline
+from replfs.node.replication.places import BULK
 from replfs.node.verify.walk import Below, walk
 from replfs.store import locators
 from replfs.store.inode import Inode

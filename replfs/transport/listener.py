@@ -26,6 +26,7 @@ import zmq
 from replfs.core import messages, ops
 from replfs.core.messages import BULK, LIVE, Hello, Welcome
 from replfs.errors import ProtocolError, Refused
+from replfs.transport.lane import Lane, size_of
 from replfs.transport.security import Curve
 from replfs.transport.socket import Listening, NotSent, Seldom
 from replfs.transport.spin import Spin
@@ -38,9 +39,6 @@ TURN_MESSAGES: Final = 64
 TURN_NS: Final = 5_000_000
 """After this much of either, other tasks get their turn."""
 BATCH: Final = 16
-REMEMBERED: Final = 1024
-"""Answers kept per stream: at least the dialling side's window, as only that can be asked for."""
-REMEMBERED_BYTES: Final = 64 << 20
 DEFERRED_MAX: Final = 2048
 OFFERED_MAX: Final = 8
 SILENT_UNTOLD: Final = 64
@@ -49,7 +47,6 @@ NET_S: Final = 0.05
 FAREWELL_S: Final = 0.1
 LINGER_MS: Final = 300
 STOPPED: Final = "the listener stops"
-_SMALL_ANSWER: Final = 64
 _SILENT: Final = frozenset({ops.Locate, ops.Forget, ops.Stable})
 """These have no answer."""
 
@@ -106,61 +103,6 @@ class ListenerStatistics(msgspec.Struct, frozen=True):
     denied_keys: int
 
 
-class _Lane:
-    """One stream of a session, at the receiving end."""
-
-    __slots__ = (
-        "answers", "answers_bytes", "applied", "applying", "batch", "deferred", "identity",
-        "stream", "told",
-    )  # fmt: skip
-
-    def __init__(self, stream: int) -> None:
-        self.stream = stream
-        self.identity = b""
-        """The connection it runs over; empty while there is none."""
-        self.applied = 0
-        self.applying = 0
-        self.told = 0
-        self.answers: dict[int, ops.AnyAnswer] = {}
-        """What was answered, oldest answer first."""
-        self.answers_bytes = 0
-        self.deferred: set[int] = set()
-        self.batch: list[tuple[int, ops.AnyAnswer]] = []
-
-    def remember(self, seq: int, answer: ops.AnyAnswer) -> None:
-        answers = self.answers
-        answers[seq] = answer
-        self.answers_bytes += _size(answer)
-        while len(answers) > REMEMBERED or self.answers_bytes > REMEMBERED_BYTES:
-            self.answers_bytes -= _size(answers.pop(next(iter(answers))))
-
-    def forget_until(self, seq: int) -> None:
-        """The other side has the answers up to *seq*."""
-        for old in [number for number in self.answers if number <= seq]:
-            self.answers_bytes -= _size(self.answers.pop(old))
-
-
-def _size(answer: ops.AnyAnswer) -> int:
-    """About how many bytes an answer takes, on the wire and in memory."""
-    if type(answer) is ops.Listing:
-        return sum(len(entry.name) + _SMALL_ANSWER for entry in answer.entries)
-    if type(answer) is ops.PlacedMany:
-        return _SMALL_ANSWER * (1 + len(answer.results))
-    if type(answer) is ops.Digests:
-        return len(answer.digests)
-    if type(answer) is ops.Inspected and answer.attributes is not None:
-        names = sum(len(name) + _SMALL_ANSWER for name in answer.attributes.xattrs)
-        return _SMALL_ANSWER * 4 + len(answer.attributes.target) + names
-    if type(answer) is ops.Fetched:
-        return len(answer.data) + _SMALL_ANSWER * (1 + len(answer.holes))
-    if type(answer) is ops.Suspected:
-        return sum(len(place.name) + _SMALL_ANSWER for place in answer.places) + sum(
-            sum(map(len, suspect.names)) + _SMALL_ANSWER * (1 + len(suspect.runs))
-            for suspect in answer.suspects
-        )
-    return _SMALL_ANSWER
-
-
 class Session:
     """A session as the applier sees it."""
 
@@ -171,7 +113,7 @@ class Session:
         self.hello = hello
         self.offered = welcome
         self.is_open = False
-        self.lanes = (_Lane(LIVE), _Lane(BULK))
+        self.lanes = (Lane(LIVE), Lane(BULK))
         self.heard_ns = time.monotonic_ns()
         self.retries = 0
         self.received_bytes = 0
@@ -386,13 +328,13 @@ class Listener:
                 sent = True
         return sent
 
-    def _send_answers(self, session: Session, lane: _Lane) -> None:
+    def _send_answers(self, session: Session, lane: Lane) -> None:
         batch = lane.batch
         while True:
             size = 0
             count = 0
             for _, answer in batch[:BATCH]:
-                size += _size(answer)
+                size += size_of(answer)
                 if count and size > messages.HEAD_MAX // 2:
                     break
                 count += 1
@@ -419,7 +361,7 @@ class Listener:
             socket.poke()  # `send` may have hidden a message from the sleeping loop
         return True
 
-    def _deferred_answer(self, session: Session, lane: _Lane) -> None:
+    def _deferred_answer(self, session: Session, lane: Lane) -> None:
         """An answer came later than `apply`; inside a turn it waits for the turn's end."""
         if not self._in_turn and session is self._session:
             self._send_answers(session, lane)
@@ -468,7 +410,7 @@ class Listener:
             logger.warning("ignored a message from a stranger: %s (%d more)", what, held_back)
 
     def _op(
-        self, session: Session, lane: _Lane, seq: int, head: bytes, payload: memoryview | None
+        self, session: Session, lane: Lane, seq: int, head: bytes, payload: memoryview | None
     ) -> None:
         if seq != lane.applied + 1:
             self._out_of_order(session, lane, seq)
@@ -499,7 +441,7 @@ class Listener:
         if len(lane.batch) >= BATCH:
             self._send_answers(session, lane)
 
-    def _out_of_order(self, session: Session, lane: _Lane, seq: int) -> None:
+    def _out_of_order(self, session: Session, lane: Lane, seq: int) -> None:
         if not 0 < seq <= lane.applied:
             raise ProtocolError(f"operation {seq} came where {lane.applied + 1} was due")
         session.retries += 1

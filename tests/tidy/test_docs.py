@@ -18,7 +18,7 @@ from replfs.core import checks, messages, ops, relationship
 from replfs.node.operating import status
 from replfs.node.settings import config
 from replfs.node.settings.options import OPTIONS, option_names
-from replfs.transport import direct, flow, libzmq, listener, zmtp
+from replfs.transport import direct, flow, lane, libzmq, listener, zmtp
 
 ROOT = Path(replfs.__path__[0]).parent
 DOCS = ROOT / "docs"
@@ -301,9 +301,7 @@ LIMITS = {
     "head frame": f"{messages.HEAD_MAX >> 20} MiB",
     "payload frame": f"{ops.PAYLOAD_MAX >> 20} MiB",
     "operations on the way, per stream": f"{flow.WINDOW_OPS}, and {flow.WINDOW_BYTES >> 20} MiB",
-    "answers remembered, per stream": (
-        f"{listener.REMEMBERED}, and {listener.REMEMBERED_BYTES >> 20} MiB"
-    ),
+    "answers remembered, per stream": (f"{lane.REMEMBERED}, and {lane.REMEMBERED_BYTES >> 20} MiB"),
     "operations accepted and not answered, per stream": f"{listener.DEFERRED_MAX}",
     "sessions offered and not taken": f"{listener.OFFERED_MAX}",
     "frames of a longer message that are skipped": f"{zmtp.FRAMES_MAX}",

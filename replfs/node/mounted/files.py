@@ -310,6 +310,8 @@ class Files(View):
         def apply() -> ops.AnyOp | None:
             owner = uid is not None or gid is not None
             timed = atime is not None or mtime is not None
+            before = None if timed or inode.gone else self._described(inode, owner=owner)
+            privileges = inode.privileges
             if owner:
                 tree.set_owner(
                     inode, ops.KEEP if uid is None else uid, ops.KEEP if gid is None else gid
@@ -325,6 +327,9 @@ class Files(View):
                 raise
             if not self.is_sent(inode):
                 return None
+            if before is not None and before == self._described(inode, owner=False):
+                inode.privileges = privileges
+                return None  # cp(1), tar(1) and rsync(1) say once more what is so already
             if timed:
                 # The store clamps what it cannot hold: what resulted travels.
                 found = tree.stat(inode)
@@ -355,6 +360,16 @@ class Files(View):
             apply,
             policy=Policy.NONE if inode.gone else None,
         )
+
+    def _described(self, inode: Inode, *, owner: bool) -> tuple[int, int, int] | None:
+        """Mode and owner; None where what follows changes more than these.
+
+        *owner*: it is a chown(2), which takes a capability away even where the owner stays.
+        """
+        if owner and self.tree.must_clear_privileges(inode):
+            return None
+        found = self.tree.stat(inode)
+        return found.st_mode, found.st_uid, found.st_gid
 
     async def change_xattr(
         self, kind: str, inode: Inode, apply: Callable[[], ops.AnyOp | None]

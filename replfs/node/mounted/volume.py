@@ -455,8 +455,11 @@ class Volume(Files):
         tree = self.tree
 
         def apply() -> ops.AnyOp | None:
+            before = self._worth(inode, name)
             tree.set_xattr(inode, name, value)
-            return ops.SetXattr(inode.id, name, value) if self.is_sent(inode) else None
+            if not self.is_sent(inode) or (before and before == self._worth(inode, name)):
+                return None
+            return ops.SetXattr(inode.id, name, value)
 
         await self.change_xattr("setxattr", inode, apply)
         if uid and name == b"system.posix_acl_access":
@@ -474,10 +477,29 @@ class Volume(Files):
         tree = self.tree
 
         def apply() -> ops.AnyOp | None:
+            before = self._worth(inode, name)
             tree.remove_xattr(inode, name)
-            return ops.RemoveXattr(inode.id, name) if self.is_sent(inode) else None
+            if not self.is_sent(inode) or (before and before == self._worth(inode, name)):
+                return None
+            return ops.RemoveXattr(inode.id, name)
 
         await self.change_xattr("removexattr", inode, apply)
+
+    def _worth(self, inode: Inode, name: bytes) -> tuple[int, bytes | None] | None:
+        """The mode, where the attribute is an ACL, which may be nothing else; and its value.
+
+        None where it cannot be read. Who copies a tree gives each file an ACL that says no more
+        than its mode, and takes from each directory a default ACL that it does not have: the peers
+        need not hear of it.
+        """
+        value: bytes | None = None
+        try:
+            value = self.tree.get_xattr(inode, name)
+        except OSError as error:
+            if error.errno != errno.ENODATA:
+                return None
+        is_acl = name.startswith(b"system.posix_acl_")
+        return self.tree.stat(inode).st_mode if is_acl else 0, value
 
     async def _set_virtual(self, inode: Inode, name: bytes, value: bytes | None, uid: int) -> None:
         if inode.foreign:

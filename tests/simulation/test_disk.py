@@ -12,6 +12,8 @@ from simulation.harness.disk import AT_FDCWD, PAGE, Disk, graves
 from simulation.harness.life import Life, acting, simulated
 
 from replfs.core import ops
+from replfs.core.dirty import DirtyLog
+from replfs.node.replica.beside import Beside
 from replfs.node.replica.replica import Replica
 from replfs.store import syscalls
 from replfs.store.record import ROOT_ID
@@ -237,3 +239,38 @@ def test_what_a_resync_made_is_stable_before_it_is_over(life, world):
         trio.run(main, clock=world.clock)
     assert pending[0] > 0
     assert at_the_end == [0]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_is_kept_beside_is_on_the_disk_before_its_original_changes(life, world, seed):
+    """Whatever a loss of power takes of what came after, one of the two is there."""
+    disk = life.disk
+    root = os.fsdecode(disk.path)
+    mine = random.Random(seed).randbytes(3 * PAGE + 100)
+    suspects = DirtyLog()
+    suspects.mark_unknown(ROOT_ID, directory=True, deep=True)
+
+    async def main():
+        fd = os.open(disk.path, os.O_RDONLY | os.O_DIRECTORY)
+        tree = Tree(fd)
+        beside = Beside(tree, suspects, "a-now", lambda _: None)
+        inode = tree.lookup(tree.lookup(tree.root, b"above")[0], b"file")[0]
+        await beside.keep_contents(inode)
+        os.pwrite(tree.data_fd(inode), bytes(len(mine)), 0)
+        tree.close_all()
+        os.close(fd)
+
+    with acting(life):
+        os.mkdir(f"{root}/above")
+        fd = os.open(f"{root}/above/file", os.O_CREAT | os.O_RDWR, 0o644)
+        os.pwrite(fd, mine, 0)
+        os.fsync(fd)
+        os.close(fd)
+        trio.run(main, clock=world.clock)
+    disk.lose_power(random.Random(seed))
+    found = []
+    for path in ("above/file", ".replfs/kept/a-now/above/file"):
+        if os.path.exists(f"{root}/{path}"):
+            with open(f"{root}/{path}", "rb") as file:
+                found.append(file.read())
+    assert mine in found

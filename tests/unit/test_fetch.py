@@ -62,7 +62,14 @@ def says(state: State, **changes: Any) -> Welcome:
     return msgspec.structs.replace(welcome_of(state), **(other | ahead | changes))
 
 
-async def run(state: State, fd: int, answers: dict[str, Welcome], *, refusal: str = "") -> Fetch:
+async def run(
+    state: State,
+    fd: int,
+    answers: dict[str, Welcome],
+    *,
+    refusal: str = "",
+    start_alone: bool = False,
+) -> Fetch:
     async def who(name: str, _endpoint: str) -> Welcome | None:
         return answers.get(name)
 
@@ -70,7 +77,10 @@ async def run(state: State, fd: int, answers: dict[str, Welcome], *, refusal: st
         return Silent(owner, refusal)
 
     tree = Tree(fd)
-    settings = Settings(command="mount", store="/s", name="a", start_wait_s=5.0)
+    wait_s = 0.1 if start_alone else 5.0
+    settings = Settings(
+        command="mount", store="/s", name="a", start_wait_s=wait_s, start_alone=start_alone
+    )
     fetch = Fetch(settings, state, tree, PEERS, make_link, who, event=lambda *_a, **_k: None)
     try:
         assert await fetch.run() == frozenset()
@@ -121,3 +131,16 @@ def test_without_a_log_of_its_successor_it_suspects_everything(state):
     assert suspects is not None
     assert suspects.winner == OTHER
     assert not suspects.log.is_empty
+
+
+async def test_what_an_unfinished_fetch_took_aside_is_kept_by_who_starts_alone(
+    state, fd, tmp_path, autojump_clock
+):
+    state.update(inconsistent=True)
+    (tmp_path / ".replfs/limbo/0102").write_bytes(b"had a name once")
+    await run(state, fd, {}, start_alone=True)
+    (kept,) = (tmp_path / ".replfs/kept").iterdir()
+    assert kept.name.startswith("unfinished-fetch-")
+    assert (kept / "0102").read_bytes() == b"had a name once"
+    assert not state.identity().inconsistent
+    assert NOW in state.identity().history

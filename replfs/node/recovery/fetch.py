@@ -13,6 +13,7 @@ what is here counts.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import logging
 import os
@@ -277,14 +278,18 @@ class Fetch:
     def _keep_limbo(self) -> None:
         """A fetch was begun and cannot be ended: what it took aside is kept beside."""
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()).encode()
-        reserved = os.open(RESERVED, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._tree.root_fd)
-        try:
-            if os.listdir(os.open(LIMBO, os.O_RDONLY | os.O_DIRECTORY, dir_fd=reserved)):
+        flags = os.O_RDONLY | os.O_DIRECTORY
+        with contextlib.ExitStack() as cleanup:
+            reserved = os.open(RESERVED, flags, dir_fd=self._tree.root_fd)
+            cleanup.callback(os.close, reserved)
+            limbo = os.open(LIMBO, flags, dir_fd=reserved)
+            cleanup.callback(os.close, limbo)
+            if os.listdir(limbo):
                 kept = KEPT + b"/unfinished-fetch-" + stamp
                 os.rename(LIMBO, kept, src_dir_fd=reserved, dst_dir_fd=reserved)
+                # Before the state says that it is nothing to be fetched again.
+                os.fsync(reserved)
                 log.warning("what was being moved is kept in .replfs/%s", kept.decode())
-        finally:
-            os.close(reserved)
 
     async def _from(self, source: _Source, *, own_counts: bool) -> None:
         """Fetch from one peer all that it has and this store lacks.

@@ -5,6 +5,9 @@ overwrite or remove them. Before the first time that happens to one of them, its
 `STORE/.replfs/kept/NODE-TIME/PATH`: the contents of a file that is about to become different, by
 reflink where the file system can, and whatever stood under a suspect name and is not wanted there.
 Nothing of it is ever removed by replfs.
+
+Whenever power is lost, one of the two is on the disk. A copy is flushed before its original may
+change. What is removed gets another name first, and no bytes of it move.
 """
 
 from __future__ import annotations
@@ -51,6 +54,7 @@ class Beside:
         """Where what was taken aside stood, by inode number."""
         self._whole: set[int] = set()
         """What was taken from a suspect name: with all that is in it, it may be here alone."""
+        self._top = tree.reserved_directory(KEPT).parent or tree.root
         self._note_left()
         self._kept: set[bytes] = set()
         self.count = 0
@@ -129,6 +133,9 @@ class Beside:
     def keep_removed(self, parent: Inode, name: bytes, inode: Inode, path: bytes) -> None:
         """Give the object a name in the kept directory; its old one is the caller's to remove.
 
+        Relies on: names go to the disk in the order in which they are made and removed, as with
+        ext4, xfs and btrfs, so that no flush is needed between the two.
+
         Raises:
             OSError: it cannot be kept.
         """
@@ -146,7 +153,7 @@ class Beside:
         self._note(inode, path or name)
 
     async def keep_contents(self, inode: Inode) -> None:
-        """Copy a file as it is now.
+        """Copy a file as it is now; the copy is on stable storage when this returns.
 
         Raises:
             OSError: it cannot be kept (ENOSPC): then it must not be overwritten.
@@ -164,6 +171,7 @@ class Beside:
                 os.fchown(target, found.st_uid, found.st_gid)
                 os.fchmod(target, _stat.S_IMODE(found.st_mode))
                 syscalls.utimens(target, found.st_atime_ns, found.st_mtime_ns)
+                await trio.to_thread.run_sync(self._harden, target, directory)
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.unlink(free, dir_fd=directory)
@@ -175,6 +183,23 @@ class Beside:
             if source >= 0:
                 os.close(source)
         self._note(inode, path)
+
+    def _harden(self, target: int, directory: int) -> None:
+        """Flush a new file and all directories from its own up to the reserved one.
+
+        Each may have got its name just now; where it did not, there is nothing to be flushed.
+        """
+        os.fsync(target)
+        fd = os.dup(directory)
+        try:
+            while os.fstat(fd).st_ino != self._top.ino:
+                os.fsync(fd)
+                above = os.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+                os.close(fd)
+                fd = above
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
     def _note(self, inode: Inode, path: bytes) -> None:
         if inode.id:

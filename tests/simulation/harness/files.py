@@ -139,6 +139,14 @@ _BY_PATH = ("chmod", "fchmod", "chown", "fchown", "utime")
 
 def _contents(current: Current) -> Calls:
     real_pwrite, real_ftruncate = os.pwrite, os.ftruncate
+    real_copy = os.copy_file_range
+
+    def copy_file_range(source: int, fd: int, count: int, at: int, to: int) -> int:
+        disk = _may_go_on(current)
+        if disk is None:
+            return real_copy(source, fd, count, at, to)
+        copied: int = disk.contents(real_copy, fd, to, to + count, source, fd, count, at, to)
+        return copied
 
     def pwrite(fd: int, data: Any, offset: int) -> int:
         disk = _may_go_on(current)
@@ -165,6 +173,7 @@ def _contents(current: Current) -> Calls:
 
     return {
         "pwrite": pwrite,
+        "copy_file_range": copy_file_range,
         "ftruncate": ftruncate,
         "fsync": flushed(data_only=False),
         "fdatasync": flushed(data_only=True),

@@ -100,6 +100,16 @@ def harden(peer):
     peer.settling.settle(peer.log)
 
 
+def test_nothing_is_sent_before_the_peer_was_asked_what_it_has_alone(peer, below):
+    """It would go over what is to be kept beside there, and is in no log here yet."""
+    op = ops.Write(below[2].id, 0, 1)
+    peer.is_asked = False
+    assert not send(peer, op, b"x")
+    peer.asked()
+    assert send(peer, op, b"x")
+    assert peer.link.sent[-1] == op
+
+
 def test_the_way_to_an_object_is_told_once(peer, below):
     a, b, file = below
     op = ops.SetAttr(file.id, mtime=1)

@@ -245,7 +245,7 @@ class Peer(Places):
     @property
     def gets_all(self) -> bool:
         """It gets everything that there is room for."""
-        return self.live and self.log.is_empty and self.settling.is_empty
+        return self.live and self.is_asked and self.log.is_empty and self.settling.is_empty
 
     def announce(self, generation: bytes, history: list[bytes], sink: Sink) -> bool:
         """What follows belongs to another generation; *sink* is told.
@@ -417,8 +417,8 @@ class Peer(Places):
 
     def send(self, op: ops.AnyOp, payload: bytes | None, flight: Flight, start: int) -> bool:
         """Send *op* if everything it needs is on the peer; False: it is to be recorded."""
-        if not self.live:
-            return False
+        if not self.live or not self.is_asked:
+            return False  # until it has been asked, it may have something of its own there
         dirty = self.log
         if not dirty.is_empty:
             if type(op) is ops.Write:

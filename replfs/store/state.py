@@ -100,6 +100,8 @@ class State:
         self._batches = 0
         self._is_open = True
         self._is_behind = False
+        self._hardened: Identity | None = None
+        """The identity that is known to be on the disk; None: what was read may not be, yet."""
         self.are_clears_lost = False
         """A full disk kept clears from being saved: logs say more on the disk than in memory."""
         with contextlib.ExitStack() as cleanup:
@@ -431,7 +433,15 @@ class State:
         Raises:
             OSError: the disk failed.
         """
+        identity = self._identity  # which was saved before it was put there
         self._database.harden()
+        self._hardened = identity
+
+    @property
+    def is_generation_durable(self) -> bool:
+        """Whether no loss of power takes this generation back: only then may others hear of it."""
+        known = self._hardened
+        return known is not None and known.generation == self._identity.generation
 
     def reserve_space(self) -> bool:
         """Keep space back for marks on a full disk; True if there is. To be called at times."""

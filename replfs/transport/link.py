@@ -71,7 +71,7 @@ class LinkOwner(Protocol):
     """Who a link works for. Called synchronously."""
 
     def hello(self) -> Hello:
-        """This node, as it is now; asked before each connection."""
+        """This node, as it is now; asked before each connection. Raises `Refused`: not now."""
 
     def welcomed(self, link: Link, welcome: Welcome) -> None:
         """A new session is up and can be used at once. Raises `Refused` to give it up again."""

@@ -10,6 +10,7 @@ import replfs
 from replfs.core import features
 from replfs.core.generation import Side
 from replfs.core.messages import Hello, Identity, Welcome
+from replfs.errors import Refused
 from replfs.store.state import SUSPECTS, State
 
 PROBE: Final = "probe"
@@ -43,6 +44,27 @@ def hello_of(state: State, *marks: str) -> Hello:
         base=mine.base,
         base_progress=mine.base_progress,
     )
+
+
+def make_tellable(state: State) -> None:
+    """Before a primary says who it is: its generation is on the disk.
+
+    Told, and then forgotten with a loss of power, it would make others give up their place, or
+    follow what this store is not any more.
+
+    Raises:
+        Refused: the disk fails.
+    """
+    if state.is_generation_durable:
+        return
+    try:
+        state.flush(durable=True)
+    except OSError as error:
+        raise Refused(
+            f"{state.identity().name} cannot save its generation ({error.strerror}), and tells it "
+            "nobody before",
+            "refused",
+        ) from error
 
 
 def welcome_of(state: State, progress: int = 0) -> Welcome:

@@ -8,7 +8,7 @@ import zmq
 
 from replfs.core.messages import Hello, Welcome
 from replfs.errors import PeerLost, Refused
-from replfs.node.asking.identity import PROBE, YIELDING, hello_of
+from replfs.node.asking.identity import PROBE, YIELDING, hello_of, make_tellable
 from replfs.node.settings.config import Settings
 from replfs.store.state import State
 from replfs.transport.link import Link
@@ -51,6 +51,7 @@ async def yield_to(node: Prober, name: str, endpoint: str) -> None:
         Refused: always, where it was heard; with the code `outdated` if it was taken.
         PeerLost: it was not.
     """
+    make_tellable(node.state)
     await _greet(node, name, endpoint, hello_of(node.state, YIELDING))
 
 

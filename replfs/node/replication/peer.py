@@ -47,7 +47,10 @@ class Home(Protocol):
     tree: Tree
 
     def hello(self) -> Hello:
-        """This node's identity."""
+        """This node's identity. Raises Refused: it cannot be told now."""
+
+    def lineage(self) -> tuple[bytes, list[bytes]]:
+        """This node's generation and the earlier ones, on the disk or not."""
 
     def decide(self, peer: Peer, welcome: Welcome) -> Decision:
         """What the two stores are to each other."""

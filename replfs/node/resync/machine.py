@@ -125,7 +125,7 @@ class Resync:
         self.work.progress = Progress()
         self.work.stuck.clear()
         peer.advance(Event.STARTED)
-        generation, history = self._generation()
+        generation, history = peer.home.lineage()
         # As at the end: the peer follows it from here on, and would refuse an earlier one.
         await peer.home.make_durable()
         await self._tell(ops.Phase(inconsistent=True, generation=generation, history=history))
@@ -152,7 +152,7 @@ class Resync:
             while not await self._tell(ops.EmptyLimbo(), again=errno.EAGAIN):
                 pass
             await peer.align(lambda: self.work.pipeline.changes)
-            generation, history = self._generation()
+            generation, history = peer.home.lineage()
             # A generation that a peer knows must not be forgotten here: this store would look
             # outdated after a loss of power.
             await peer.home.make_durable()
@@ -164,7 +164,7 @@ class Resync:
             peer.peer_generation = generation
             peer.diverged = False
             await self._tell(ops.Phase(inconsistent=False, generation=generation, history=history))
-            if not self._lacks_something() and generation == self._generation()[0]:
+            if not self._lacks_something() and generation == peer.home.lineage()[0]:
                 break
         self._names.forget()
         peer.advance(Event.LOG_EMPTY_CONFIRMED)
@@ -175,10 +175,6 @@ class Resync:
     def _lacks_something(self) -> bool:
         peer = self._peer
         return bool(len(self._log) or peer.unrecorded or not peer.settling.is_empty)
-
-    def _generation(self) -> tuple[bytes, list[bytes]]:
-        hello = self._peer.hello()
-        return hello.generation, hello.history
 
     async def _tell(self, op: ops.AnyOp, *, again: int = 0) -> bool:
         """Have the peer do *op*. False: it answers *again*, there is more to do."""

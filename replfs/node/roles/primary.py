@@ -22,7 +22,7 @@ from replfs.core.ops import AnyAnswer, Done
 from replfs.core.policy import Ack, NamePatterns, Policy
 from replfs.core.relationship import State, word
 from replfs.errors import UsageError
-from replfs.node.asking.identity import hello_of, side_of, side_of_message
+from replfs.node.asking.identity import hello_of, make_tellable, side_of, side_of_message
 from replfs.node.mounted.volume import Volume
 from replfs.node.pacing.commit import GroupCommit
 from replfs.node.recovery.checkpoints import Checkpoints
@@ -347,8 +347,14 @@ class Primary:
     # What peers need ---------------------------------------------------------------------------
 
     def hello(self) -> Hello:
-        """This node's identity, as it is now."""
+        """This node's identity, as it is now. Raises Refused: it cannot be told."""
+        make_tellable(self.state)
         return hello_of(self.state)
+
+    def lineage(self) -> tuple[bytes, list[bytes]]:
+        """This node's generation and the earlier ones, on the disk or not."""
+        identity = self.state.identity()
+        return identity.generation, list(identity.history)
 
     def decide(self, peer: Peer, welcome: Welcome) -> Decision:
         """What the two stores are to each other."""
@@ -374,24 +380,31 @@ class Primary:
             try:
                 self.state.flush(durable=True)
             except OSError as error:
-                # The change is applied: it must be recorded for all, and no fsync will return.
+                # The change is applied: it must be recorded for all, and no fsync will return. Nor
+                # does anybody hear of a generation that a loss of power takes back.
                 log.error("the new generation is not on the disk yet: %s", error.strerror)
+                return
             log.info("a new generation begins: %s does not get what follows", peer.name)
             self._announce(but=peer)
 
     def _announce(self, but: Peer) -> None:
         """Tell the peers in sync what generation it is from here on."""
-        identity = self.state.identity()
+        generation, history = self.lineage()
         for other in self.pipeline.peers:
             if other is not but and other.live and other.state is State.IN_SYNC:
                 self.pipeline.announcing += 1
                 sink = _Announcement(self.pipeline, other)
-                if not other.announce(identity.generation, list(identity.history), sink):
+                if not other.announce(generation, history, sink):
                     self.pipeline.announcement_ended()
 
     def supersede(self, peer: Peer, theirs: Identity) -> None:
-        """An operator decides a split brain for this store. Raises OSError."""
+        """An operator decides a split brain for this store, durably, before anybody hears of it.
+
+        Raises:
+            OSError: that cannot be saved.
+        """
         reign.supersede(self.state, theirs)
+        self.state.flush(durable=True)
         log.warning("what %s changed apart from this node is given up", peer.name)
         self._event("decided", peer=peer.name, winner=self.settings.name)
         self._announce(but=peer)

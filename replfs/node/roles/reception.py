@@ -26,6 +26,7 @@ from replfs.node.asking.identity import (
     INSPECTION,
     PROBE,
     YIELDING,
+    make_tellable,
     side_of,
     side_of_message,
     welcome_of,
@@ -99,8 +100,9 @@ class Reception:
     ) -> None:
         """*on_outdated*: told of a primary that took this node's place.
 
-        *on_yield*: told of one that gives up what it changed apart from this node. *changed*: what
-        this primary has that another store may lack; None: anything.
+        *on_yield*: told of one that gives up what it changed apart from this node; raises OSError
+        where that cannot be saved. *changed*: what this primary has that another store may lack;
+        None: anything.
         """
         self._on_yield = on_yield
         self._changed = changed
@@ -139,6 +141,8 @@ class Reception:
 
     def welcome(self, hello: Hello) -> Welcome:
         """Whether there may be a session, and of what kind."""
+        if self.follower is None:
+            make_tellable(self._state)
         if PROBE in hello.features:
             progress = self.follower.progress if self.follower is not None else 0
             return welcome_of(self._state, progress)
@@ -150,7 +154,10 @@ class Reception:
         if decision.action is Action.STEP_DOWN:
             self._on_outdated(hello)
         elif decision.action is Action.SPLIT_BRAIN and YIELDING in hello.features:
-            self._on_yield(hello)
+            try:
+                self._on_yield(hello)
+            except OSError as error:
+                raise Refused(f"that cannot be saved: {error.strerror}", "refused") from error
             decision = generations.decide(side_of(self._state), side_of_message(hello))
         raise Refused(decision.sentence, decision.action.value)
 

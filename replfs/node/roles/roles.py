@@ -273,7 +273,6 @@ class Roles:
         for peer in primary.pipeline.peers:
             if peer.is_apart:
                 primary.supersede(peer, by)
-                self.state.flush(durable=True)
                 return
 
     def _changed_apart(self, other: Identity) -> DirtyLog | None:
@@ -398,7 +397,7 @@ class Roles:
             secondary.is_over = False
             raise
         with contextlib.suppress(OSError):
-            # A disk that fails is no reason to have no primary.
+            # A disk that fails is no reason to have no primary. But nobody hears of it.
             await trio.to_thread.run_sync(self.state.harden)
         if confirm is not None:
             await confirm()

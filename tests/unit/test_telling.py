@@ -1,0 +1,154 @@
+"""A generation is told only when no loss of power can take it back."""
+
+from __future__ import annotations
+
+import errno
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import zmq
+
+from replfs.core.messages import Hello
+from replfs.errors import Refused
+from replfs.node.asking.identity import PROBE, YIELDING, hello_of, make_tellable
+from replfs.node.roles.primary import Primary
+from replfs.node.roles.reception import Reception
+from replfs.node.settings.config import Settings
+from replfs.store.state import State
+from replfs.store.tree import Tree
+
+NOW, VOLUME = b"N" * 16, b"V" * 16
+
+
+@pytest.fixture
+def fd(tmp_path):
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def state(fd):
+    state = State(fd)
+    state.update(role="primary", name="a", volume=VOLUME, generation=NOW, uninitialized=False)
+    state.harden()
+    yield state
+    state.close()
+
+
+@pytest.fixture
+def fail(state, monkeypatch):
+    """Makes the disk of the state fail, or not any more."""
+    harden = state._database.harden
+
+    def set_failing(failing: bool) -> None:
+        def broken() -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(state._database, "harden", broken if failing else harden)
+
+    return set_failing
+
+
+def test_a_generation_is_durable_once_it_was_hardened(state, fail):
+    assert state.is_generation_durable
+    state.new_generation()
+    assert not state.is_generation_durable
+    fail(True)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        state.harden()
+    assert not state.is_generation_durable
+    fail(False)
+    state.harden()
+    assert state.is_generation_durable
+
+
+def test_of_one_that_was_read_it_is_not_known(state, tmp_path):
+    """The last run may have been killed before it was on the disk."""
+    state.close()
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    again = State(fd)
+    assert not again.is_generation_durable
+    make_tellable(again)
+    assert again.is_generation_durable
+    again.close()
+    os.close(fd)
+
+
+def test_no_greeting_tells_what_the_disk_does_not_take(state, fail):
+    home: Any = SimpleNamespace(state=state)
+    state.new_generation()
+    fail(True)
+    with pytest.raises(Refused, match="cannot save its generation"):
+        Primary.hello(home)
+    fail(False)
+    assert Primary.hello(home).generation == state.identity().generation
+
+
+def test_peers_hear_of_a_generation_only_if_the_disk_took_it(state, fail):
+    told = []
+    peer: Any = SimpleNamespace(name="b", state=None, peer_generation=NOW)
+    home: Any = SimpleNamespace(state=state, _announce=lambda but: told.append(but))
+    fail(True)
+    Primary.diverging(home, peer)
+    # What some peer does not get belongs to another generation all the same.
+    assert state.identity().history == (NOW,)
+    assert not told
+    fail(False)
+    peer.peer_generation = state.identity().generation
+    Primary.diverging(home, peer)
+    assert told == [peer]
+
+
+@pytest.fixture
+def reception(state, fd):
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    settings = Settings(command="mount", store="/s", name="a", listen="tcp://127.0.0.1:0")
+    tree = Tree(fd)
+
+    def supersede(_hello: Hello) -> None:
+        state.new_generation()
+        state.flush(durable=True)
+
+    yield Reception(
+        settings, state, tree, context, None,
+        on_outdated=lambda _: None, on_yield=supersede, changed=lambda _: None,
+    )  # fmt: skip
+    tree.close_all()
+    context.destroy(0)
+
+
+def other(state, *marks, **changes):
+    """A greeting of another store."""
+    hello = hello_of(state, *marks)
+    for name, value in ({"node": b"o" * 16, "store": b"other"} | changes).items():
+        setattr(hello, name, value)
+    return hello
+
+
+def test_nor_does_an_answer(state, fail, reception):
+    state.new_generation()
+    fail(True)
+    with pytest.raises(Refused, match="cannot save its generation"):
+        reception.welcome(other(state, PROBE))
+    fail(False)
+    assert reception.welcome(other(state, PROBE)).generation == state.identity().generation
+
+
+def test_a_secondary_answers_whatever_its_disk_does(state, fail, reception):
+    """It tells what its primary told it."""
+    reception.follower = SimpleNamespace(progress=7)
+    state.new_generation()
+    fail(True)
+    assert reception.welcome(other(state, PROBE)).progress == 7
+
+
+def test_what_another_store_gave_up_is_taken_only_if_that_can_be_saved(state, fail, reception):
+    apart = other(state, YIELDING, generation=b"X" * 16, history=[NOW])
+    state.update(generation=b"Y" * 16, history=(NOW,))
+    make_tellable(state)
+    fail(True)
+    with pytest.raises(Refused, match="cannot be saved"):
+        reception.welcome(apart)

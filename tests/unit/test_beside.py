@@ -59,3 +59,19 @@ async def test_what_has_another_name_still_is_not_kept_by_a_link_that_would_chan
     assert await limbo.empty(lambda: True)
     assert (store / "other").stat().st_nlink == 1
     assert [path.name for path in (store / ".replfs/kept/a-now").iterdir()] == ["two"]
+
+
+async def test_what_is_in_a_directory_in_limbo_is_kept_under_the_path_that_it_had(
+    tree, beside, tmp_path
+):
+    store = tmp_path / "store"
+    (store / "a/b").mkdir(parents=True)
+    (store / "a/b/file").write_bytes(b"mine")
+    limbo = Limbo(tree)
+    limbo.beside = beside
+    directory = tree.lookup(tree.root, b"a")[0]
+    tree.ensure_id(directory)
+    limbo.take(tree.root, b"a", directory)
+    inode = tree.lookup(tree.lookup(directory, b"b")[0], b"file")[0]
+    await beside.keep_contents(inode)
+    assert (store / ".replfs/kept/a-now/a/b/file").read_bytes() == b"mine"

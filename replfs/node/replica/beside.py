@@ -104,7 +104,10 @@ class Beside:
                 self._whole.add(entry.inode())
 
     def path_of(self, inode: Inode) -> bytes:
-        """Where an object stood that is in limbo; empty where that was not noted."""
+        """Where an object stood that was taken aside, alone or with a directory above it.
+
+        Empty where it was not, or where nobody noted it.
+        """
         parts: list[bytes] = []
         one: Inode | None = inode
         while one is not None:
@@ -158,7 +161,7 @@ class Beside:
         Raises:
             OSError: it cannot be kept (ENOSPC): then it must not be overwritten.
         """
-        path = inode.path()
+        path = self.path_of(inode) or inode.path()
         directory, free = self._place(path)
         source = -1
         try:

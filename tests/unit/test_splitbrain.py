@@ -73,3 +73,43 @@ async def test_a_secondary_can_only_win_as_a_primary(asked):
 async def test_where_no_such_primary_is_reachable_that_is_said(asked, answer):
     asked["b"] = answer
     assert "no primary that was changed apart from it is reachable" in await said("list")
+
+
+async def test_the_copies_of_keep_both_are_flushed_before_the_decision_is_made(monkeypatch):
+    done = []
+
+    class Primary:
+        async def checkpoint(self):
+            done.append("flushed")
+
+        def supersede(self, _peer, _theirs):
+            done.append("decided")
+
+    class Link:
+        def retry(self):
+            done.append("told")
+
+    class Peer:
+        name = "b"
+        is_apart = True
+        link = Link()
+
+    primary: Any = Primary()
+    primary.pipeline = primary
+    primary.peers = [Peer()]
+    roles: Any = Roles()
+    roles.primary = primary
+    command = SplitBrain(roles)
+
+    async def look(_peer):
+        return Answer("primary")
+
+    async def copy(_primary, _peer):
+        done.append("copied")
+        return 3
+
+    monkeypatch.setattr(command, "_look", look)
+    monkeypatch.setattr(command, "_copy", copy)
+    answer = await command.command({"action": "keep-both"})
+    assert done == ["copied", "flushed", "decided", "told"]
+    assert "3 of its versions" in answer["message"]

@@ -62,10 +62,11 @@ class SplitBrain:
         copied = 0
         if action == "keep-both":
             copied = await self._copy(primary, peer)
+            # A decision that outlives a loss of power must not outlive what it was made for.
+            await primary.checkpoint()
         elif action != "keep-mine":
             raise UsageError(f"there is no action {action}")
         primary.supersede(peer, theirs)
-        await trio.to_thread.run_sync(self._roles.state.harden)
         peer.link.retry()
         both = f"{copied} of its versions are beside them; " if action == "keep-both" else ""
         return {

@@ -23,6 +23,7 @@ FOUND = {
     31: "a directory of the loser's that is a file on the winner, and keep-both",
     48: "a generation that a peer followed before it was on the primary's disk",
     215: "a loser that met a follower of the winner first, and kept nothing beside",
+    702: "a loser's versions that the winner fetched, which lost power while it resynchronised it",
 }
 """Seeds that failed once, each shown to fail without what mended it, and what they found.
 

@@ -12,7 +12,7 @@ import trio
 from replfs.core.messages import Refuse, Welcome
 from replfs.errors import PeerLost
 from replfs.node.asking.identity import welcome_of
-from replfs.node.recovery.fetch import Fetch
+from replfs.node.recovery.fetch import Fetch, _Source, _Standing
 from replfs.node.roles import reign
 from replfs.node.settings.config import Settings
 from replfs.node.settings.values import PeerSetting
@@ -144,3 +144,28 @@ async def test_what_an_unfinished_fetch_took_aside_is_kept_by_who_starts_alone(
     assert (kept / "0102").read_bytes() == b"had a name once"
     assert not state.identity().inconsistent
     assert NOW in state.identity().history
+
+
+# Of a loser ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("met_at", "is_asked", "standing"),
+    [
+        # Since it was decided against, it was sent nothing.
+        (NOW, True, _Standing.NOTHING),
+        (OTHER, False, _Standing.NOTHING),
+        # What it had alone is in the log, and counts as right here.
+        (OTHER, True, _Standing.READY),
+    ],
+)
+def test_of_one_that_was_decided_against_nothing_is_fetched_that_it_had_alone(
+    state, met_at, is_asked, standing
+):
+    state.update(generation=LATER, history=(NOW, OTHER), discarded=(OTHER,))
+    peer = state.save_peer("b", generation=met_at, is_asked=is_asked)
+    source = _Source(state, peer)
+    link: Any = None
+    source.welcomed(link, says(state, node=B, generation=OTHER, history=[NOW]))
+    assert source.standing is standing
+    assert source.is_partial == (standing is _Standing.READY)

@@ -75,9 +75,8 @@ class _Source:
         self.link: Link
         self.standing = _Standing.AWAITED
         self.reason = _Standing.AWAITED.value
-        self.lost_power = False
         self.is_partial = False
-        """Its first copy was not finished."""
+        """It does not have all yet: what this store's log of it covers is not there."""
         self.progress = 0
         self.superseded_by: Identity | None = None
         """It, or the primary it follows, was made one in place of this store."""
@@ -97,13 +96,20 @@ class _Source:
         elif decision.action in {Action.REFUSE, Action.SPLIT_BRAIN, Action.OUTDATED}:
             raise Refused(decision.sentence, "refused")
         elif welcome.node == self.peer.node:
-            if not welcome.memory_lost:
+            is_loser = welcome.generation in self._state.identity().discarded
+            if not welcome.memory_lost and not (is_loser and not self._was_asked(welcome)):
                 self.progress = welcome.progress
-                self.is_partial = decision.action is Action.BASELINE
+                self.is_partial = decision.action is Action.BASELINE or is_loser
                 self.standing = _Standing.READY
                 return
-            self.lost_power = True
         self.standing = _Standing.NOTHING
+
+    def _was_asked(self, welcome: Welcome) -> bool:
+        """Whether the log here has what that one changed apart from this store, too.
+
+        Before, it was sent nothing; and what it has alone an operator decided against.
+        """
+        return self.peer.is_asked and self.peer.generation == welcome.generation
 
     def refused(self, link: Link, refuse: Refuse) -> None:
         """One side said no."""

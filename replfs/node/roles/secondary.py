@@ -195,8 +195,12 @@ class Secondary:
         self.replica.unstable.catch_up()
 
     def _suspected(self, everywhere: bool) -> DirtyLog | None:  # noqa: FBT001 - a callback
-        """What the primary asks for that may be here and not there; None: anything."""
-        if self._suspects is not None:
+        """What the primary asks for that may be here and not there; None: anything.
+
+        *everywhere*: it takes this store's place, or others'. Else it lost power, and lacks what it
+        sent itself: no word of what this store had alone before, which it shall not get back.
+        """
+        if everywhere and self._suspects is not None:
             session = self.session
             is_asked_by_it = session is not None and session.node == self._suspects.winner
             return self._suspects.log if is_asked_by_it else None

@@ -17,6 +17,7 @@ import trio
 from simulation.harness import check
 from simulation.harness.nodes import Member
 from simulation.harness.operator import Interference
+from simulation.harness.outage import Outage
 from simulation.harness.result import Failure
 
 from replfs.errors import ReplfsError
@@ -110,9 +111,16 @@ class Apart:
         await sim.recovery.kill(member)
         await self._start_again(member)
 
-    async def _start_again(self, member: Member, before: check.Snapshot | None = None) -> None:
+    async def _start_again(
+        self,
+        member: Member,
+        before: check.Snapshot | None = None,
+        outage: Outage | None = None,
+    ) -> None:
         sim = self.sim
         await sim.recovery.buried(member)
+        if outage is not None:
+            outage.befall(member)
         self._check_own(member, f"{member.name} lacks what was acknowledged", before)
         await sim.start(member)
 
@@ -147,6 +155,7 @@ class Apart:
         action = rng.choice(_ACTIONS)
         loser, winner = (asked, other) if action == "keep-theirs" else (other, asked)
         before = check.Snapshot(loser.raw, primary=False)
+        outage = Outage(sim)
         if rng.random() < 0.3 and not sim.habits.policies:
             await self._list(asked, other)
         interference = Interference(sim, old, new)
@@ -165,7 +174,7 @@ class Apart:
             await interference.end()
             for one in (old, new):
                 if not one.is_alive:
-                    await self._start_again(one, before)
+                    await self._start_again(one, before, outage)
             if _knows(winner, loser):
                 break
             await trio.sleep(5.0)
@@ -176,6 +185,9 @@ class Apart:
         await _begin_anew(winner)
         self._check_own(winner, f"{winner.name} lacks what it acknowledged", before)
         self._join_ledgers(winner, loser)
+        if winner in await outage.strike(loser, winner):
+            await sim.until(f"{winner.name} serves again", lambda: winner.kernel is not None)
+            self._check_own(winner, f"{winner.name} lacks what it had", before)
         await sim.recovery.revive()
         await sim.until("it is one volume again", lambda: self._is_one(winner))
         self._check_loser(before, base, winner, loser, in_volume=action == "keep-both")

@@ -196,7 +196,10 @@ class Member:
                 sentences, others = group.split(ReplfsError)
                 if sentences is None or others is not None:
                     raise
-                self.failure = str(sentences.exceptions[0])
+                found: BaseException = sentences
+                while isinstance(found, BaseExceptionGroup):
+                    found = found.exceptions[0]
+                self.failure = str(found)
 
         return run
 

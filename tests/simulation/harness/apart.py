@@ -212,13 +212,14 @@ class Apart:
             if (one := ours.by_path.get(path)) is None
             or (two := theirs.by_path.get(path)) is None
             or one.data != two.data
+            or stat.S_IFMT(one.status.st_mode) != stat.S_IFMT(two.status.st_mode)
         }
-        shown = {
-            path.decode(errors="backslashreplace")
-            for path in differing
-            if not _is_below(path, differing)
-        }
-        sim.verdict("differs and is not listed", sorted(shown - listed))
+        # What has several names is listed under one of them.
+        seen = [*ours.by_path.items(), *theirs.by_path.items()]
+        known = {one.identity for path, one in seen if _shown(path) in listed}
+        named = {path for path, one in seen if one.identity in known}
+        unlisted = {_shown(path) for path in differing - named if not _is_below(path, differing)}
+        sim.verdict("differs and is not listed", sorted(unlisted - listed))
         sim.note(f"checked: {len(listed)} names listed")
 
     def _check_own(self, member: Member, what: str, before: check.Snapshot | None = None) -> None:
@@ -316,6 +317,10 @@ def _knows(one: Member, other: Member) -> bool:
     """Whether what *other* is at is, for *one*, an earlier state or its own."""
     mine, theirs = one.state.identity(), other.state.identity()
     return theirs.generation in {mine.generation, *mine.history}
+
+
+def _shown(path: bytes) -> str:
+    return path.decode(errors="backslashreplace")
 
 
 def _is_below(path: bytes, paths: set[bytes]) -> bool:

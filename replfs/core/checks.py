@@ -107,6 +107,19 @@ def count(value: list[Any] | dict[Any, Any], limit: int) -> None:
 
 
 def _check_attributes(attributes: ops.Attributes) -> None:
+    if (
+        attributes.mode & _TYPE_MASK == _REGULAR
+        and 0 <= attributes.mode <= _MODE_MAX
+        and 0 <= attributes.uid <= U32_MAX
+        and 0 <= attributes.gid <= U32_MAX
+        and 0 <= attributes.rdev <= U64_MAX
+        and 0 <= attributes.size <= _OFFSET_MAX
+        and 0 <= attributes.policy <= _SMALL_MAX
+        and 0 <= attributes.ack <= _SMALL_MAX
+        and not attributes.target
+        and not attributes.xattrs
+    ):
+        return  # which is what most are: there may be hundreds in one message
     _typed_mode(attributes.mode)
     number(attributes.uid, U32_MAX)
     number(attributes.gid, U32_MAX)

@@ -73,6 +73,40 @@ class Unstable:
             return False
         return self._noted.log.is_empty
 
+    def lose_track(self) -> None:
+        """It is not known what is unstable, until the next checkpoint begins."""
+        self.catch_up()
+        self._noted.overflow()
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is known what is unstable; until the next checkpoint begins nothing counts."""
+        return self._noted.is_complete
+
+    def is_noted(self, object_id: ops.ObjectId) -> bool:
+        """Whether what finds an object again is known since the last checkpoint began."""
+        return self._noted.log.marks(object_id) is not None
+
+    def note_file(
+        self,
+        directory: ops.ObjectId,
+        above: bytes,
+        name: bytes,
+        object_id: ops.ObjectId,
+        handle: bytes,
+    ) -> None:
+        """A file was made, with all there is to it; *handle* finds it again.
+
+        *above* is the directory's, empty where that `is_noted`.
+        """
+        if not self._noted.is_complete:
+            return
+        log = self._noted.log
+        log.mark_name(directory, name, handle=above)
+        log.mark_tail(object_id, 0, handle=handle)
+        if _size(log) > self._limit:
+            self._noted.overflow()
+
     @property
     def objects(self) -> int | None:
         """How many objects are unstable, at most; None where it is not known. For any thread."""
@@ -94,6 +128,8 @@ class Unstable:
         *locate* is asked the first time an object is noted after a checkpoint, and after a rename.
         """
         self.catch_up()
+        if not self._noted.is_complete:
+            return
         log = self._noted.log
         if type(op) is ops.Write:
             # Nearly all are writes, and most of them to what is noted already.
@@ -110,7 +146,8 @@ class Unstable:
     def note_soon(self, op: ops.AnyOp, locate: splitter.Locator, *, length: int = 0) -> None:
         """As `note`, in the next `catch_up`: somebody is waiting for the answer to *op* now."""
         self.catch_up()
-        self._owed = op, locate, length
+        if self._noted.is_complete:
+            self._owed = op, locate, length
 
     def catch_up(self) -> None:
         """Note what `note_soon` was told: due before another operation is applied.

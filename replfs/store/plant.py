@@ -7,7 +7,7 @@ import os
 from typing import Final
 
 from replfs.core import ops
-from replfs.store import locators, syscalls
+from replfs.store import locators
 from replfs.store import record as records
 from replfs.store.inode import Inode
 from replfs.store.record import Record
@@ -25,8 +25,12 @@ def plant(
     object_id: bytes,
     attributes: ops.Attributes,
     contents: bytes | memoryview,
+    *,
+    locate: bool = True,
 ) -> bytes:
     """Make the file *name*, which stays unknown to the tree; what finds it again (`locators`).
+
+    Empty without *locate*, which takes as long as writing a small file.
 
     Its record is written last: what a crash leaves of it has no id, and is taken for an earlier
     copy.
@@ -50,11 +54,11 @@ def plant(
         if is_changed:
             # Owner and ACLs change the mode, too.
             os.fchmod(fd, attributes.mode & _PERMISSIONS)
-        syscalls.utimens(fd, None, attributes.mtime)
+        os.utime(fd, ns=(found.st_atime_ns, attributes.mtime))
         record = Record(object_id, 0, attributes.policy, attributes.ack)
         os.setxattr(fd, records.XATTR, records.pack(record, found.st_ino))
         tree.displace(found.st_ino)
-        locator = locators.of_file(tree, parent, fd)
+        locator = locators.of_file(tree, parent, fd) if locate else b""
     except BaseException:
         os.close(fd)
         os.unlink(name, dir_fd=above)

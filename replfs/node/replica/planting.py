@@ -9,29 +9,36 @@ from __future__ import annotations
 import errno
 import stat as _stat
 from collections.abc import Callable
+from typing import Final
 
 from replfs.core import ops
+from replfs.core.unstable import Unstable
 from replfs.node.pacing.courtesy import Slice
 from replfs.node.replica.limbo import Limbo
+from replfs.store import locators
 from replfs.store.inode import Inode
 from replfs.store.plant import plant
 from replfs.store.record import PRIVILEGED
 from replfs.store.tree import Tree
 
+_NEW: Final = ops.Placed(complete=True, created=True)
+
 PlaceOne = Callable[[ops.Place, memoryview], ops.Done | ops.Placed]
-Note = Callable[[ops.Place, bytes], None]
+Note = Callable[[ops.Place], None]
 
 
 class Planting:
-    """Plants in *tree*.
+    """Plants in *tree*, noted in *unstable* before the answer.
 
-    *place* does one as `Place` would. *note* is told of each, before the answer; with a locator, if
-    the tree does not know it.
+    *place* does one as `Place` would; what it does is told to *note*.
     """
 
-    def __init__(self, tree: Tree, limbo: Limbo, place: PlaceOne, note: Note) -> None:
+    def __init__(
+        self, tree: Tree, limbo: Limbo, unstable: Unstable, place: PlaceOne, note: Note
+    ) -> None:
         self._tree = tree
         self._limbo = limbo
+        self._unstable = unstable
         self._place = place
         self._note = note
 
@@ -53,33 +60,45 @@ class Planting:
                     return ops.Done(errno.EINTR)
                 data = view[start : start + item.attributes.size]
                 start += len(data)
-                one = ops.Place(
-                    item.object,
-                    op.parent,
-                    item.name,
-                    item.attributes,
-                    [],
-                    whole=not _stat.S_ISDIR(item.attributes.mode),
-                )
-                locator = self._plant(parent, one, data)
-                if locator is None:
-                    results.append(self._place(one, data))
+                if self._plant(parent, item, data):
+                    results.append(_NEW)
                 else:
-                    results.append(ops.Placed(complete=True, created=True))
-                self._note(one, locator or b"")
-                made = self._tree.table.by_id.get(item.object)
-                if made is not None:
-                    self._tree.drop_unused(made)
+                    results.append(self._place_singly(op.parent, item, data))
         return ops.PlacedMany(results)
 
-    def _plant(self, parent: Inode, one: ops.Place, contents: memoryview) -> bytes | None:
-        """Its locator, if it is a file that has to be made new, and was."""
-        if not PRIVILEGED or not _stat.S_ISREG(one.attributes.mode):
-            return None
-        if one.object in self._tree.table.by_id or self._limbo.may_hold(one.object):
-            return None
+    def _place_singly(
+        self, parent: ops.ObjectId, item: ops.Item, data: memoryview
+    ) -> ops.Done | ops.Placed:
+        is_whole = not _stat.S_ISDIR(item.attributes.mode)
+        one = ops.Place(item.object, parent, item.name, item.attributes, [], whole=is_whole)
+        result = self._place(one, data)
+        self._note(one)
+        made = self._tree.table.by_id.get(item.object)
+        if made is not None:
+            self._tree.drop_unused(made)
+        return result
+
+    def _plant(self, parent: Inode, item: ops.Item, contents: memoryview) -> bool:
+        """Whether it is a file that has to be made new, and was."""
+        if not PRIVILEGED or not _stat.S_ISREG(item.attributes.mode):
+            return False
+        if item.object in self._tree.table.by_id or self._limbo.may_hold(item.object):
+            return False
+        unstable = self._unstable
         try:
-            self._tree.check_name(parent, one.name)
-            return plant(self._tree, parent, one.name, one.object, one.attributes, contents)
+            self._tree.check_name(parent, item.name)
+            locator = plant(
+                self._tree,
+                parent,
+                item.name,
+                item.object,
+                item.attributes,
+                contents,
+                locate=unstable.is_known,
+            )
         except OSError:
-            return None  # what is wrong is found out again, and told, where it is placed singly
+            return False  # what is wrong is found out again, and told, where it is placed singly
+        if unstable.is_known:
+            above = b"" if unstable.is_noted(parent.id) else locators.of(self._tree, parent)
+            unstable.note_file(parent.id, above, item.name, item.object, locator)
+        return True

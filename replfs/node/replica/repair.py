@@ -144,14 +144,10 @@ class Repair:
                 self._objects.pin(one.object, pin)
             return answer
 
-        def note(one: ops.Place, locator: bytes) -> None:
-            def locate(object_id: bytes) -> bytes:
-                return locator if object_id == one.object and locator else find(object_id)
+        def note(one: ops.Place) -> None:
+            self._unstable.note(one, self._objects.locator)
 
-            self._unstable.note(one, locate)
-
-        find = self._objects.locator
-        planting = Planting(self._tree, self._limbo, place, note)
+        planting = Planting(self._tree, self._limbo, self._unstable, place, note)
         return await planting.place_many(op, contents, is_wanted)
 
     async def _index(self, is_wanted: Callable[[], bool]) -> bool:

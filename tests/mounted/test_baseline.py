@@ -70,6 +70,9 @@ def test_a_store_that_holds_something(kind):
         pair.start()
         pair.assert_equal(holes=1 << 16)
         assert pair.mount.status()["snapshots"] == ("btrfs" if kind == "btrfs" else "live")
+        # Small files go together, and are marked nowhere on the way.
+        files = sum(1 for path in pair.primary_store.rglob("*") if path.is_file())
+        assert pair.peer()["sent_ops"] < files
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -18,6 +18,7 @@ import errno
 import os
 import stat as _stat
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
@@ -52,11 +53,16 @@ class Expansion:
         work: Work,
         is_placed: Callable[[Inode], Awaitable[bool]],
         absent: set[tuple[bytes, bytes]],
+        can_fill: Callable[[], bool],
     ) -> None:
-        """*absent* learns the dirty names, (id of the directory, name), that the peer has not."""
+        """*absent* learns the dirty names, (id of the directory, name), that the peer has not.
+
+        *can_fill*: whether what is empty there can be filled without being looked at here.
+        """
         self._work = work
         self._is_placed = is_placed
         self._absent = absent
+        self._can_fill = can_fill
         self._tree = work.tree
         self._policies = work.policies
         self._peer = work.peer
@@ -64,7 +70,8 @@ class Expansion:
         self._applications = work.pipeline.applications
         self._under_way: set[bytes] = set()
         self._new: dict[bytes, int] = {}
-        """Directories that the peer has made for this resync, each with the session it did so in.
+        """Directories in which the peer has nothing but what this resync places there, each with
+        the session of which that is known.
         """
 
     def was_made(self, directory_id: bytes) -> None:
@@ -80,7 +87,45 @@ class Expansion:
         for directory in self._log.directories_unknown():
             if self._log.dirty_names - len(self._work.stuck) >= _NAMES_AHEAD:
                 return
-            yield "list", directory
+            if not self._is_to_fill(directory):
+                yield "list", directory
+
+    # Directories that are empty there ----------------------------------------------------------
+
+    def empty(self) -> Iterator[bytes]:
+        """Ids of unknown directories that can be filled."""
+        for directory in self._log.directories_unknown():
+            if self._is_to_fill(directory) and directory not in self._under_way:
+                yield directory
+
+    def _is_to_fill(self, directory_id: bytes) -> bool:
+        if self._new.get(directory_id, 0) != self._peer.link.session or not self._can_fill():
+            return False
+        marks = self._log.marks(directory_id)
+        # Where what is below is unknown, too, the peer may have it at another place.
+        return marks is not None and not marks.deep
+
+    @contextmanager
+    def attended(self, directory_id: bytes) -> Iterator[bool]:
+        """While the block lasts nobody else looks at a directory; False: somebody does already."""
+        if directory_id in self._under_way:
+            yield False
+            return
+        self._under_way.add(directory_id)
+        try:
+            yield True
+        finally:
+            self._under_way.discard(directory_id)
+
+    def is_filled(self, directory_id: bytes) -> None:
+        """There is more in a directory on the peer by now than what is dirty."""
+        self._new.pop(directory_id, None)
+
+    async def mark_absent(self, directory: Inode, names: list[bytes]) -> None:
+        """The peer has nothing at *names*. Raises OSError."""
+        await self._mark([partial(self._mark_absent, directory.id, name) for name in names])
+
+    # Directories that are looked at ------------------------------------------------------------
 
     async def expand(self, item: tuple[str, bytes]) -> None:
         """Look at one directory, unless that is being done."""
@@ -89,15 +134,11 @@ class Expansion:
         if marks is None or not marks.names_all or self._work.is_waiting(item):
             return
         inode = self._work.find(directory_id)
-        if inode is None or directory_id in self._under_way:
+        if inode is None:
             return
-        self._under_way.add(directory_id)
-        try:
-            with self._tree.held(inode):
-                if await self._is_placed(inode):
-                    await self._expand(item, inode, deep=marks.deep)
-        finally:
-            self._under_way.discard(directory_id)
+        with self.attended(directory_id) as is_free, self._tree.held(inode):
+            if is_free and await self._is_placed(inode):
+                await self._expand(item, inode, deep=marks.deep)
 
     async def _expand(self, key: object, directory: Inode, *, deep: bool) -> None:
         version = self._log.mark_version(directory.id)
@@ -135,6 +176,10 @@ class Expansion:
         page: ops.AnyAnswer = ops.Listing([], more=False)
         if not is_new:
             page = await (await self._ask(directory, b"", digests=deep)).answer()
+            if isinstance(page, ops.Listing) and not page.entries and not page.more:
+                self._new[directory.id] = self._peer.link.session
+                if self._is_to_fill(directory.id):
+                    return None
         hidden = RESERVED if directory is self._tree.root else b""
         if os.fstat(fd).st_size <= SMALL_DIRECTORY:
             names = sorted_names(fd, hidden)

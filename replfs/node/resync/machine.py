@@ -9,7 +9,8 @@ for every interruption:
 2. *gather*: what stands under a dirty name on the peer and is not wanted there goes to limbo.
 3. *place*: under each dirty name the peer gets the object that is there here: out of limbo, by a
    link, adopted as it stands, or new. Parents first. This moves a renamed tree in one step. Small
-   new files go together, many of a directory with one message.
+   new files go together, many of a directory with one message. In a baseline, directories that
+   are empty there are *filled*: nothing is marked in them but what cannot go so.
 4. *data*: dirty regions are sent; where the peer may have them already, only those whose digests
    differ.
 5. *finish*: attributes, extended attributes and size, exactly.
@@ -26,6 +27,7 @@ import errno
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Final, TypeVar
 
 import trio
@@ -41,6 +43,7 @@ from replfs.node.replication.peer import Peer
 from replfs.node.replication.pipeline import Pipeline
 from replfs.node.resync.batch import Batches
 from replfs.node.resync.contents import Contents
+from replfs.node.resync.fill import Filling, can_fill
 from replfs.node.resync.names import Names
 from replfs.node.resync.source import Source
 from replfs.node.resync.work import RETRY_MAX_S, RETRY_MIN_S, Progress, Work
@@ -74,7 +77,8 @@ class Resync:
         self._peer = peer
         self._log = peer.log
         rate = Rate(rate_bytes)
-        self._names = Names(self.work, rate)
+        self._names = Names(self.work, rate, partial(can_fill, self.work))
+        self._filling = Filling(self.work, self._names, rate)
         self._batches = Batches(self.work, self._names, rate)
         self._contents = Contents(self.work, self._names, rate)
         self._passing = False
@@ -194,6 +198,7 @@ class Resync:
         expansion = self._names.expansion
         await self._each(expansion.pending(), expansion.expand)
         await self._names.gather()
+        await self._each(self._filling.pending(), self._filling.fill)
         await self._each(self._batches.pending(), self._batches.place)
         await self._each(self._log.names_pending(), self._names.place)
         await self._names.place_together()

@@ -7,7 +7,7 @@ have to be found by listing the one above it.
 from __future__ import annotations
 
 import stat as _stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Final
 
@@ -35,7 +35,8 @@ _HINTS_MAX: Final = 16
 class Names:
     """Which object stands under which name."""
 
-    def __init__(self, work: Work, rate: Rate) -> None:
+    def __init__(self, work: Work, rate: Rate, can_fill: Callable[[], bool]) -> None:
+        """*can_fill* as in `Expansion`."""
         self._work = work
         self._tree = work.tree
         self._policies = work.policies
@@ -45,7 +46,7 @@ class Names:
         self._rate = rate
         self._absent: set[tuple[bytes, bytes]] = set()
         """Dirty names, (id of the directory, name), of which the peer had nothing when listed."""
-        self.expansion = Expansion(work, self.is_placed, self._absent)
+        self.expansion = Expansion(work, self.is_placed, self._absent, can_fill)
         """Step 1."""
         self._hints: dict[bytes, list[tuple[bytes, bytes]]] = {}
         """Of an object with several names, those that were placed in this resync."""

@@ -22,6 +22,7 @@ from replfs.node.replica import writeback as writeback_module
 from replfs.node.resync import batch as batch_module
 from replfs.node.resync import contents as contents_module
 from replfs.node.resync import expand as expand_module
+from replfs.node.resync import fill as fill_module
 from replfs.node.resync import names as names_module
 from replfs.store import activity as activity_module
 from replfs.store import look as look_module
@@ -49,6 +50,9 @@ def _tighten(rng: random.Random, patch: pytest.MonkeyPatch) -> None:
         (writeback_module, "_EVERY", (1, 5000)),
         (reach_module, "_DIRECTORIES_OPEN_MAX", (4, 6)),
         (reach_module, "_FILES_OPEN_MAX", (1, 2)),
+        (fill_module, "PRIVILEGED", (False, True)),
+        (fill_module, "_MANY", (1, 3)),
+        (fill_module, "_AT_ONCE", (1, 3)),
     ):
         if rng.random() < 0.5:
             patch.setattr(module, name, rng.choice(values))

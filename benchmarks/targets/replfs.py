@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
 from benchmarks import images
+from benchmarks.errors import BenchmarkError
 from benchmarks.processes import Namespace, end, own_name, wait_for_log
 from benchmarks.targets.base import Running
 
 _START_S: Final = 30.0
 _PORT: Final = 4710
+_STATE: Final = re.compile(
+    r"(?P<moment>\S+Z) +\w+ +node\.replication\.peer: peer \S+: (?P<state>\w+) \("
+)
+"""A line of a log that tells of a peer's new state."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,22 @@ class Nodes:
         """Until nothing is dirty on any peer."""
         if self.target.peers:
             self.replfs("wait", "--for", "in-sync")
+
+    def resync_seconds(self) -> float:
+        """How long the last resync took that has ended, as the mount's log says."""
+        began = ended = 0.0
+        for line in (self._base / "mount.log").read_text(errors="replace").splitlines():
+            found = _STATE.match(line)
+            if found is None:
+                continue
+            moment = datetime.fromisoformat(found["moment"]).timestamp()
+            if found["state"] == "in_sync":
+                ended = moment
+            else:
+                began = moment
+        if not 0 < began < ended:
+            raise BenchmarkError("the log of the mount tells of no resync that has ended")
+        return ended - began
 
     def in_sync(self) -> bool:
         """Asked of the mount, which costs little."""

@@ -6,25 +6,34 @@ import errno
 import os
 import stat as _stat
 from collections.abc import Iterator
+from functools import partial
 from typing import Final
 
 import trio
 import xxhash
 
 from replfs.core import footprint, ops
+from replfs.core.marked import INFINITE
 from replfs.core.regions import REGION_SHIFT, REGION_SIZE
 from replfs.node.asking.attributes import read as read_attributes
+from replfs.node.pacing.ahead import ahead
 from replfs.node.pacing.rate import Allowance, Rate
 from replfs.node.replication.flight import describe
 from replfs.node.replication.places import BULK
+from replfs.node.resync.inorder import InOrder
 from replfs.node.resync.names import Names
 from replfs.node.resync.work import UNREPRESENTABLE, Work
 from replfs.store.holes import segments
 from replfs.store.inode import Inode
 
 _REGIONS_AT_ONCE: Final = ops.PAYLOAD_MAX // REGION_SIZE
+_RUNS_ON_THEIR_WAY: Final = 3
+"""Of one file."""
 _FEW_REGIONS: Final = 2
 """Sent with one message while applications are at work."""
+
+Run = tuple[int, int]
+"""Regions of a file, half-open."""
 
 
 class Contents:
@@ -127,7 +136,7 @@ class Contents:
             self._unclaimed.discard(inode.id)
             os.close(fd)
 
-    async def _is_kept(self, inode: Inode, fd: int, run: tuple[int, int]) -> bool:
+    async def _is_kept(self, inode: Inode, fd: int, run: Run) -> bool:
         """Whether what was sent from the snapshot still is what is here; else it is dirty."""
         start, stop = run[0] << REGION_SHIFT, run[1] << REGION_SHIFT
         async with self._work.claim(footprint.data(inode, start, stop)):
@@ -137,7 +146,7 @@ class Contents:
             self._clear_run(inode, run, None)
         return True
 
-    def _clear_run(self, inode: Inode, run: tuple[int, int], version: int | None) -> None:
+    def _clear_run(self, inode: Inode, run: Run, version: int | None) -> None:
         self._log.clear_regions(inode.id, *run, version=version)
         marks = self._log.marks(inode.id)
         # A tail that begins before the run came while its turn was awaited.
@@ -145,33 +154,49 @@ class Contents:
             self._log.clear_tail(inode.id, run[1], version=version)
 
     async def _send_regions(self, key: object, inode: Inode, fd: int) -> None:
-        first = 0
-        while (run := self._next_run(inode, fd, first)) is not None:
-            count = (run[1] - run[0]) << REGION_SHIFT
-            async with self._rate.allowance(count, at_once=inode in self.hurried) as allowance:
-                # While leave was awaited the file may have been cut off, or sent by another task.
-                run = self._next_run(inode, fd, first)
-                if run is None:
-                    break
-                claims = footprint.data(inode, run[0] << REGION_SHIFT, run[1] << REGION_SHIFT)
-                async with self._work.claim(claims):
-                    version = self._log.mark_version(inode.id)
-                    if not await self._send_run(key, inode, fd, run, allowance):
-                        return
-                    self._clear_run(inode, run, version)
-            first = run[1]
-            self._peer.progressed()
-            await self._work.pipeline.applications.give_way()
-        self._work.succeeded(key)
-        await self.finish(inode.id)
+        """All that is dirty, some runs at a time: one is read while another is written there."""
+        order = InOrder[Run](partial(self._clear_run, inode))
 
-    def _next_run(self, inode: Inode, fd: int, first: int) -> tuple[int, int] | None:
+        def runs() -> Iterator[Run]:
+            first = 0
+            while (run := self._next_run(inode, fd, first)) is not None:
+                first = run[1]
+                order.begin(run)
+                yield run
+
+        send = partial(self._send_in_turn, key, inode, fd, order)
+        applications = self._work.pipeline.applications
+        if await ahead(runs(), send, applications, tasks=_RUNS_ON_THEIR_WAY):
+            self._work.succeeded(key)
+            await self.finish(inode.id)
+
+    async def _send_in_turn(
+        self, key: object, inode: Inode, fd: int, order: InOrder[Run], run: Run
+    ) -> bool:
+        count = (run[1] - run[0]) << REGION_SHIFT
+        async with self._rate.allowance(count, at_once=inode in self.hurried) as allowance:
+            # While leave was awaited the file may have been cut off, or sent by another task.
+            left = self._next_run(inode, fd, *run)
+            if left is None:
+                order.drop(run)
+                return True
+            claims = footprint.data(inode, left[0] << REGION_SHIFT, left[1] << REGION_SHIFT)
+            async with self._work.claim(claims):
+                version = self._log.mark_version(inode.id)
+                if not await self._send_run(key, inode, fd, left, allowance):
+                    return False
+                order.end(run, left, version)
+        self._peer.progressed()
+        return True
+
+    def _next_run(self, inode: Inode, fd: int, first: int, last: int = INFINITE) -> Run | None:
         end = (os.fstat(fd).st_size + REGION_SIZE - 1) >> REGION_SHIFT
         busy = self._work.pipeline.applications.are_busy
-        return self._log.next_run(inode.id, first, end, _FEW_REGIONS if busy else _REGIONS_AT_ONCE)
+        limit = _FEW_REGIONS if busy else _REGIONS_AT_ONCE
+        return self._log.next_run(inode.id, first, min(end, last), limit)
 
     async def _send_run(
-        self, key: object, inode: Inode, fd: int, run: tuple[int, int], allowance: Allowance
+        self, key: object, inode: Inode, fd: int, run: Run, allowance: Allowance
     ) -> bool:
         """Send a run of regions, or those of them that differ; the claim is the caller's."""
         start = run[0] << REGION_SHIFT

@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Final
 
 import trio
 
 from replfs.core import footprint, ops
-from replfs.core.messages import BULK
 from replfs.core.relationship import State
-from replfs.errors import PeerLost, ProtocolError
+from replfs.node.pacing.ahead import ahead
 from replfs.node.pacing.rate import Rate
+from replfs.node.replication.places import BULK
 from replfs.node.resync.names import Names
 from replfs.node.resync.whole import WHOLE_MAX
 from replfs.node.resync.work import Work
@@ -87,26 +88,9 @@ class Filling:
 
     async def _carry_all(self, directory: Inode, fd: int, names: list[bytes]) -> None:
         """Raises OSError, PeerLost or ProtocolError, with part of it done."""
-        parts = self._parts(names)
-        failures: list[Exception] = []
-
-        async def carry(number: int) -> None:
-            try:
-                while not failures and not (number and self._applications.are_busy):
-                    part = next(parts, None)
-                    if part is None:
-                        return
-                    await self._carry(directory, fd, part)
-                    self._peer.progressed()
-                    await self._applications.give_way()
-            except (OSError, PeerLost, ProtocolError) as error:
-                failures.append(error)
-
-        async with trio.open_nursery() as nursery:
-            for number in range(_AT_ONCE if len(names) > _MANY else 1):
-                nursery.start_soon(carry, number)
-        if failures:
-            raise failures[0]
+        tasks = _AT_ONCE if len(names) > _MANY else 1
+        carry = partial(self._carry, directory, fd)
+        await ahead(self._parts(names), carry, self._applications, tasks=tasks)
 
     def _parts(self, names: list[bytes]) -> Iterator[list[bytes]]:
         start = 0
@@ -115,7 +99,7 @@ class Filling:
             yield names[start:stop]
             start = stop
 
-    async def _carry(self, directory: Inode, fd: int, names: Sequence[bytes]) -> None:
+    async def _carry(self, directory: Inode, fd: int, names: Sequence[bytes]) -> bool:
         while names:
             if self._rate.limit:
                 await self._rate.spend(_bytes_of(fd, names))
@@ -133,6 +117,8 @@ class Filling:
             left = [name for name in names[:count] if name not in carried]
             await self._expansion.mark_absent(directory, left)
             names = names[count:]
+            self._peer.progressed()
+        return True
 
     def _is_alone(self, one: Fresh) -> bool:
         """Whether nobody knows another object by the inode number or the id."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trio
 
+from replfs.core import ops
 from replfs.core.relationship import State
 from replfs.core.unstable import Unstable
 from replfs.node.pacing.commit import GroupCommit
-from replfs.node.recovery.checkpoints import Checkpoints
+from replfs.node.recovery.checkpoints import Checkpoints, _Flush
 
 
 def a_peer(**changes):
@@ -41,6 +43,30 @@ def test_a_checkpoint_is_wanted_while_something_is_unstable_or_a_peer_does_not_k
     assert checkpoints._is_wanted()
     pipeline.peers = []
     assert not checkpoints._is_wanted()
+
+
+@pytest.mark.parametrize(
+    ("number", "is_over", "failed"),
+    [
+        (errno.EIO, False, 1),
+        (errno.EROFS, False, 1),
+        (errno.EIO, True, 1),
+        (errno.EROFS, True, 0),
+        (errno.ETIMEDOUT, False, 0),
+    ],
+)
+def test_who_has_taken_this_nodes_place_has_not_failed_to_flush(number, is_over, failed):
+    """It refuses, and what it is said to lack would begin a generation of a former primary."""
+    failures = []
+    peer = a_peer(changes=0, flush_failed=failures.append)
+    pipeline: Any = SimpleNamespace(peers=[peer], is_over=is_over)
+    checkpoints = Checkpoints(pipeline, 5.0, trio.lowlevel.checkpoint, lambda _: None)
+    link: Any = None
+    flush = _Flush(peer)
+    if number != errno.ETIMEDOUT:
+        flush.answered(link, ops.Done(number))
+    checkpoints._settle([flush], [peer])
+    assert len(failures) == failed
 
 
 async def test_callers_share_a_run_that_began_after_they_called():

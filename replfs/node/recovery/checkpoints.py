@@ -138,8 +138,7 @@ class Checkpoints:
         self._taken_at = admitted
         self.count += 1
 
-    @staticmethod
-    def _settle(flushes: list[_Flush], everyone: list[Peer]) -> None:
+    def _settle(self, flushes: list[_Flush], everyone: list[Peer]) -> None:
         everywhere = len(flushes) == len(everyone) and all(one.is_common for one in flushes)
         for flush in flushes:
             peer = flush.peer
@@ -147,6 +146,10 @@ class Checkpoints:
                 peer.tell(ops.Stable(everywhere))
             if not flush.number:
                 peer.unstable.settle(everywhere=True)
+            elif flush.number == errno.EROFS and self._pipeline.is_over:
+                # It has taken this node's place, and has not tried. Recorded as a failure, that
+                # would begin a generation here, and part the two.
+                continue
             elif flush.number != errno.ETIMEDOUT:
                 peer.flush_failed(describe(flush.number))
 

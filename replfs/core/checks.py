@@ -269,6 +269,13 @@ def _check_progress(op: ops.Progress) -> None:
     number(op.number, U64_MAX)
 
 
+def _check_summary(op: ops.Summary) -> None:
+    number(op.number, U64_MAX)
+    number(op.checksum, U32_MAX)
+    object_or_none(op.generation)
+    number(op.change, U64_MAX)
+
+
 def _check_handover(op: ops.Handover) -> None:
     object_id(op.generation)
 
@@ -336,6 +343,7 @@ _CHECKS: Final[dict[type[ops.Op], Callable[[Any], None]]] = {
     ops.Stable: _check_nothing,
     ops.Generation: _check_generation,
     ops.Progress: _check_progress,
+    ops.Summary: _check_summary,
     ops.Handover: _check_handover,
     ops.Suspects: _check_suspects,
     ops.Fetch: _check_fetch,

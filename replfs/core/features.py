@@ -17,6 +17,7 @@ WORDS: Final[dict[type[ops.Op], str]] = {
     ops.Handover: "takes-over",
     ops.Progress: "counts-changes",
     ops.PlaceMany: "places-many",
+    ops.Summary: "compares-summaries",
 }
 """By the kind of operation. A word is never used again for something else."""
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from typing import Final, TypeVar
+from zlib import crc32
 
 import msgspec
 from xxhash import xxh3_64_intdigest
@@ -172,6 +173,14 @@ def encode_op(stream: int, session: int, seq: int, op: ops.AnyOp, payload: Buffe
     if len(head) > HEAD_MAX:
         raise ProtocolError(f"{type(op).__name__} of {len(head)} bytes cannot be sent")
     return head
+
+
+def chained(checksum: int, head: bytes) -> int:
+    """The running checksum after the operation in *head*, *checksum* before it; 0 to 2^32 - 1.
+
+    It covers what that message's own checksum does, in order: header, body and payload.
+    """
+    return crc32(head[-8:], checksum)
 
 
 def encode_answers(

@@ -13,6 +13,7 @@ carry `Locate` and `Forget`, which have no answer: they only tell the peer where
 
 from __future__ import annotations
 
+import errno
 from typing import Final
 
 import msgspec
@@ -30,6 +31,8 @@ RUNS_PER_MESSAGE: Final = 4096
 PLACES_PER_MESSAGE: Final = NAMES_PER_MESSAGE + PATH_MAX // 2
 """An object more than `NAMES_PER_MESSAGE` may bring all its parents with it."""
 NO_OBJECT: Final = b""
+DISAGREES: Final = errno.EBADMSG
+"""The errno that answers a `Summary` that is not the peer's own."""
 KEEP: Final = -1
 """In `SetAttr.mode`, `.uid`, `.gid`: leave as it is."""
 
@@ -214,6 +217,24 @@ class Progress(Op, frozen=True, tag=34):
     number: int
 
 
+# Both: what was sent -----------------------------------------------------------------------------
+
+
+class Summary(Op, frozen=True, tag=35):
+    """All that was sent before on this stream and in this session; the peer compares its own.
+
+    `number` operations, with that running `checksum` (`messages.chained`). `generation`: what the
+    peer should have recorded as its own; empty: not to be compared. `change`: up to which change of
+    the primary it should have everything; 0: not to be compared. Answered with `DISAGREES` where
+    anything is another (`core.summary`). Changes nothing.
+    """
+
+    number: int
+    checksum: int
+    generation: bytes
+    change: int
+
+
 # Bulk: resync ----------------------------------------------------------------------------------
 
 
@@ -385,17 +406,17 @@ class PlaceMany(Op, frozen=True, tag=53):
 
 LiveOp = (
     Locate | Forget | Write | Truncate | Make | Link | Unlink | Rename | SetAttr | SetXattr
-    | RemoveXattr | SetPolicy | Sync | Checkpoint | Stable | Generation | Progress
+    | RemoveXattr | SetPolicy | Sync | Checkpoint | Stable | Generation | Progress | Summary
 )  # fmt: skip
 BulkOp = (
     Locate | Forget | Gather | Place | Clear | Digest | Data | Finish | List | EmptyLimbo | Phase
-    | Inspect | Suspects | Fetch | Handover | PlaceMany
+    | Inspect | Suspects | Fetch | Handover | PlaceMany | Summary
 )  # fmt: skip
 AnyOp = (
     Locate | Forget | Write | Truncate | Make | Link | Unlink | Rename | SetAttr | SetXattr
-    | RemoveXattr | SetPolicy | Sync | Checkpoint | Stable | Generation | Progress | Gather | Place
-    | Clear | Digest | Data | Finish | List | EmptyLimbo | Phase | Inspect | Suspects | Fetch
-    | Handover | PlaceMany
+    | RemoveXattr | SetPolicy | Sync | Checkpoint | Stable | Generation | Progress | Summary
+    | Gather | Place | Clear | Digest | Data | Finish | List | EmptyLimbo | Phase | Inspect
+    | Suspects | Fetch | Handover | PlaceMany
 )  # fmt: skip
 
 CHANGES: Final[frozenset[type[Op]]] = frozenset({

@@ -11,7 +11,7 @@ from typing import Final, Generic, Literal, TypeVar
 import msgspec
 import trio
 
-from replfs.core import ops
+from replfs.core import ops, summary
 from replfs.core.messages import Refuse, Welcome
 from replfs.errors import ProtocolError
 from replfs.transport.socket import Connection
@@ -96,8 +96,8 @@ class Flow(Generic[SinkT]):
     """One stream of one session."""
 
     __slots__ = (
-        "applied", "bytes", "calls", "connection", "fruitless", "greeting", "heard_ns", "next_seq",
-        "noticed", "open", "progress_ns", "reply", "room", "silent", "stream",
+        "applied", "bytes", "calls", "checksum", "connection", "fruitless", "greeting", "heard_ns",
+        "next_seq", "noticed", "open", "progress_ns", "reply", "room", "silent", "stream",
     )  # fmt: skip
 
     def __init__(self, stream: int) -> None:
@@ -111,6 +111,8 @@ class Flow(Generic[SinkT]):
         """Those of the calls without a sink, ascending; `settle` takes them out."""
         self.bytes = 0
         self.next_seq = 1
+        self.checksum = summary.NOTHING
+        """The running checksum of all up to there."""
         self.applied = 0
         """What the peer is known to have applied, all up to this number."""
         self.progress_ns = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from replfs.core import ops
+from replfs.core import ops, summary
 
 REMEMBERED: Final = 1024
 """Answers kept per stream: at least the dialling side's window, as only that can be asked for."""
@@ -17,8 +17,8 @@ class Lane:
     """The receiving end of one stream."""
 
     __slots__ = (
-        "answers", "answers_bytes", "applied", "applying", "batch", "deferred", "identity",
-        "stream", "told",
+        "answers", "answers_bytes", "applied", "applying", "batch", "checksum", "deferred",
+        "identity", "stream", "told",
     )  # fmt: skip
 
     def __init__(self, stream: int) -> None:
@@ -27,6 +27,8 @@ class Lane:
         """The connection it runs over; empty while there is none."""
         self.applied = 0
         self.applying = 0
+        self.checksum = summary.NOTHING
+        """The running checksum of what was applied."""
         self.told = 0
         self.answers: dict[int, ops.AnyAnswer] = {}
         """What was answered, oldest answer first."""

@@ -165,6 +165,7 @@ class Link:
         head = messages.encode_op(stream, self.session, seq, op, payload)
         cost = cost_of(op, head, payload)
         flow.next_seq = seq + 1
+        flow.checksum = messages.chained(flow.checksum, head)
         alone = not flow.calls and not self._ping_sent_ns
         answer_type = ANSWER_TYPES.get(type(op), ops.Done)
         timeouts = CHECKPOINT_TIMEOUTS if type(op) is ops.Checkpoint else DEFERRED_TIMEOUTS
@@ -219,6 +220,11 @@ class Link:
                 return
             await flow.room.park()
 
+    def sent(self, stream: int) -> tuple[int, int]:
+        """How many operations were sent on *stream* in this session, and their checksum."""
+        flow = self._flows[stream]
+        return flow.next_seq - 1, flow.checksum
+
     def retry(self) -> None:
         """What was refused may not be any more: try now."""
         self._retry.set()
@@ -227,6 +233,11 @@ class Link:
         """End the session, if there is one; the link then tries to get another."""
         if self.is_up:
             self._end(reason)
+
+    def fail_soon(self, reason: str) -> None:
+        """As `fail`, but not before whoever is at it has ended: this may be inside a `send`."""
+        if self.is_up:
+            self._fate(reason)
 
     def statistics(self) -> LinkStatistics:
         """Counters since the link was made, and its state."""

@@ -134,6 +134,14 @@ class Session:
         lane.batch.append((seq, answer))
         self._listener._deferred_answer(self, lane)  # noqa: SLF001 - two halves of one thing
 
+    def applied(self, stream: int) -> tuple[int, int]:
+        """How many operations were applied on *stream*, and their checksum.
+
+        Asked from within `apply`, of those before that one.
+        """
+        lane = self.lanes[stream]
+        return lane.applied, lane.checksum
+
     def close(self, reason: str) -> None:
         """End it from this side; the peer is told, and `Applier.closed` is called."""
         self._listener._close(self, reason)  # noqa: SLF001 - two halves of one thing
@@ -428,6 +436,7 @@ class Listener:
             answer = ops.Done(errno.EIO)
         lane.applied = seq
         lane.applying = 0
+        lane.checksum = messages.chained(lane.checksum, head)
         if type(op) in _SILENT:
             return
         if answer is None:

@@ -433,6 +433,8 @@ async def test_exactly_once_over_cuts(pair, seed):
         assert all(sink.calls == 1 and sink.answer for sink in sinks)
         assert pair.owner.events == ["up"]
         assert proxy.cuts > 0
+        assert link.sent(messages.LIVE) == pair.applier.sessions[0].applied(messages.LIVE)
+        assert link.sent(messages.LIVE)[0] == total
 
 
 async def test_both_streams_over_cuts(pair):
@@ -457,6 +459,7 @@ async def test_both_streams_over_cuts(pair):
         for stream in messages.STREAMS:
             numbers = [seq for where, seq, _, _ in pair.applier.applied if where == stream]
             assert numbers == list(range(1, 200))
+            assert link.sent(stream) == pair.applier.sessions[0].applied(stream)
 
 
 async def test_a_stalled_peer_is_lost_after_the_timeout(hasty):

@@ -148,7 +148,8 @@ def test_every_live_operation_is_of_a_class():
         ops.Sync: "fsync",
         ops.Checkpoint: "fsyncdir",
     }
-    own = {ops.Locate, ops.Forget, ops.Stable, ops.Generation, ops.Progress}  # of replfs
+    # What is of replfs itself.
+    own = {ops.Locate, ops.Forget, ops.Stable, ops.Generation, ops.Progress, ops.Summary}
     assert of_class.keys() | own == set(ops.LiveOp.__args__)
     for kind in of_class.values():
         assert CLASSES[kind] is not OpClass.LOCAL

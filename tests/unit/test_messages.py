@@ -83,6 +83,13 @@ LIVE_OPS = [
     st.builds(ops.Sync, ids, st.booleans()),
     st.builds(ops.Generation, ids, histories),
     st.builds(ops.Progress, st.integers(0, U64)),
+    st.builds(
+        ops.Summary,
+        st.integers(0, U64),
+        st.integers(0, 2**32 - 1),
+        ids_or_none,
+        st.integers(0, U64),
+    ),
     st.builds(ops.Checkpoint, ids_or_none),
     st.builds(ops.Stable, st.booleans()),
 ]
@@ -537,6 +544,10 @@ BAD_LIVE: list[ops.AnyOp] = [
     ops.Generation(I, [b""]),
     ops.Generation(I, [I] * 65),
     ops.Progress(-1),
+    ops.Summary(-1, 0, b"", 0),
+    ops.Summary(0, 2**32, b"", 0),
+    ops.Summary(0, 0, b"short", 0),
+    ops.Summary(0, 0, b"", -1),
     ops.Write(I, 0, 0),
 ]
 BAD_BULK: list[ops.AnyOp] = [

@@ -21,8 +21,11 @@ from typing import Final
 import trio
 
 from replfs.core import ops
+from replfs.core.messages import LIVE
 from replfs.core.relationship import State
+from replfs.errors import PeerLost
 from replfs.node.pacing.commit import GroupCommit
+from replfs.node.replication import summaries
 from replfs.node.replication.flight import describe
 from replfs.node.replication.peer import Peer
 from replfs.node.replication.pipeline import Pipeline
@@ -165,6 +168,11 @@ def _lacks_checkpoint(peer: Peer) -> bool:
 def _ask(peer: Peer, pipeline: Pipeline) -> _Flush | None:
     flush = _Flush(peer)
     if not peer.live:
+        return None
+    try:
+        # Before what it covers is forgotten: where the two disagree, that is compared.
+        summaries.begin(peer, LIVE, pipeline.changes)
+    except PeerLost:
         return None
     generation = pipeline.policies.generation()
     return flush if peer.begin_checkpoint(ops.Checkpoint(generation), flush) else None

@@ -38,6 +38,7 @@ from replfs.errors import PeerLost, ProtocolError
 from replfs.node.asking import suspects
 from replfs.node.pacing.courtesy import Turns
 from replfs.node.pacing.rate import Rate
+from replfs.node.replication import summaries
 from replfs.node.replication.flight import describe
 from replfs.node.replication.peer import Peer
 from replfs.node.replication.pipeline import Pipeline
@@ -168,7 +169,10 @@ class Resync:
             peer.peer_generation = generation
             peer.diverged = False
             await self._tell(ops.Phase(inconsistent=False, generation=generation, history=history))
-            if not self._lacks_something() and generation == peer.home.lineage()[0]:
+            if self._lacks_something() or generation != peer.home.lineage()[0]:
+                continue
+            agrees = await summaries.agree(peer, lambda: self.work.pipeline.changes)
+            if agrees and not self._lacks_something() and generation == peer.home.lineage()[0]:
                 break
         self._names.forget()
         peer.advance(Event.LOG_EMPTY_CONFIRMED)

@@ -10,7 +10,7 @@ from functools import partial
 import trio
 
 from replfs.core import generation as generations
-from replfs.core import ops
+from replfs.core import ops, summary
 from replfs.core.dirty import DirtyLog
 from replfs.core.generation import Action
 from replfs.core.messages import Hello, Welcome
@@ -188,6 +188,8 @@ class Secondary:
             self._progress.count()
         elif stream and type(op) is ops.Handover:
             return self._handover(session, op, partial(session.answer, stream, seq))
+        elif type(op) is ops.Summary:
+            return self._compare(session, stream, op)
         return self.replica.apply(stream, op, payload, partial(session.answer, stream, seq))
 
     def catch_up(self) -> None:
@@ -225,6 +227,23 @@ class Secondary:
         """The primary has nothing recorded for this store."""
         self._progress.number = op.number
         return ops.Done(0)
+
+    def _compare(self, session: Session, stream: int, op: ops.Summary) -> ops.AnyAnswer:
+        """Whether this store has had what the primary says it has sent."""
+        number, checksum = session.applied(stream)
+        identity = self._state.identity()
+        found = summary.difference(
+            op,
+            number=number,
+            checksum=checksum,
+            generation=b"" if identity.inconsistent else identity.generation,
+            change=self.progress,
+        )
+        if not found:
+            return ops.Done(0)
+        log.error("%s and this store disagree: %s", session.name, found)
+        self._progress.number = 0
+        return ops.Done(ops.DISAGREES)
 
     def _phase(self, op: ops.Phase) -> None:
         """The primary says that a resync begins or has ended here; durable when it returns."""

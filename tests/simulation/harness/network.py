@@ -20,7 +20,7 @@ import msgspec
 import trio
 from simulation.harness.life import Life, acting
 
-from replfs.core import messages, ops
+from replfs.core import messages, ops, summary
 from replfs.core.messages import Hello, Refuse, Welcome
 from replfs.errors import PeerLost, Refused
 
@@ -51,6 +51,10 @@ class Network:
         self.trouble = trouble
         self.note: Callable[[str], None] | None = None
         """Told of everything that arrives, where somebody wants to read it."""
+        self.tamper: Callable[[Wire, Lane], None] = lambda _wire, _lane: None
+        """May change what is about to arrive, as `transport` promises never to do."""
+        self.on_disagreement = trouble
+        """Told when a replica has not had what its primary says it has sent."""
         self.on_welcomed: Callable[[str, str], None] = lambda _by, _name: None
         """Told when a primary has agreed to a session with a node."""
         self.conditions = Conditions(rng)
@@ -103,7 +107,10 @@ class Lane:
 
     def __init__(self, stream: int) -> None:
         self.stream = stream
-        self.queue: deque[tuple[int, ops.AnyOp, bytes | None]] = deque()
+        self.queue: deque[tuple[int, ops.AnyOp, bytes | None, bytes]] = deque()
+        """Numbers (0: nobody awaits it), operations, payloads, and the messages' heads."""
+        self.sent = self.applied = (0, summary.NOTHING)
+        """How many operations, and their running checksum: at the primary, at the replica."""
         self.limit: int | None = None
         """How many of the queue still arrive; None: all."""
         self.more = trio.Event()
@@ -179,7 +186,10 @@ class Wire:
 
     def deliver_one(self, lane: Lane) -> None:
         """The first of the queue arrives."""
-        seq, op, payload = lane.queue.popleft()
+        self.network.tamper(self, lane)
+        if not lane.queue:
+            return
+        seq, op, payload, head = lane.queue.popleft()
         if lane.limit is not None:
             lane.limit -= 1
         self.network.delivered += 1
@@ -198,13 +208,21 @@ class Wire:
             )
         if life.dead:
             return
+        if isinstance(answer, ops.Done) and answer.errno == ops.DISAGREES:
+            self.network.on_disagreement(f"{life.name} has not had what was sent: {shown(op)}")
+        number, checksum = lane.applied
+        lane.applied = number + 1, messages.chained(checksum, head)
         is_silent = isinstance(op, ops.Locate | ops.Forget | ops.Stable)
-        if answer is not None and not is_silent:
+        if answer is not None and not is_silent and seq:
             self.answer(lane.stream, seq, answer)
         # Several operations may have arrived at once.
         if not lane.queue or self.network.rng.random() < 0.5:
             with acting(life):
                 self.listener.answered()
+
+    def applied(self, stream: int) -> tuple[int, int]:
+        """Session.applied: what the replica has had."""
+        return self.lanes[stream].applied
 
     def answer(self, stream: int, seq: int, answer: ops.AnyAnswer) -> None:
         """Session.answer: on its way back."""
@@ -342,12 +360,13 @@ class FakeLink:
         op = messages.decode_op(stream, head, payload)
         self._next[stream] = seq + 1
         wire, lane = self.wire, self.wire.lanes[stream]
+        lane.sent = seq, messages.chained(lane.sent[1], head)
         if sink is not None:
             self._calls[stream][seq] = sink
             if stream == LIVE:
                 self.outstanding += 1
         if not wire.requests_cut:
-            lane.queue.append((seq, op, None if payload is None else bytes(payload)))
+            lane.queue.append((seq, op, None if payload is None else bytes(payload), head))
             lane.more.set()
             if self.network.rng.random() < self.network.conditions.eager_share / 4:
                 wire.return_all()
@@ -377,6 +396,25 @@ class FakeLink:
                 return
             self._room = trio.Event() if self._room.is_set() else self._room
             await self._room.wait()
+
+    def sent(self, stream: int) -> tuple[int, int]:
+        """What was sent in this session, and its checksum."""
+        if self.wire is None:
+            raise PeerLost(f"{self.name} is not connected")
+        return self.wire.lanes[stream].sent
+
+    def fail_soon(self, reason: str) -> None:
+        """As `fail`, in a task of its own."""
+        wire = self.wire
+
+        async def fail() -> None:
+            if self.wire is wire:
+                with acting(self.life):
+                    self.fail(reason)
+
+        outer, Life.current = Life.current, None
+        self.network.nursery.start_soon(fail)
+        Life.current = outer
 
     def retry(self) -> None:
         """It is tried again soon all the same."""

@@ -77,14 +77,19 @@ def memory() -> Path | None:
     return shared if shared.is_dir() and os.access(shared, os.W_OK) else None
 
 
-def run_seed(seed: int, base: Path, *, wire: bool = False) -> Result:
-    """Run *seed* in the empty directory *base*; *wire*: note what goes over the network too."""
+def run_seed(
+    seed: int, base: Path, *, wire: bool = False, kind: type[Simulation] = Simulation
+) -> Result:
+    """Run *seed* in the empty directory *base*; *wire*: note what goes over the network too.
+
+    *kind*: what happens in that run.
+    """
     result = Result(seed)
     descriptors = set(os.listdir("/proc/self/fd"))
     with _no_collector(), simulated(seed) as world, pytest.MonkeyPatch.context() as patch:
         replace_surroundings(patch)
         _tighten(random.Random(f"{seed} limits"), patch)
-        simulation = Simulation(seed, base, world, result)
+        simulation = kind(seed, base, world, result)
         simulation.wire = wire
         try:
             trio.run(simulation.main, clock=world.clock)

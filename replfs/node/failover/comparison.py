@@ -70,7 +70,9 @@ class Comparison:
         heapq.heapify(pending)
         while pending:
             path = heapq.heappop(pending)
-            inode, there = self._tree.at(path), await self._inspector.at(path)
+            there = await self._inspector.at(path)
+            # Only now: applications go on, and it may go while the other side is asked.
+            inode = self._tree.at(path)
             if inode is not None:
                 self._tree.read_record(inode)
             if _is_private(inode, there):
@@ -119,7 +121,7 @@ class Comparison:
         if not isinstance(listed, dict):
             raise PeerLost(f"a directory on {self._name} could not be listed")
         names = set(listed)
-        if inode is not None and inode.is_directory:
+        if inode is not None and inode.is_directory and not inode.gone:
             names.update(self._tree.names(inode))
         return names
 

@@ -20,6 +20,7 @@ import stat as _stat
 
 from replfs.store import syscalls
 from replfs.store.inode import Inode, proc_path
+from replfs.store.reach import RESERVED
 from replfs.store.record import PRIVILEGED, ROOT_ID
 from replfs.store.tree import Tree
 
@@ -62,11 +63,15 @@ def _handle(tree: Tree, inode: Inode) -> bytes:
 
 
 def find(tree: Tree, locator: bytes, object_id: bytes) -> Inode | None:
-    """The object a locator stands for, under a name; None where it is not there any more."""
+    """The object a locator stands for, under a name; None where it is not there any more.
+
+    Nor is what stands in the reserved directory: a resync has moved it aside, and a store that was
+    promoted before that one's end knows it there.
+    """
     if object_id == ROOT_ID:
         return tree.root
     held = tree.table.by_id.get(object_id)
-    if held is not None and held.named:
+    if held is not None and held.named and not _is_aside(held):
         return held
     if not locator:
         return None
@@ -94,6 +99,13 @@ def find(tree: Tree, locator: bytes, object_id: bytes) -> Inode | None:
         return None
     tree.read_record(inode)
     return inode if inode.id == object_id else None
+
+
+def _is_aside(inode: Inode) -> bool:
+    top = inode
+    while (above := top.parent) is not None and above.parent is not None:
+        top = above
+    return top.name == RESERVED
 
 
 def is_gone(tree: Tree, locator: bytes) -> bool:

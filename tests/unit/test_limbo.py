@@ -8,6 +8,7 @@ import trio
 
 from replfs.core.policy import NamePatterns, Policy
 from replfs.node.replica.limbo import Limbo
+from replfs.store import locators
 
 
 def make(path, depth=2, width=3):
@@ -52,6 +53,21 @@ async def test_what_is_deep_inside_is_found(tree, tmp_path):
     single = take(tree, limbo, b"file")
     assert limbo.is_indexed
     assert limbo.find(single.id) is single
+
+
+async def test_what_was_moved_aside_is_found_by_no_locator(tree, tmp_path):
+    """A store that is promoted before a resync's end knows it there, and would carry it."""
+    make(tmp_path / "store/top", depth=0)
+    (tmp_path / "store/file").touch()
+    inner = tree.lookup(tree.lookup(tree.root, b"top")[0], b"f0")[0]
+    file = tree.lookup(tree.root, b"file")[0]
+    found = [(tree.ensure_id(one), locators.of(tree, one), one) for one in (inner, file)]
+    assert all(locators.find(tree, handle, one_id) is one for one_id, handle, one in found)
+    limbo = Limbo(tree)
+    take(tree, limbo, b"top")
+    take(tree, limbo, b"file")
+    assert all(one.named for _, _, one in found)
+    assert not any(locators.find(tree, handle, one_id) for one_id, handle, _ in found)
 
 
 async def test_emptying_gives_way_and_stops_when_told(tree, tmp_path):

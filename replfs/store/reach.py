@@ -305,6 +305,10 @@ class Reach:
             os.close(files.pop(oldest))
             self.drop_unused(oldest)
 
+    def take_data_fd(self, inode: Inode) -> int:
+        """The cached descriptor of a file, which is the caller's now; -1 where there is none."""
+        return self._files.pop(inode, -1)
+
     # Forgetting ----------------------------------------------------------------------------------
 
     def close(self, handle: Handle) -> None:

@@ -59,5 +59,6 @@ class Store:
 
     def close(self) -> None:
         """Close all descriptors."""
+        self.replica.catch_up()
         self.tree.close_all()
         os.close(self.fd)

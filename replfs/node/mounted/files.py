@@ -303,11 +303,16 @@ class Files(View):
         gid: int | None = None,
         atime: int | None = None,
         mtime: int | None = None,
-    ) -> None:
-        """Mode, owner, times; None leaves one as it is."""
+    ) -> os.stat_result | None:
+        """Mode, owner, times; None leaves one as it is.
+
+        Returns the attributes, unless others may have changed them since.
+        """
         tree = self.tree
+        found: os.stat_result | None = None
 
         def apply() -> ops.AnyOp | None:
+            nonlocal found
             owner = uid is not None or gid is not None
             timed = atime is not None or mtime is not None
             before = None if timed or inode.gone else self._described(inode, owner=owner)
@@ -325,34 +330,26 @@ class Files(View):
                 if owner or (mode is not None and timed):
                     raise HalfDone(error.errno, error.strerror) from error
                 raise
+            # What resulted travels: the store clamps times that it cannot hold, chown(2) may clear
+            # set-id bits, chmod(2) the set-group-ID one.
+            after = found = tree.stat(inode)
             if not self.is_sent(inode):
                 return None
-            if before is not None and before == self._described(inode, owner=False):
+            if before == (after.st_mode, after.st_uid, after.st_gid):
                 inode.privileges = privileges
                 return None  # cp(1), tar(1) and rsync(1) say once more what is so already
-            if timed:
-                # The store clamps what it cannot hold: what resulted travels.
-                found = tree.stat(inode)
-                sent_atime = None if atime is None else found.st_atime_ns
-                sent_mtime = None if mtime is None else found.st_mtime_ns
-            else:
-                sent_atime = sent_mtime = None
-            changed_mode = ops.KEEP
-            if (owner or mode is not None) and inode.type != _stat.S_IFLNK:
-                # chown(2) may clear set-id bits, chmod(2) the set-group-ID one: what resulted
-                # travels.
-                changed_mode = tree.stat(inode).st_mode & 0o7777
+            changes_mode = (owner or mode is not None) and inode.type != _stat.S_IFLNK
             return ops.SetAttr(
                 inode.id,
-                changed_mode,
+                after.st_mode & 0o7777 if changes_mode else ops.KEEP,
                 ops.KEEP if uid is None else uid,
                 ops.KEEP if gid is None else gid,
-                sent_atime,
-                sent_mtime,
+                None if atime is None else after.st_atime_ns,
+                None if mtime is None else after.st_mtime_ns,
             )
 
         touched = () if inode.gone else ((inode, KIND_ATTRS, 0),)
-        await self.pipeline.change(
+        held = await self.pipeline.change(
             "setattr",
             footprint.whole(inode),
             inode,
@@ -360,6 +357,7 @@ class Files(View):
             apply,
             policy=Policy.NONE if inode.gone else None,
         )
+        return found if held else None
 
     def _described(self, inode: Inode, *, owner: bool) -> tuple[int, int, int] | None:
         """Mode and owner; None where what follows changes more than these.

@@ -52,7 +52,11 @@ class Volume(Files):
         if any(value is not None for value in (mode, uid, gid, atime)) or (
             mtime is not None and size is None
         ):
-            await self.set_attributes(inode, mode=mode, uid=uid, gid=gid, atime=atime, mtime=mtime)
+            found = await self.set_attributes(
+                inode, mode=mode, uid=uid, gid=gid, atime=atime, mtime=mtime
+            )
+            if found is not None:
+                return inode, found
         return inode, self.tree.stat(inode)
 
     # Names ---------------------------------------------------------------------------------------

@@ -14,11 +14,12 @@ from replfs.node.replica.beside import Beside
 from replfs.node.replica.objects import Objects
 from replfs.store import syscalls
 from replfs.store.contents import write_all
-from replfs.store.inode import Inode
+from replfs.store.inode import Inode, close_quietly
 from replfs.store.syscalls import failure
 from replfs.store.tree import Tree
 
 _OK: Final = ops.Done(0)
+_PATH_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _STALE: Final = ops.Done(errno.ESTALE)
 
 
@@ -28,6 +29,8 @@ class Live:
     def __init__(self, tree: Tree, objects: Objects, unstable: Unstable) -> None:
         self.beside: Beside | None = None
         """Where that is kept which this store may have on its own, and loses by an operation."""
+        self._closing: list[int] = []
+        """Descriptors of what has lost its last name."""
         self._tree = tree
         self._objects = objects
         self._unstable = unstable
@@ -87,7 +90,10 @@ class Live:
         changed = self._tree.set_acls(inode, op.acl, op.default_acl, fd)
         if inode.type != _stat.S_IFLNK and (changed or found.st_mode != op.mode):
             self._tree.set_mode(inode, op.mode)
-        self._tree.set_times(inode, op.mtime, op.mtime)
+        if fd >= 0:
+            syscalls.utimens(fd, op.mtime, op.mtime)
+        else:
+            self._tree.set_times(inode, op.mtime, op.mtime)
         self._touch(parent, op.parent_mtime)
         return _OK
 
@@ -102,11 +108,12 @@ class Live:
 
     def _unlink(self, op: ops.Unlink) -> ops.AnyAnswer:
         parent = self._objects.directory(op.parent, op.name)
-        inode = self._objects.expect(parent, op.name, op.object)
-        links = self._tree.stat(inode).st_nlink
+        inode, found = self._objects.expect(parent, op.name, op.object)
+        links = found.st_nlink
         if op.directory or links <= 1:
             inode.pins = 0
         self._keep_removed(parent, op.name, inode, links)
+        self._keep_open(parent, op.name, inode, links)
         self._tree.unlink(parent, op.name, inode, directory=op.directory, links=links)
         if inode.gone:
             self._unstable.forget(op.object)
@@ -116,13 +123,14 @@ class Live:
     def _rename(self, op: ops.Rename) -> ops.AnyAnswer:
         parent = self._objects.directory(op.parent, op.name)
         new_parent = self._objects.directory(op.new_parent, op.new_name)
-        inode = self._objects.expect(parent, op.name, op.object)
-        replaced = self._objects.at(new_parent, op.new_name)
+        inode, _ = self._objects.expect(parent, op.name, op.object)
+        there = self._objects.seen(new_parent, op.new_name)
+        replaced, links = (None, 0) if there is None else (there[0], there[1].st_nlink)
         if (replaced.id if replaced is not None else b"") != op.replaced:
             raise failure(errno.ESTALE)
-        links = self._tree.stat(replaced).st_nlink if replaced is not None else 0
         if replaced is not None and not op.exchange:
             self._keep_removed(new_parent, op.new_name, replaced, links)
+            self._keep_open(new_parent, op.new_name, replaced, links)
         self._tree.rename(
             parent,
             op.name,
@@ -167,6 +175,23 @@ class Live:
     def _set_policy(self, op: ops.SetPolicy) -> ops.AnyAnswer:
         self._tree.set_policy(self._objects.known(op.object), op.policy, op.ack)
         return _OK
+
+    def _keep_open(self, parent: Inode, name: bytes, inode: Inode, links: int) -> None:
+        """A name of an object goes: if it is the last one, its blocks are freed by `catch_up`."""
+        if links <= 1 and inode.type == _stat.S_IFREG:
+            fd = self._tree.take_data_fd(inode)
+            self._closing.append(
+                fd
+                if fd >= 0
+                else os.open(name, _PATH_FLAGS, dir_fd=self._tree.directory_fd(parent))
+            )
+
+    def catch_up(self) -> None:
+        """What was applied has been answered: do what nobody had to wait for."""
+        if self._closing:
+            closing, self._closing = self._closing, []
+            for fd in closing:
+                close_quietly(fd)
 
     def _keep_removed(self, parent: Inode, name: bytes, inode: Inode, links: int) -> None:
         """An object is about to lose a name through the live stream."""

@@ -33,23 +33,28 @@ class Objects:
             raise failure(errno.ESTALE)
         return inode
 
-    def at(self, parent: Inode, name: bytes) -> Inode | None:
+    def seen(self, parent: Inode, name: bytes) -> tuple[Inode, os.stat_result] | None:
         """What stands at a name, with its record read; None where nothing does."""
         try:
-            inode = self.tree.lookup(parent, name)[0]
+            inode, found = self.tree.lookup(parent, name)
         except FileNotFoundError:
             return None
         self.tree.read_record(inode)
-        return inode
+        return inode, found
 
-    def expect(self, parent: Inode, name: bytes, object_id: bytes) -> Inode:
+    def at(self, parent: Inode, name: bytes) -> Inode | None:
+        """As `seen`, without its attributes."""
+        seen = self.seen(parent, name)
+        return None if seen is None else seen[0]
+
+    def expect(self, parent: Inode, name: bytes, object_id: bytes) -> tuple[Inode, os.stat_result]:
         """The object at a name, which must be *object_id*: nothing else may be touched."""
-        inode = self.at(parent, name)
-        if inode is None or not self.tree.is_object(inode, object_id):
-            if inode is not None:
-                self.tree.drop_unused(inode)
+        seen = self.seen(parent, name)
+        if seen is None or not self.tree.is_object(seen[0], object_id):
+            if seen is not None:
+                self.tree.drop_unused(seen[0])
             raise failure(errno.ESTALE)
-        return inode
+        return seen
 
     def locate(self, op: ops.Locate, pin: int) -> None:
         """Learn where an object is, if it is there; *pin* keeps it known.
@@ -68,7 +73,7 @@ class Objects:
         if parent is None or not parent.is_directory:
             return None
         try:
-            return self.expect(parent, op.name, op.object)
+            return self.expect(parent, op.name, op.object)[0]
         except OSError:
             return None
 

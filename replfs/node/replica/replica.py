@@ -112,7 +112,7 @@ class Replica:
         self, stream: int, op: ops.AnyOp, payload: bytes | memoryview | None, reply: Reply
     ) -> ops.AnyAnswer | None:
         """Apply one operation now. None: the answer comes later, through *reply*."""
-        self.unstable.catch_up()
+        self.catch_up()
         self.applied += 1
         try:
             if type(op) is ops.Write:
@@ -141,6 +141,11 @@ class Replica:
             # Also where it failed: part of it may have been done.
             if type(op) in _CHANGES:
                 self.unstable.note_soon(op, self._locator, length=len(payload) if payload else 0)
+
+    def catch_up(self) -> None:
+        """What was applied has been answered: do what nobody had to wait for."""
+        self._live.catch_up()
+        self.unstable.catch_up()
 
     # Barriers ----------------------------------------------------------------------------------
 

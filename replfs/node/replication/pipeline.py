@@ -366,11 +366,12 @@ class Pipeline:
         apply: Callable[[], ops.AnyOp | None],
         *,
         policy: int | None = None,
-    ) -> None:
+    ) -> bool:
         """One metadata operation: turn, local, peers, acknowledgement.
 
         *subject* decides the policy. *apply* does the local part and returns what is sent, or
-        None where nothing is.
+        None where nothing is. Returns whether the claims were held to the end: nothing else has
+        changed what they cover since.
         """
         began = time.monotonic_ns()
         ticket, policy = await self.turn(claims, kind, subject, policy)
@@ -410,6 +411,7 @@ class Pipeline:
             self.measure(kind, began)
         if let_go:
             await self.catch_up()
+        return not let_go
 
     def measure(self, kind: str, began: int) -> None:
         """Count an operation of this class, and how long it took since *began* (monotonic ns)."""

@@ -193,8 +193,8 @@ class Secondary:
         return self.replica.apply(stream, op, payload, partial(session.answer, stream, seq))
 
     def catch_up(self) -> None:
-        """What was applied has been answered: note that it is not on both disks yet."""
-        self.replica.unstable.catch_up()
+        """What was applied has been answered: do what nobody had to wait for."""
+        self.replica.catch_up()
 
     def _suspected(self, everywhere: bool) -> DirtyLog | None:  # noqa: FBT001 - a callback
         """What the primary asks for that may be here and not there; None: anything.

@@ -70,6 +70,8 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     """A primary's: the generation in whose place its reign began; empty where it began none."""
     base_progress: int = 0
     """Up to which change of that one it had everything then; 0: it is not known."""
+    discarded: tuple[bytes, ...] = ()
+    """Generations of its history that are not its own: an operator decided against them."""
     has_acls: bool = True
     """Its file system keeps POSIX access control lists."""
     follows: bytes = b""
@@ -101,10 +103,14 @@ def _common(mine: Side, theirs: Side) -> bool:
 
 
 def _may_have_more(follower: Side, primary: Side) -> bool:
-    """Whether *follower* may have changes of the generation in whose place *primary* began.
+    """Whether *follower* may have changes that *primary*, or who was one before it, never had.
 
-    One that lost power has no more than its disk kept of them, which nobody was promised.
+    They are those of a generation that was decided against, or of the one in whose place *primary*
+    began. Of the latter one that lost power has no more than its disk kept of them by chance: what
+    anybody was promised, *primary* has, too.
     """
+    if follower.generation in primary.discarded:
+        return True
     if not primary.base or primary.base != follower.generation or follower.memory_lost:
         return False
     known = follower.progress and primary.base_progress

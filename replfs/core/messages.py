@@ -88,6 +88,8 @@ class Identity(msgspec.Struct, kw_only=True):
     """The node of the primary that a secondary let in last; empty: none."""
     base_progress: int = 0
     """The change of that generation up to which the primary has everything; 0: not known."""
+    discarded: list[bytes] = msgspec.field(default_factory=list)
+    """Generations of its history that are another store's, which an operator decided against."""
 
 
 class Hello(Identity, kw_only=True):
@@ -368,3 +370,6 @@ def _check_identity(identity: Identity) -> None:
     checks.object_or_none(identity.base)
     checks.number(identity.base_progress, checks.U64_MAX)
     checks.object_or_none(identity.leader)
+    checks.count(identity.discarded, checks.HISTORY_MAX)
+    for generation in identity.discarded:
+        checks.object_id(generation)

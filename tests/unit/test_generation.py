@@ -202,6 +202,17 @@ def test_a_secondary_that_followed_further_than_its_new_primary_keeps_what_that_
     )
 
 
+@pytest.mark.parametrize("memory_lost", [False, True])
+def test_whoever_followed_a_loser_keeps_what_the_winner_never_had(memory_lost):
+    """What it had followed was acknowledged, and maybe nobody else has it any more."""
+    winner = side(generation=b"D" * 16, history=(MINE, THEIRS, NOW, OLD), discarded=(THEIRS,))
+    follower = peer(generation=THEIRS, history=(NOW, OLD), memory_lost=memory_lost)
+    assert decide(follower, winner).action is Action.FOLLOW_KEEPING
+    assert decide(winner, follower).action is (Action.COMPARE if memory_lost else Action.QUICK)
+    # And whoever was left behind before the two went apart has nothing of its own.
+    assert decide(peer(memory_lost=memory_lost), winner).action is Action.FOLLOW
+
+
 def test_progress_means_something_only_where_the_reign_took_the_place_of_that_generation():
     further = peer(progress=9)
     for primary in (

@@ -6,6 +6,7 @@ import pytest
 from helpers.states import opened
 
 from replfs.core.dirty import DirtyLog
+from replfs.node.asking.identity import welcome_of
 from replfs.node.failover.promotion import promote_stopped
 from replfs.node.roles import reign
 from replfs.node.settings.values import PeerSetting
@@ -99,3 +100,16 @@ def test_nor_does_one_that_was_promoted_by_force(store):
     with opened(store) as state:
         promote_stopped(state, force=True, tentative=False)
         assert state.peer(UNSTABLE) is None
+
+
+def test_all_that_a_loser_began_apart_is_decided_against_and_nothing_before(store):
+    """Who followed it, and was left behind by it, has none of the winner's earlier states."""
+    apart, later, won, before = (bytes([n]) * 16 for n in (5, 6, 7, 8))
+    with opened(store) as state:
+        state.update(generation=ONE, history=(GENERATION, before), discarded=(TWO,))
+        loser = welcome_of(state)
+        loser.generation, loser.history = later, [apart, won, GENERATION, before]
+        reign.supersede(state, loser)
+        mine = state.identity()
+        assert mine.discarded == (later, apart, won, TWO)
+        assert set(mine.history) == {ONE, later, apart, won, GENERATION, before}

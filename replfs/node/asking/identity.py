@@ -43,6 +43,7 @@ def hello_of(state: State, *marks: str) -> Hello:
         release=replfs.__version__,
         base=mine.base,
         base_progress=mine.base_progress,
+        discarded=list(mine.discarded),
     )
 
 
@@ -87,6 +88,7 @@ def welcome_of(state: State, progress: int = 0) -> Welcome:
         leader=state.identity().leader,
         base=mine.base,
         base_progress=mine.base_progress,
+        discarded=mine.discarded,
     )
 
 
@@ -123,4 +125,5 @@ def side_of_message(said: Identity) -> Side:
         leader=said.leader,
         base=said.base,
         base_progress=said.base_progress,
+        discarded=tuple(said.discarded),
     )

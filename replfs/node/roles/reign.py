@@ -144,15 +144,20 @@ def promote(state: State, *, progress: int, clean: bool = False) -> None:
 def supersede(state: State, loser: Identity) -> None:
     """An operator decides for this store: *loser*'s generation becomes an earlier one of it.
 
+    What the loser began apart from this store stays known as no earlier state of it, though: who
+    is at one of those, be it the loser or a node that followed it, has what this store never had.
+
     Raises:
         OSError: that cannot be saved; nothing is changed.
     """
     old = state.identity()
     history = dict.fromkeys((old.generation, loser.generation, *old.history, *loser.history))
+    mine = {old.generation, *old.history}
+    apart = [one for one in (loser.generation, *loser.history) if one not in mine]
     state.update(
         generation=os.urandom(OBJECT_ID_SIZE),
         history=tuple(history),
-        discarded=(loser.generation, *old.discarded),
+        discarded=tuple(dict.fromkeys((*apart, *old.discarded))),
     )
 
 

@@ -270,10 +270,11 @@ class Roles:
         primary = self.primary
         if primary is None:
             return
-        for peer in primary.pipeline.peers:
-            if peer.is_apart:
-                primary.supersede(peer, by)
-                return
+        apart = [peer for peer in primary.pipeline.peers if peer.is_apart]
+        # Several may be; of one that was never met the node is not known.
+        apart.sort(key=lambda peer: peer.peer_node != by.node)
+        if apart:
+            primary.supersede(apart[0], by)
 
     def _changed_apart(self, other: Identity) -> DirtyLog | None:
         """What this primary has and *other* may lack."""

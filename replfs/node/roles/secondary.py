@@ -132,11 +132,13 @@ class Secondary:
         self.primary_name = session.name
         self.replica.forget_all()
         if hello is not None:
+            known = self._state.identity().discarded
             self._state.update(
                 role="secondary",
                 volume=hello.volume,
                 follows=hello.generation,
                 leader=hello.node,
+                discarded=tuple(dict.fromkeys((*hello.discarded, *known))),
             )
         self._event("primary", name=session.name, link="up")
         log.info("following %s", session.name)

@@ -156,6 +156,11 @@ class Apart:
         loser, winner = (asked, other) if action == "keep-theirs" else (other, asked)
         before = check.Snapshot(loser.raw, primary=False)
         outage = Outage(sim)
+        followers = {
+            one: check.Snapshot(one.raw, primary=False)
+            for one in sim.members
+            if one.ledger is loser.ledger and one is not loser and not one.is_inconsistent
+        }
         if rng.random() < 0.3 and not sim.habits.policies:
             await self._list(asked, other)
         interference = Interference(sim, old, new)
@@ -191,6 +196,8 @@ class Apart:
         await sim.recovery.revive()
         await sim.until("it is one volume again", lambda: self._is_one(winner))
         self._check_loser(before, base, winner, loser, in_volume=action == "keep-both")
+        for one, had in followers.items():
+            self._check_follower(one, had, before, base, winner)
         return loser, winner
 
     async def _list(self, asked: Member, other: Member) -> None:
@@ -274,6 +281,30 @@ class Apart:
                 lost.append(f"{path!r} <{seen.identity.hex()}>: {len(seen.data)} bytes")
         self.sim.verdict(f"what {loser.name} had alone is not beside", lost)
         self.sim.note(f"checked: what {loser.name} had alone is beside")
+
+    def _check_follower(
+        self,
+        follower: Member,
+        had: check.Snapshot,
+        before: check.Snapshot,
+        base: check.Snapshot,
+        winner: Member,
+    ) -> None:
+        """What it had of the loser's is beside in its own store, too: the loser may be gone."""
+        if self.sim.habits.policies:
+            return
+        volume = check.Snapshot(winner.raw, primary=False)
+        beside = {seen.data for seen in volume.by_path.values()} | set(_contents(follower.raw))
+        lost = []
+        for path, seen in had.by_path.items():
+            same, loser = base.by_id.get(seen.identity), before.by_id.get(seen.identity)
+            is_shared = loser is not None and loser.data == seen.data
+            is_apart = same is None or same.data != seen.data
+            if stat.S_ISREG(seen.status.st_mode) and seen.data and is_shared and is_apart:
+                if seen.data not in beside:
+                    lost.append(f"{path!r} <{seen.identity.hex()}>: {len(seen.data)} bytes")
+        self.sim.verdict(f"what {follower.name} had followed is not beside", lost)
+        self.sim.note(f"checked: what {follower.name} had followed is beside")
 
     async def _put_together(self, primary: Member) -> None:
         """There is one primary, and everybody follows it."""

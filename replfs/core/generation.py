@@ -102,6 +102,15 @@ def _common(mine: Side, theirs: Side) -> bool:
     return not ours.isdisjoint({theirs.generation, *theirs.history})
 
 
+def _are_apart(mine: Side, theirs: Side) -> bool:
+    """Whether both were changed since they were last equal."""
+    return (
+        _common(mine, theirs)
+        and not (mine.uninitialized or theirs.uninitialized)
+        and not (_knows(mine, theirs) or _knows(theirs, mine))
+    )
+
+
 def _may_have_more(follower: Side, primary: Side) -> bool:
     """Whether *follower* may have changes that *primary*, or who was one before it, never had.
 
@@ -138,9 +147,7 @@ TABLE: Final[tuple[Row, ...]] = (
     ),
     (
         "two primaries, changed apart",
-        lambda m, t: (
-            _two_primaries(m, t) and not _knows(m, t) and not _knows(t, m) and _common(m, t)
-        ),
+        lambda m, t: _two_primaries(m, t) and _are_apart(m, t),
         Action.SPLIT_BRAIN,
         "both stores were changed as primaries since they were last equal",
     ),
@@ -183,6 +190,8 @@ TABLE: Final[tuple[Row, ...]] = (
             and m.follows not in {t.generation, *t.history}
             # Its own primary may have forgotten, with its power, what it was about to begin.
             and m.leader != t.node
+            # Then an operator has to decide, whomever it follows.
+            and not _are_apart(m, t)
         ),
         Action.OUTDATED,
         "this store follows another primary, which was made one later or apart from this one",

@@ -11,6 +11,7 @@ import pytest
 from helpers.children import spawn
 from helpers.group import Group
 from helpers.nodes import Node, Pair, wait_for
+from helpers.states import opened
 
 pytestmark = pytest.mark.mounted
 
@@ -537,3 +538,46 @@ def test_a_split_brain_is_decided(apart, decision):
         assert brought == {}
     (winner.top / "both").write_bytes(b"and on\n")
     apart.assert_equal()
+
+
+def test_a_secondary_that_was_changed_apart_can_be_looked_at_and_gives_up_what_it_has():
+    """It followed another primary, which is gone for good: nobody else has what it has."""
+    with Group(2, mounted=False) as group:
+        a, b = group.nodes
+        for name in ("both", "same"):
+            (a.top / name).write_bytes(b"before\n")
+        group.wait_in_sync(a)
+        b.stop()
+        (a.top / "both").write_bytes(b"changed on a\n")
+        with opened(b.store) as state:
+            mine = state.identity()
+            other, generation = os.urandom(16), os.urandom(16)
+            history = (mine.generation, *mine.history)
+            state.update(generation=generation, history=history, follows=generation, leader=other)
+        (b.store / "both").write_bytes(b"followed there\n")
+        (b.store / "only-b").write_bytes(b"b\n")
+        b.start()
+        wait_for(lambda: group.peer(a, "b")["state"] == "split-brain", what="a to see it")
+        out = a.replfs("split-brain", a.store, "list").stdout
+        assert "/both: contents differ" in out
+        assert "/only-b: only on b" in out
+        assert "'replfs split-brain TARGET list --peer b' on a" in refusal(
+            b, "split-brain", b.store, "list", code=2
+        )
+        said = b.replfs("split-brain", b.store, "keep-theirs", "--tentative").stdout
+        assert "would follow it" in said
+        assert (
+            "would follow this node"
+            in a.replfs("split-brain", a.store, "keep-both", "--tentative").stdout
+        )
+        assert (
+            "would be refused"
+            in a.replfs("split-brain", a.store, "keep-theirs", "--tentative").stdout
+        )
+        assert group.peer(a, "b")["state"] == "split-brain"
+        assert "follows it" in b.replfs("split-brain", b.store, "keep-theirs").stdout
+        group.wait_in_sync(a)
+        group.assert_equal()
+        assert (a.top / "both").read_bytes() == b"changed on a\n"
+        kept = {name: path.read_bytes() for name, path in kept_by(b).items()}
+        assert kept == {"both": b"followed there\n", "only-b": b"b\n"}

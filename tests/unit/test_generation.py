@@ -163,6 +163,16 @@ def test_an_old_primary_that_returns_does_not_become_the_source():
     assert decide(returned, successor).action is Action.FOLLOW
 
 
+def test_a_secondary_of_another_primary_that_was_changed_apart_is_a_split_brain_too():
+    """Its own primary may be gone for good: then an operator decides with it alone."""
+    mine = side(generation=MINE, history=(NOW, OLD))
+    follower = peer(generation=THEIRS, history=(NOW, OLD), follows=THEIRS, leader=b"node-x")
+    assert decide(mine, follower).action is decide(follower, mine).action is Action.SPLIT_BRAIN
+    # Not one that is only about to follow it: it belongs to that one.
+    begun = peer(generation=NOW, history=(OLD,), follows=THEIRS, leader=b"node-x")
+    assert decide(begun, mine).action is Action.OUTDATED
+
+
 def test_an_operator_decides_a_split_brain_by_giving_the_winner_the_losers_generation():
     loser = peer(role="primary", generation=THEIRS, history=(NOW, OLD))
     winner = side(generation=MINE, history=(NOW, OLD))

@@ -1,4 +1,4 @@
-"""A split brain seen from a secondary, which cannot decide it: who can, and with which command."""
+"""Decisions of a split brain: on a primary, and what a secondary can do of it, or who else can."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from replfs.core.generation import Action, Decision
-from replfs.errors import UsageError
+from replfs.errors import Refused, ReplfsError, UsageError
 from replfs.node.failover import splitbrain
 from replfs.node.failover.splitbrain import SplitBrain
 from replfs.node.roles import reign
@@ -59,7 +59,7 @@ async def said(action):
 
 @pytest.mark.parametrize(
     ("action", "there"),
-    [("list", "list"), ("keep-theirs", "keep-mine"), ("keep-both", "keep-both")],
+    [("list", "list"), ("keep-both", "keep-both")],
 )
 async def test_the_primary_that_decides_is_named_with_the_command_for_it(asked, action, there):
     assert f"'replfs split-brain TARGET {there} --peer me' on b" in await said(action)
@@ -113,3 +113,47 @@ async def test_the_copies_of_keep_both_are_flushed_before_the_decision_is_made(m
     answer = await command.command({"action": "keep-both"})
     assert done == ["copied", "flushed", "decided", "told"]
     assert "3 of its versions" in answer["message"]
+
+
+async def give_up(monkeypatch, asked, taken, **arguments):
+    """Have the secondary give up what it has; b answers with *taken*. What is said."""
+    told = []
+
+    async def yield_to(_roles, name, _endpoint):
+        told.append(name)
+        if taken == "quick":
+            monkeypatch.setattr(reign, "decide", lambda *_: Decision(Action.FOLLOW, "it follows"))
+        raise Refused("the peer is behind", taken)
+
+    monkeypatch.setattr(splitbrain, "yield_to", yield_to)
+    roles: Any = Roles()
+    try:
+        answer = await SplitBrain(roles).command({"action": "keep-theirs"} | arguments)
+    except ReplfsError as error:
+        return told, str(error)
+    return told, answer["message"]
+
+
+async def test_a_secondary_gives_up_what_it_has_by_telling_the_primary(monkeypatch, asked):
+    told, said = await give_up(monkeypatch, asked, "quick")
+    assert told == ["b"]
+    assert "follows it when it connects" in said
+
+
+async def test_it_only_says_so_where_it_is_tentative(monkeypatch, asked):
+    told, said = await give_up(monkeypatch, asked, "quick", tentative=True)
+    assert not told
+    assert "would follow it" in said
+
+
+async def test_a_primary_that_does_not_take_it_is_told_of(monkeypatch, asked):
+    _, said = await give_up(monkeypatch, asked, "split-brain")
+    assert "b does not take it" in said
+
+
+async def test_of_several_primaries_one_has_to_be_named(monkeypatch, asked):
+    asked["silent"] = Answer("primary")
+    told, said = await give_up(monkeypatch, asked, "quick")
+    assert (told, "silent, b: say which with --peer" in said) == ([], True)
+    told, said = await give_up(monkeypatch, asked, "quick", peer="b")
+    assert told == ["b"]

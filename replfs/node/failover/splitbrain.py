@@ -17,7 +17,7 @@ import trio
 
 from replfs.core.generation import Action
 from replfs.core.messages import Identity, Welcome
-from replfs.errors import NotInSync, Refused, UsageError
+from replfs.errors import NotInSync, PeerLost, Refused, UsageError
 from replfs.node.asking.inspector import Inspector
 from replfs.node.asking.probe import probe, yield_to
 from replfs.node.failover.comparison import Comparison
@@ -26,13 +26,14 @@ from replfs.node.replication.peer import Peer
 from replfs.node.roles import reign
 from replfs.node.roles.primary import Primary
 from replfs.node.roles.roles import Roles
+from replfs.node.settings.values import PeerSetting
 
-_MIRRORED: Final = {"keep-theirs": "keep-mine"}
-"""What a secondary is told to have decided on the primary, to the same effect."""
+_TAKEN: Final = frozenset({Action.OUTDATED, Action.QUICK, Action.COMPARE})
+"""What this store is to a primary that took its generation into its history."""
 
 
 class SplitBrain:
-    """Lists and decides, on a primary."""
+    """Lists and decides, on a primary; a secondary can give up what it has alone."""
 
     def __init__(self, roles: Roles) -> None:
         self._roles = roles
@@ -42,11 +43,13 @@ class SplitBrain:
 
         Raises:
             UsageError, NotInSync: why not; nothing has changed.
+            OSError: it cannot be saved.
         """
         action = str(arguments.get("action"))
+        tentative = bool(arguments.get("tentative"))
         primary = self._roles.primary
         if primary is None:
-            raise UsageError(await self._where(action))
+            return {"message": await self._as_secondary(action, arguments.get("peer"), tentative)}
         peer = self._choose(primary, arguments.get("peer"))
         theirs = await self._look(peer)
         if action == "list":
@@ -55,10 +58,11 @@ class SplitBrain:
                 "paths": [f"{path}: {what}" for path, what in _shown(found)],
                 "message": f"{len(found)} names differ between this node and {peer.name}",
             }
-        if arguments.get("tentative"):
-            return {"message": _would(action, peer, theirs)}
+        if tentative:
+            return {"message": self._would(action, peer, theirs)}
         if action == "keep-theirs":
-            return {"message": await self._keep_theirs(peer, theirs)}
+            self._check_yielding(peer, theirs)
+            return {"message": await self._keep_theirs(peer)}
         copied = 0
         if action == "keep-both":
             copied = await self._copy(primary, peer)
@@ -69,34 +73,69 @@ class SplitBrain:
         primary.supersede(peer, theirs)
         peer.link.retry()
         both = f"{copied} of its versions are beside them; " if action == "keep-both" else ""
+        does = "steps down" if theirs.role == "primary" else "follows"
         return {
-            "message": f"this node's versions are kept; {both}{peer.name} steps down when it is "
+            "message": f"this node's versions are kept; {both}{peer.name} {does} when it is "
             "reached, and keeps what it had alone in its .replfs/kept"
         }
 
-    async def _where(self, action: str) -> str:
-        """This node is a secondary, and only a primary can decide: which one, and how."""
-        mine = self._roles.settings.name
+    # On a secondary ------------------------------------------------------------------------------
+
+    async def _as_secondary(self, action: str, name: object, tentative: bool) -> str:  # noqa: FBT001 - as it was typed
+        """It can give up what it has alone, and nothing else."""
+        found = await self._primaries_apart(name)
+        if action != "keep-theirs" or len(found) != 1:
+            raise UsageError(self._where(action, [peer.name for peer in found]))
+        (peer,) = found
+        if tentative:
+            return (
+                f"{peer.name}'s versions would be kept: this node would follow it, and keep what "
+                "it had alone in its .replfs/kept"
+            )
+        await self._yield_to(peer.name, peer.endpoint)
+        winner = await probe(self._roles, peer.name, peer.endpoint)
+        if winner is None or reign.decide(self._roles.state, winner).action is Action.SPLIT_BRAIN:
+            raise NotInSync(f"{peer.name} did not say that it takes it: see its 'replfs status'")
+        return (
+            f"{peer.name}'s versions are kept: this node follows it when it connects, and keeps "
+            "what it had alone in its .replfs/kept"
+        )
+
+    async def _primaries_apart(self, name: object) -> list[PeerSetting]:
+        """The primaries that can be reached and were changed apart from this secondary."""
+        found = []
         for peer in self._roles.peers():
+            if name and peer.name != name:
+                continue
             theirs = await probe(self._roles, peer.name, peer.endpoint)
             if theirs is None or theirs.role != "primary":
                 continue
-            if reign.decide(self._roles.state, theirs).action is not Action.SPLIT_BRAIN:
-                continue
-            if action == "keep-mine":
-                return (
-                    f"this node is a secondary, which cannot win over {peer.name}: make it a "
-                    "primary with 'replfs promote --force', then give this command again"
-                )
-            there = _MIRRORED.get(action, action)
+            if reign.decide(self._roles.state, theirs).action is Action.SPLIT_BRAIN:
+                found.append(peer)
+        return found
+
+    def _where(self, action: str, primaries: list[str]) -> str:
+        """This secondary cannot do it: who can, and how."""
+        mine = self._roles.settings.name
+        if not primaries:
             return (
-                "this node is a secondary, and a primary decides: give 'replfs split-brain TARGET "
-                f"{there} --peer {mine}' on {peer.name}"
+                "this node is a secondary, and no primary that was changed apart from it is "
+                "reachable: give the command on that primary"
+            )
+        names = ", ".join(primaries)
+        if action == "keep-theirs":
+            return f"this node was changed apart from {names}: say which with --peer"
+        if action == "keep-mine":
+            return (
+                f"this node is a secondary, which cannot win over {names}: make it a "
+                "primary with 'replfs promote --force', then give this command again"
             )
         return (
-            "this node is a secondary, and no primary that was changed apart from it is reachable: "
-            "give the command on that primary"
+            "this node is a secondary, and a primary does that: give 'replfs split-brain TARGET "
+            f"{action} --peer {mine}' on {names}"
         )
+
+    # On a primary --------------------------------------------------------------------------------
 
     @staticmethod
     def _choose(primary: Primary, name: object) -> Peer:
@@ -134,21 +173,46 @@ class SplitBrain:
 
     # Decisions -----------------------------------------------------------------------------------
 
-    async def _keep_theirs(self, peer: Peer, theirs: Identity) -> str:
-        roles = self._roles
+    def _check_yielding(self, peer: Peer, theirs: Identity) -> None:
+        """Whether this primary could give up what it has. Raises UsageError: why not."""
         if theirs.role != "primary":
             raise UsageError(
                 f"{peer.name} is a secondary: promote it there first, or keep this node's versions"
             )
-        if roles.settings.listen is None:
+        if self._roles.settings.listen is None:
             raise UsageError(
                 "this node does not listen, so it could not follow: start it with --listen"
             )
+
+    async def _yield_to(self, name: str, endpoint: str) -> None:
+        """Tell the other primary that it wins. Raises NotInSync: it does not take that."""
         try:
-            await yield_to(roles, peer.name, peer.endpoint)
+            await yield_to(self._roles, name, endpoint)
         except Refused as refusal:
-            if refusal.args[1:] != (Action.OUTDATED.value,):
-                raise NotInSync(f"{peer.name} does not take it: {refusal.args[0]}") from None
+            if not {action.value for action in _TAKEN}.intersection(refusal.args[1:]):
+                raise NotInSync(f"{name} does not take it: {refusal.args[0]}") from None
+        except PeerLost as error:
+            raise NotInSync(f"{name} was lost: {error}") from None
+
+    def _would(self, action: str, peer: Peer, theirs: Identity) -> str:
+        """What the decision would do, or why it would be refused."""
+        if action == "keep-theirs":
+            try:
+                self._check_yielding(peer, theirs)
+            except UsageError as error:
+                return f"it would be refused: {error}"
+            return f"this node would step down and be resynchronised from {peer.name}"
+        first = (
+            f"{peer.name}'s versions of what differs would be copied beside this node's; then "
+            if action == "keep-both"
+            else ""
+        )
+        does = "step down" if theirs.role == "primary" else "follow this node"
+        return f"{first}{peer.name} would {does} and be resynchronised from it"
+
+    async def _keep_theirs(self, peer: Peer) -> str:
+        roles = self._roles
+        await self._yield_to(peer.name, peer.endpoint)
         winner = await probe(roles, peer.name, peer.endpoint)
         if winner is None:
             raise NotInSync(f"{peer.name} was lost; this node steps down when it meets it again")
@@ -185,14 +249,3 @@ class SplitBrain:
 def _shown(found: dict[bytes, str]) -> Iterator[tuple[str, str]]:
     for path, what in found.items():
         yield "/" + path.decode(errors="backslashreplace"), what
-
-
-def _would(action: str, peer: Peer, theirs: Identity) -> str:
-    loser = "this node" if action == "keep-theirs" else peer.name
-    first = (
-        f"{peer.name}'s versions of what differs would be copied beside this node's; then "
-        if action == "keep-both"
-        else ""
-    )
-    role = "" if theirs.role == "primary" else f" ({peer.name} is a secondary)"
-    return f"{first}{loser} would step down and be resynchronised from the other{role}"

@@ -3,7 +3,8 @@
 A secondary follows the primary that connects, if the two stores agree to it. A primary applies
 nothing: it says what the one that connects is to it, and steps down where that is its successor.
 In both roles it answers a *probe*, a greeting that only asks who this is and never becomes a
-session; and a primary opens *inspections*: sessions in which nothing can be changed.
+session; and it opens *inspections*, sessions in which nothing can be changed: a secondary only
+while no primary is there.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ HARMLESS: Final = (
 
 
 class Inspection:
-    """A session of a primary in which somebody looks at its tree."""
+    """A session in which a primary looks at the tree of another node."""
 
     def __init__(
         self,
@@ -74,6 +75,9 @@ class Inspection:
 
 class Follower(Applier, Protocol):
     """The secondary."""
+
+    session: Session | None
+    """That of its primary."""
 
     @property
     def progress(self) -> int:
@@ -165,8 +169,8 @@ class Reception:
         identity = self._state.identity()
         if not identity.volume or identity.volume != hello.volume:
             raise Refused("the stores belong to different volumes", "refused")
-        if self.follower is not None:
-            raise Refused("this node is a secondary: look at its primary", "secondary")
+        if self.follower is not None and self.follower.session is not None:
+            raise Refused("this node follows a primary: look at that one", "secondary")
         return welcome_of(self._state)
 
     def opened(self, session: Session) -> None:

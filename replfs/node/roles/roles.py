@@ -275,6 +275,7 @@ class Roles:
         apart.sort(key=lambda peer: peer.peer_node != by.node)
         if apart:
             primary.supersede(apart[0], by)
+            apart[0].link.retry()
 
     def _changed_apart(self, other: Identity) -> DirtyLog | None:
         """What this primary has and *other* may lack."""

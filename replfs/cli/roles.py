@@ -101,30 +101,21 @@ def _declare_adopt(parser: argparse.ArgumentParser) -> None:
                      help="it is the same store in another place; there is no other")  # fmt: skip
     how.add_argument("--new", action="store_true",
                      help="it is a copy: a store of its own, which has no peers yet")  # fmt: skip
+    parser.add_argument("--tentative", action="store_true", help="only say what would be done")
 
 
 def _run_adopt(args: argparse.Namespace) -> int:
+    from replfs.node.failover.adoption import adopt
     from replfs.store.state import State
 
+    if not os.path.isdir(os.path.join(args.store, RESERVED)):
+        raise UsageError(f"{args.store} is no store: there is no {RESERVED} in it")
     with contextlib.ExitStack() as cleanup:
         fd = os.open(args.store, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         cleanup.callback(os.close, fd)
         state = State(fd)
         cleanup.callback(state.close)
-        if args.move:
-            state.update(binding=state.place())
-            message = "it is the store it was, in its new place"
-        else:
-            for peer in state.peers():
-                state.remove_peer(peer.name)
-            # What it holds is kept, and recognised by digests when it becomes a replica.
-            state.update(
-                node=os.urandom(16), binding=state.place(), volume=b"", generation=b"", history=(),
-                role="unset", role_changed=False, uninitialized=True, inconsistent=False,
-                base=b"", base_progress=0, progress=0, follows=b"", leader=b"", clean=True,
-            )  # fmt: skip
-            message = "it is a store of its own now"
-        state.flush(durable=True)
+        message = adopt(state, new=args.new, tentative=args.tentative)
     print(f"{args.store}: {message}")
     return ExitCode.OK
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 import trio
+from helpers.states import opened
 
 from replfs import __version__ as replfs_version
 from replfs.cli import exit_codes, main, mount, operate, spawn, text
@@ -492,6 +493,11 @@ def test_adopting_a_copy_and_a_moved_store(capsys, tmp_path):
 
     original = identity(store)
     subprocess.run(["cp", "-a", store, tmp_path / "copy"], check=True)
+    for how in ("--new", "--move"):
+        code, out, _ = replfs(capsys, "adopt", str(tmp_path / "copy"), how, "--tentative")
+        assert code == 0
+        assert "it would be " in out
+        assert identity(tmp_path / "copy") == original
     assert replfs(capsys, "adopt", str(tmp_path / "copy"), "--new")[0] == 0
     copy = identity(tmp_path / "copy")
     assert copy.node != original.node
@@ -503,8 +509,32 @@ def test_adopting_a_copy_and_a_moved_store(capsys, tmp_path):
     moved = identity(tmp_path / "moved")
     assert moved.node == original.node
     assert moved.binding != original.binding
+    code, out, _ = replfs(capsys, "adopt", str(tmp_path / "moved"), "--move")
+    assert (code, out) == (
+        0, f"{tmp_path}/moved: it stands where it did: there is nothing to adopt\n"
+    )  # fmt: skip
     assert replfs(capsys, "adopt", str(store))[0] == ExitCode.USAGE
-    assert replfs(capsys, "adopt", str(tmp_path / "none"), "--new")[0] == ExitCode.ERROR
+    assert replfs(capsys, "adopt", str(tmp_path / "none"), "--new")[0] == ExitCode.USAGE
+
+
+def test_a_directory_that_is_no_store_is_not_made_one_by_adopting_it(capsys, tmp_path):
+    for how in ("--new", "--move"):
+        code, _, said = replfs(capsys, "adopt", str(tmp_path), how)
+        assert code == ExitCode.USAGE
+        assert f"{tmp_path} is no store" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stopped_store_is_not_promoted_tentatively(capsys, tmp_path):
+    with opened(tmp_path) as state:
+        generation = b"G" * 16
+        before = state.update(
+            role="secondary", volume=b"V" * 16, generation=generation, uninitialized=False
+        )
+    code, out, _ = replfs(capsys, "promote", str(tmp_path), "--tentative")
+    assert (code, out) == (0, "it would be promoted: nothing speaks against it\n")
+    with opened(tmp_path) as state:
+        assert state.identity() == before
 
 
 def test_keygen(capsys, tmp_path):

@@ -7,6 +7,7 @@ from helpers.states import opened
 
 from replfs.core.dirty import DirtyLog
 from replfs.node.asking.identity import welcome_of
+from replfs.node.failover.adoption import adopt
 from replfs.node.failover.promotion import promote_stopped
 from replfs.node.roles import reign
 from replfs.node.settings.values import PeerSetting
@@ -113,3 +114,23 @@ def test_all_that_a_loser_began_apart_is_decided_against_and_nothing_before(stor
         mine = state.identity()
         assert mine.discarded == (later, apart, won, TWO)
         assert set(mine.history) == {ONE, later, apart, won, GENERATION, before}
+
+
+def test_a_copy_that_becomes_a_store_of_its_own_has_nothing_that_others_lack(store):
+    with opened(store) as state:
+        state.save_peer("b", node=ONE)
+        state.update(discarded=(TWO,))
+        reign.suspect(state, ONE, unstable())
+        reign.keep_unstable(state, unstable())
+        before = state.identity()
+        assert adopt(state, new=True, tentative=True) == (
+            "it would be a store of its own now, without its peers (b)"
+        )
+        assert state.identity() == before
+        assert reign.suspects_of(state) is not None
+        adopt(state, new=True, tentative=False)
+        assert state.identity().node != before.node
+        assert not state.identity().discarded
+        assert not state.peers()
+        assert reign.suspects_of(state) is None
+        assert state.peer(UNSTABLE) is None

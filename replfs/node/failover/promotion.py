@@ -24,6 +24,7 @@ from replfs.node.settings.config import check_nesting
 from replfs.node.settings.values import PeerSetting
 from replfs.store import locators
 from replfs.store.state import State
+from replfs.transport.listener import Session
 
 _SIGN_S: Final = 0.05
 """How often a silent primary is listened for."""
@@ -67,17 +68,25 @@ class Promotion:
                     "with 'replfs umount', then promote with --mount"
                 )
             mountpoint = self._mountpoint(arguments.get("mount"))
-            await self._check_silence()
+            tentative = bool(arguments.get("tentative"))
+            try:
+                await self._check_silence()
+            except UsageError as error:
+                if tentative:
+                    return {"message": f"it would be refused: {error}"}
+                raise
             seen = await self._look_around()
             before = roles.secondary.keeper.place
             objections = [*of_state(roles.state, before), *self._of_others(seen)]
             lines = self._removals() + [
                 f"{one.name} is not reachable" for one in seen if one.welcome is None
             ]
-            if arguments.get("tentative"):
+            if tentative:
                 return {"message": "\n".join([*_would(objections), *lines])}
             refuse(objections, force=bool(arguments.get("force")))
-            await self._check_silence()
+            silent = await self._check_silence()
+            if silent is not None:
+                silent.close("silent, and another node is promoted")
             await roles.take_over(roles.begin_reign)
             if mountpoint is not None:
                 roles.mount(mountpoint)
@@ -111,8 +120,10 @@ class Promotion:
         check_nesting(os.path.realpath(roles.settings.store), mountpoint)
         return mountpoint
 
-    async def _check_silence(self) -> None:
+    async def _check_silence(self) -> Session | None:
         """A primary that is still there gives a sign several times within the peer timeout.
+
+        The session of one that gives none, which is still open.
 
         Raises:
             UsageError: it is there.
@@ -120,7 +131,7 @@ class Promotion:
         secondary = self._roles.secondary
         session = secondary.session if secondary is not None else None
         if session is None:
-            return
+            return None
         heard = session.heard_ns
         with trio.move_on_after(self._roles.settings.peer_timeout_s):
             while session.is_open and session.heard_ns == heard:
@@ -130,7 +141,7 @@ class Promotion:
                 f"the primary {session.name} is connected: use 'replfs switchover' there, "
                 "or stop it first"
             )
-        session.close("silent, and another node is promoted")
+        return session
 
     async def _look_around(self) -> list[Seen]:
         """Ask all configured peers who they are, at the same time."""

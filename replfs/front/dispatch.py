@@ -26,7 +26,11 @@ _COPIED_MAX: Final = 32 << 10
 _JOIN_MAX: Final = 4096
 """Bytes of a reply that are copied behind its head: one buffer is cheaper to write than two."""
 _GONE: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ECONNABORTED})
-"""The caller was killed meanwhile, or the mount is gone: nobody waits for the reply."""
+"""The mount is gone, or is just going: nobody waits for the reply.
+
+Relies on: the kernel takes every other reply, for a caller that is killed after its request was
+read waits for it all the same. So what a reply opens is released, and what it names is forgotten.
+"""
 
 Handler = Callable[[int, Context, bytes], Awaitable[Reply | None]]
 

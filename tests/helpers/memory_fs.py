@@ -11,9 +11,9 @@ Commands come on standard input, one a line; each is answered by one line of JSO
     cancel     cancel run(), unmount, exit
 
 When `run()` ends by itself, the process prints {"ended": ...}, unmounts and exits. Names do
-things: a lookup of `gate…` waits for the command `open`, one of `boom…` raises ValueError out of
-the handler, and no close of what was made as `silent` is told. Never touch the mount from this
-process.
+things: a lookup of `gate…` and a create of `later…` wait for the command `open`, a lookup of
+`boom…` raises ValueError out of the handler, and no close of what was made as `silent` is told.
+Never touch the mount from this process.
 """
 
 from __future__ import annotations
@@ -102,19 +102,22 @@ class MemoryFs(pyfuse3.Operations):
         if self.delay_s:
             await trio.sleep(self.delay_s)
         if name.startswith(b"gate"):
-            self.at_gate += 1
-            self.most_at_gate = max(self.most_at_gate, self.at_gate)
-            try:
-                await self.gate.wait()
-                self.passed += 1
-            finally:
-                self.at_gate -= 1
+            await self.wait_at_gate()
         if name.startswith(b"boom"):
             raise ValueError("a handler's bug")
         ino = self.node(parent).entries.get(name)
         if ino is None:
             raise pyfuse3.FUSEError(errno.ENOENT)
         return self.attributes(ino)
+
+    async def wait_at_gate(self) -> None:
+        self.at_gate += 1
+        self.most_at_gate = max(self.most_at_gate, self.at_gate)
+        try:
+            await self.gate.wait()
+            self.passed += 1
+        finally:
+            self.at_gate -= 1
 
     async def forget(self, inode_list):
         self.calls["forget"] += 1
@@ -185,6 +188,8 @@ class MemoryFs(pyfuse3.Operations):
 
     async def create(self, parent_inode, name, mode, flags, ctx):
         self.calls["create"] += 1
+        if name.startswith(b"later"):
+            await self.wait_at_gate()
         node = self.new(parent_inode, name, mode, ctx)
         return pyfuse3.FileInfo(fh=node.ino), self.attributes(node.ino)
 

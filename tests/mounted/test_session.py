@@ -504,6 +504,21 @@ def test_a_caller_killed_while_its_handler_waits(start, mountpoint, tuning):
     server.stop()
 
 
+def test_what_a_killed_caller_opened_is_released(start, mountpoint):
+    """The kernel takes the reply, whoever waits for it: no handle is left over."""
+    server = start()
+    caller = child("os.open(sys.argv[1], os.O_CREAT | os.O_EXCL)", mountpoint / "later")
+    at_gate(server, 1)
+    caller.kill()
+    server.say("open")
+    assert caller.wait(DEADLINE_S) == -signal.SIGKILL
+    caller.communicate()
+    assert (mountpoint / "later").exists()
+    wait_for(lambda: server.calls().get("release"), "the handle to be released")
+    server.stop()
+    assert server.stderr == ""
+
+
 def test_callers_killed_at_any_moment(start, mountpoint):
     server = start("--delay-ms", "0.05")
     code = """

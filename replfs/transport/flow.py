@@ -19,6 +19,9 @@ from replfs.transport.socket import Connection
 WINDOW_OPS: Final = 512
 WINDOW_BYTES: Final = 32 << 20
 """Bounds what either side holds for a stream: here unanswered operations, there answers."""
+QUEUE_OPS: Final = 1024
+"""Operations that may be on the way of those that nobody awaits; their bytes are the caller's to
+bound. No more than the answers that the other side remembers."""
 DEFERRED_TIMEOUTS: Final = 6
 """Peer timeouts that an operation may take which the peer has accepted and is working on."""
 CHECKPOINT_TIMEOUTS: Final = 60
@@ -127,8 +130,10 @@ class Flow(Generic[SinkT]):
         self.reply: Welcome | Refuse | None = None
         self.room = trio.lowlevel.ParkingLot()
 
-    def has_room(self) -> bool:
-        """Whether the window admits another operation."""
+    def has_room(self, queue_bytes: int = 0) -> bool:
+        """Whether the window admits another operation, or a queue of so many bytes one more."""
+        if queue_bytes:
+            return len(self.calls) < QUEUE_OPS and self.bytes < queue_bytes
         return len(self.calls) < WINDOW_OPS and self.bytes < WINDOW_BYTES
 
     def answered(self) -> int:

@@ -205,9 +205,12 @@ class Link:
         connection = self._flows[LIVE].connection
         return -1 if connection is None or connection.closed else connection.fd
 
-    def has_room(self, stream: int = LIVE) -> bool:
-        """Whether the window of *stream* admits another operation."""
-        return self._flows[stream].has_room()
+    def has_room(self, stream: int = LIVE, queue_bytes: int = 0) -> bool:
+        """Whether the window of *stream* admits another operation.
+
+        With *queue_bytes*, one that nobody awaits: whether so much and no more is on the way.
+        """
+        return self._flows[stream].has_room(queue_bytes)
 
     async def wait_room(self, stream: int = LIVE) -> None:
         """Wait until `has_room`. Raises `PeerLost` if there is no session."""

@@ -207,6 +207,22 @@ def test_policies_survive_a_remount_and_are_the_mounts_own_default():
         assert_only_missing(pair, "dir")
 
 
+def test_past_the_queue_of_async_the_log_takes_over():
+    """No write waits for a peer that stands still, and what it is to get is bounded in bytes."""
+    arguments = ("--policy", "async", "-o", "async-queue=2MiB")
+    with Pair(mount_arguments=arguments) as pair:
+        pair.wait_in_sync()
+        pair.agent.freeze()
+        for number in range(8):
+            write(pair.mountpoint / f"{number}", os.urandom(1 << 20))
+        peer = pair.peer()
+        assert 2 << 20 <= peer["lag_bytes"] < 4 << 20
+        assert peer["dirty_bytes"] > 0
+        pair.agent.thaw()
+        pair.wait_in_sync()
+        wait_equal(pair.primary_store, pair.secondary_store)
+
+
 def test_tools_neither_copy_policies_nor_wipe_them(pair):
     top = pair.mountpoint
     (top / "tree").mkdir()

@@ -301,6 +301,9 @@ LIMITS = {
     "head frame": f"{messages.HEAD_MAX >> 20} MiB",
     "payload frame": f"{ops.PAYLOAD_MAX >> 20} MiB",
     "operations on the way, per stream": f"{flow.WINDOW_OPS}, and {flow.WINDOW_BYTES >> 20} MiB",
+    "the same, when one is sent that nobody awaits (`async`)": (
+        f"{flow.QUEUE_OPS}, and `async-queue`"
+    ),
     "answers remembered, per stream": (f"{lane.REMEMBERED}, and {lane.REMEMBERED_BYTES >> 20} MiB"),
     "operations accepted and not answered, per stream": f"{listener.DEFERRED_MAX}",
     "sessions offered and not taken": f"{listener.OFFERED_MAX}",

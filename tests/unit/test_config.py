@@ -192,7 +192,7 @@ def test_bad_mount_options(options, sentence):
         ("peer-timeout", "1y", "unknown unit"),
         ("strict-peers", "0", "must be 1 to 64"),
         ("strict-peers", "two", "write a whole number"),
-        ("async-queue", "1k", "must be 1MiB to 16GiB"),
+        ("async-queue", "1k", "must be 1MiB to 1GiB"),
         ("name", "a b", "letters, digits"),
         ("none", "a/b", "a pattern is a name"),
         ("none", "", "write patterns"),

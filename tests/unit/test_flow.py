@@ -9,12 +9,14 @@ from replfs.errors import ProtocolError
 from replfs.transport.flow import (
     ANSWER_TYPES,
     DEFERRED_TIMEOUTS,
+    QUEUE_OPS,
     WINDOW_BYTES,
     WINDOW_OPS,
     Call,
     Flow,
     cost_of,
 )
+from replfs.transport.lane import REMEMBERED
 
 I = b"i" * 16  # noqa: E741
 SECOND = 10**9
@@ -48,6 +50,27 @@ def test_the_window_is_bounded_in_operations_and_bytes():
         assert flow.has_room()
         put(flow, ops.Write(I, 0, 0), size=1 << 20)
     assert not flow.has_room()
+
+
+def test_what_nobody_awaits_has_a_queue_with_a_bound_of_its_own():
+    """In bytes, larger or smaller than the window, and in as many operations as are remembered."""
+    flow: Flow[str] = Flow(0)
+    for _ in range(3):
+        assert flow.has_room(3 << 20)
+        put(flow, ops.Write(I, 0, 0), size=1 << 20)
+    assert not flow.has_room(3 << 20)
+    assert flow.has_room()
+    assert flow.has_room(64 << 20)
+    while flow.has_room(64 << 20):
+        put(flow, ops.Write(I, 0, 0), size=1 << 20)
+    assert 64 << 20 <= flow.bytes < 65 << 20
+    assert not flow.has_room()
+    flow = Flow(0)
+    writes(flow, QUEUE_OPS - 1)
+    assert flow.has_room(1 << 30)
+    writes(flow, 1)
+    assert not flow.has_room(1 << 30)
+    assert QUEUE_OPS <= REMEMBERED
 
 
 def test_answers_that_are_large_take_room_before_they_come():

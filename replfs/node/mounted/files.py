@@ -80,7 +80,7 @@ class Files(View):
                 slots = self._note_range(inode, start, offset + size)
             stamp = self.tree.now()
             if replicated and not inode.gone:
-                self.pipeline.send(ops.Write(inode.id, offset, stamp), data, flight, start)
+                self.pipeline.send(ops.Write(inode.id, offset, stamp), data, flight, start, policy)
             failed = 0
             written = 0
             try:
@@ -155,7 +155,7 @@ class Files(View):
             stamp = self.tree.now() if mtime is None else mtime
             own = fd if fd >= 0 else self.tree.data_fd(inode)
             if replicated:
-                self.pipeline.send(ops.Truncate(inode.id, size, stamp), None, flight, low)
+                self.pipeline.send(ops.Truncate(inode.id, size, stamp), None, flight, low, policy)
             try:
                 os.ftruncate(own, size)
                 syscalls.utimens(own, None, stamp)
@@ -273,7 +273,7 @@ class Files(View):
             try:
                 if policy != Policy.NONE and self.pipeline.peers:
                     self.tree.ensure_id(inode)
-                    self.pipeline.send(ops.Sync(inode.id, data_only), None, flight, 0)
+                    self.pipeline.send(ops.Sync(inode.id, data_only), None, flight, 0, policy)
             except BaseException:
                 await own.wait()
                 raise

@@ -240,10 +240,9 @@ class Peer(Places):
         """Whether its release knows operations of that kind: no other may be sent."""
         return understands(self.features, kind)
 
-    @property
-    def is_whole(self) -> bool:
-        """It gets everything that is sent now."""
-        return self.gets_all and self.link.has_room()
+    def is_whole(self, queue_bytes: int = 0) -> bool:
+        """It gets what is sent now; *queue_bytes* as for `send`."""
+        return self.gets_all and self.link.has_room(LIVE, queue_bytes)
 
     @property
     def gets_all(self) -> bool:
@@ -418,8 +417,19 @@ class Peer(Places):
 
     # Operations --------------------------------------------------------------------------------
 
-    def send(self, op: ops.AnyOp, payload: bytes | None, flight: Flight, start: int) -> bool:
-        """Send *op* if everything it needs is on the peer; False: it is to be recorded."""
+    def send(
+        self,
+        op: ops.AnyOp,
+        payload: bytes | None,
+        flight: Flight,
+        start: int,
+        queue_bytes: int = 0,
+    ) -> bool:
+        """Send *op* if everything it needs is on the peer; False: it is to be recorded.
+
+        *queue_bytes*: behind how much on its way, where nobody awaits it; 0: the window's room,
+        which has been waited for.
+        """
         if not self.live or not self.is_asked:
             return False  # until it has been asked, it may have something of its own there
         dirty = self.log
@@ -435,8 +445,8 @@ class Peer(Places):
                 return False
         if not self.settling.is_empty and not self._is_settled(op, payload, start):
             return False
-        if not self.link.has_room():
-            return False  # only `async` comes here with a full window: the log takes over
+        if not self.link.has_room(LIVE, queue_bytes):
+            return False  # the queue of `async` is full: the log takes over
         try:
             if not self.locate_for(op):
                 return False

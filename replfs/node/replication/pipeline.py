@@ -68,6 +68,8 @@ class Pipeline:
         """This node is no primary any more: every change fails with EROFS."""
         self.strict_peers = 0
         """How many peers a strict change needs; 0: all of them."""
+        self.async_queue_bytes = 64 << 20
+        """What may be on its way to a peer when more is sent that nobody awaits."""
         self.strict_timeout_s = 5.0
         self.suspend_s = 0.0
         """How long a strict change waits for lost peers before it fails; 0: not at all."""
@@ -233,8 +235,16 @@ class Pipeline:
         if ready < needed:
             raise NotInSync(f"{ready} of {needed} peers confirm strict changes")
 
-    def send(self, op: ops.AnyOp, payload: bytes | None, flight: Flight, start: int) -> None:
+    def send(
+        self,
+        op: ops.AnyOp,
+        payload: bytes | None,
+        flight: Flight,
+        start: int,
+        policy: int = Policy.SYNC,
+    ) -> None:
         """To every peer on which *op* is clean; into the log of the others."""
+        queue_bytes = self.async_queue_bytes if policy == Policy.ASYNC else 0
         length = len(payload) if payload is not None else 0
         flight.op = op
         if type(op) is not ops.Sync:
@@ -242,10 +252,10 @@ class Pipeline:
         if len(self.peers) > 1:
             # Those that get it learn first that it belongs to another generation.
             for peer in self.peers:
-                if not peer.diverged and not peer.is_whole:
+                if not peer.diverged and not peer.is_whole(queue_bytes):
                     peer.begin_divergence()
         for peer in self.peers:
-            if not peer.send(op, payload, flight, start):
+            if not peer.send(op, payload, flight, start, queue_bytes):
                 peer.mark(op, length=length, start=start)
 
     async def announced(self) -> None:
@@ -397,7 +407,7 @@ class Pipeline:
                         peer.mark_touched(touched)
                 raise
             if op is not None:
-                self.send(op, None, flight, 0)
+                self.send(op, None, flight, 0, policy)
                 if flight.waiting:
                     let_go = self.let_go(flight, slots, subject, policy)
                 if let_go:

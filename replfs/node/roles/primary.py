@@ -130,6 +130,7 @@ class Primary:
             self._note_stable,
         )
         self.volume = Volume(self.pipeline, status, self.checkpoints.take)
+        self.pipeline.async_queue_bytes = settings.async_queue_bytes
         self.pipeline.strict_timeout_s = settings.peer_timeout_s
         if settings.strict_on_loss == "suspend":
             self.pipeline.suspend_s = settings.suspend_timeout_s

@@ -87,8 +87,9 @@ OPTIONS: Final[tuple[Option, ...]] = (
            "a peer that answers, but holds changes up for this long, is set out of sync and "
            "resynced later (default 30s; 0: never)", "TIME"),
     Option("async-queue", "async_queue_bytes",
-           between(parse_size, MIB, 1 << 34, "1MiB to 16GiB"),
-           "bytes queued for policy async before the dirty region log takes over (default 64MiB)",
+           between(parse_size, MIB, 1 << 30, "1MiB to 1GiB"),
+           "bytes on their way to a peer under policy async before the dirty region log takes over "
+           "(default 64MiB)",
            "SIZE"),
     Option("resync-rate", "resync_rate_bytes",
            between(lambda v: parse_size(v.removesuffix("/s") if isinstance(v, str) else v),

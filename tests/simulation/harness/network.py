@@ -383,9 +383,10 @@ class FakeLink:
             wire.deliver_one(lane)
         return wire.return_all()
 
-    def has_room(self, stream: int = LIVE) -> bool:
-        """Whether the window admits another."""
-        return len(self._calls[stream]) < self.network.conditions.window
+    def has_room(self, stream: int = LIVE, queue_bytes: int = 0) -> bool:
+        """Whether the window admits another, or the queue, which is twice that."""
+        window = self.network.conditions.window * (2 if queue_bytes else 1)
+        return len(self._calls[stream]) < window
 
     async def wait_room(self, stream: int = LIVE) -> None:
         """Wait for that."""

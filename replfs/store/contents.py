@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import os
+from typing import Final
 
 import xxhash
 
 from replfs.core import ops
 from replfs.store.holes import segments
 
+PIECE: Final = 256 << 10
+"""Bytes written with one call.
+
+Relies on: the page cache holds what one call wrote in folios of up to that size (ext4 since Linux
+6.16, XFS). One of 1 MiB may take memory that was not used for long, or never: on a virtual machine
+ten times as long as the copy. A small write later looks at all blocks of the folio it falls into.
+"""
+
 
 def write_all(fd: int, data: bytes | memoryview, offset: int) -> int:
-    """pwrite all of *data*; fewer bytes only where the disk takes no more, never an error then."""
-    written = os.pwrite(fd, data, offset)
+    """pwrite all of *data*; fewer bytes only where the disk takes no more, never an error then.
+
+    Raises:
+        OSError: nothing was written.
+    """
     size = len(data)
+    written = os.pwrite(fd, data if size <= PIECE else memoryview(data)[:PIECE], offset)
     while written < size:
         try:
-            more = os.pwrite(fd, memoryview(data)[written:], offset + written)
+            more = os.pwrite(fd, memoryview(data)[written : written + PIECE], offset + written)
         except OSError:
             return written
         if not more:

@@ -23,6 +23,7 @@ from replfs.node.replication.flight import Flight
 from replfs.node.replication.pipeline import Pipeline
 from replfs.store import syscalls
 from replfs.store.activity import KIND_ATTRS, KIND_DATA, KIND_FILE, Slot
+from replfs.store.contents import write_all
 from replfs.store.inode import Handle, Inode
 from replfs.store.syscalls import failure
 
@@ -59,7 +60,7 @@ class Files(View):
         handle = self.table.handles[number]
         inode = handle.inode
         if inode.gone:
-            return os.pwrite(handle.fd, data, offset)
+            return write_all(handle.fd, data, offset)
         if self.policies.writeback:
             self._late_times.came(inode, handle.fd)
         if inode.privileges is not False and self.tree.must_clear_privileges(inode):
@@ -84,7 +85,7 @@ class Files(View):
             failed = 0
             written = 0
             try:
-                written = os.pwrite(handle.fd, data, offset)
+                written = write_all(handle.fd, data, offset)
                 syscalls.utimens(handle.fd, None, stamp)
             except OSError as error:
                 failed = error.errno or errno.EIO

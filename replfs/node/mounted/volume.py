@@ -523,7 +523,8 @@ class Volume(Files):
             self.tree.ensure_id(inode)
             before = self.policies.effective(inode)
             if self.pipeline.peers and not inode.gone:
-                above = [parent for parent, _ in inode.names()]
+                # The root has no name; what changes with its policy are the names in it.
+                above = [parent for parent, _ in inode.names()] or [inode]
                 for parent in above:
                     self.tree.ensure_id(parent)
                 touched = ((inode, KIND_ATTRS, 0), *((one, KIND_NAMES, 0) for one in above))

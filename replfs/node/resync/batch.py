@@ -131,6 +131,7 @@ class Batches:
             (name, child.ino)
             for name, child in children.items()
             if self._log.is_gathered(directory.id, name)
+            and self._work.policies.is_replicated_name(directory, name, child)
         ]
         fd = os.dup(self._tree.directory_fd(directory))
         try:

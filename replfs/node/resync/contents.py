@@ -104,6 +104,8 @@ class Contents:
         ):
             if os.fstat(fd).st_size > ops.PAYLOAD_MAX:
                 return False  # it has grown while its turn was awaited
+            if not self._work.is_on_peers(inode):
+                return True
             version = self._log.mark_version(inode.id)
             first = 0
             while (run := self._next_run(inode, fd, first)) is not None:
@@ -182,6 +184,8 @@ class Contents:
                 return True
             claims = footprint.data(inode, left[0] << REGION_SHIFT, left[1] << REGION_SHIFT)
             async with self._work.claim(claims):
+                if not self._work.is_on_peers(inode):
+                    return False
                 version = self._log.mark_version(inode.id)
                 if not await self._send_run(key, inode, fd, left, allowance):
                     return False
@@ -242,7 +246,7 @@ class Contents:
             if not await self._names.is_placed(inode):
                 return
             async with self._work.claim(footprint.whole(inode)):
-                if not self._may_finish(object_id):
+                if not self._may_finish(object_id) or not self._work.is_on_peers(inode):
                     return
                 try:
                     await self._finish_claimed(key, inode, self._log.mark_version(object_id))

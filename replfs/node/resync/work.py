@@ -164,7 +164,7 @@ class Work:
             inode = self._find_elsewhere(object_id, marks.handle)
         if inode is None:
             return None
-        if inode.parent is not None and not self.is_on_peers(inode):
+        if not self.is_on_peers(inode):
             self.log.forget(object_id)
             return None
         return inode
@@ -195,8 +195,11 @@ class Work:
         return None
 
     def is_on_peers(self, inode: Inode) -> bool:
-        """Whether the peers shall have the object."""
-        return self.policies.effective(inode) != Policy.NONE
+        """Whether the peers shall have the object: the root always, for its policy is theirs, too.
+
+        Asked again when its turn has come: a change of policy may have been before it.
+        """
+        return inode.parent is None or self.policies.effective(inode) != Policy.NONE
 
     def child(self, directory: Inode, name: bytes) -> Inode | None:
         """What the peer shall have under a name, with its id; None: nothing."""

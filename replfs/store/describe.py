@@ -81,6 +81,7 @@ class Described(Reach):
         found = _record.unpack(value, inode.ino)
         if found is None:
             return
+        inode.flags, inode.policy, inode.ack = found.flags, found.policy, found.ack
         holder = self.table.by_id.get(found.object)
         if holder is not None and holder is not inode:
             # Two claim one id: one was made anew before the other was found. This one gets a new
@@ -88,7 +89,6 @@ class Described(Reach):
             if not self._is_younger(inode, holder):
                 return
             self.table.disown(holder)
-        inode.flags, inode.policy, inode.ack = found.flags, found.policy, found.ack
         self.table.identify(inode, found.object)
 
     def _is_younger(self, inode: Inode, other: Inode) -> bool:

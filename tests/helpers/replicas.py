@@ -6,7 +6,10 @@ import os
 import stat
 from pathlib import Path
 
+import trio
+
 from replfs.core import ops
+from replfs.core.policy import NamePatterns
 from replfs.node.replica.replica import Replica
 from replfs.store.record import ROOT_ID
 from replfs.store.tree import Tree
@@ -23,12 +26,16 @@ def object_id(number: int) -> bytes:
 class Store:
     """One store with a replica that applies operations to it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *own_names: str) -> None:
+        """*own_names*: patterns of names that are the node's own."""
         path.mkdir(exist_ok=True)
         self.path = path
         self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         self.tree = Tree(self.fd)
-        self.replica = Replica(self.tree, lambda _: None)
+        self.kept: list[str] = []
+        """What was told to be kept beside."""
+        patterns = NamePatterns(own_names)
+        self.replica = Replica(self.tree, lambda _: None, patterns, on_kept=self.kept.append)
 
     def try_to(self, op: ops.AnyOp, payload: bytes | None = None, stream: int = 0) -> int:
         """Apply an operation that is answered at once; its errno."""
@@ -52,6 +59,12 @@ class Store:
         """All that was applied is stable, here and on the primary."""
         self.replica.unstable.begin()
         self.apply(ops.Stable(everywhere))
+
+    async def asked(self, op: ops.AnyOp, payload: bytes | None = None) -> ops.AnyAnswer:
+        """The answer to an operation of the bulk stream, also where it comes later."""
+        send, receive = trio.open_memory_channel[ops.AnyAnswer](1)
+        answer = self.replica.apply(1, op, payload, send.send_nowait)
+        return await receive.receive() if answer is None else answer
 
     async def ask(self, op: ops.AnyOp) -> ops.AnyAnswer | None:
         """Apply an operation of the bulk stream; None if the answer comes later."""

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 
 import pytest
+import trio
+from helpers.replicas import FILE, Store, object_id
 
+from replfs.core import ops
 from replfs.core.dirty import DirtyLog
 from replfs.node.replica.beside import Beside
 from replfs.node.replica.limbo import Limbo
+from replfs.node.replica.own import Own
 from replfs.store.record import ROOT_ID
 
 
@@ -42,6 +46,72 @@ async def test_a_file_is_kept_where_a_file_has_the_name_of_its_directory(tree, b
     assert (kept / "b.~1/c/g").read_bytes() == b"too"
 
 
+@pytest.fixture
+def unknown(tree, tmp_path):
+    """Nothing is known of a directory, and all else is as on the primary."""
+    (tmp_path / "store/dir/sub").mkdir(parents=True)
+    (tmp_path / "store/dir/file").write_bytes(b"alone")
+    (tmp_path / "store/dir/sub/deep").write_bytes(b"alone, too")
+    (tmp_path / "store/other").write_bytes(b"the same there")
+    suspects = DirtyLog()
+    inode = tree.lookup(tree.root, b"dir")[0]
+    suspects.mark_unknown(tree.ensure_id(inode), directory=True, deep=True)
+    return Beside(tree, suspects, "a-now", lambda path: None)
+
+
+def at(tree, path):
+    """What stands there, with an id."""
+    inode = tree.root
+    for name in path.split(b"/"):
+        inode = tree.lookup(inode, name)[0]
+        tree.ensure_id(inode)
+    return inode
+
+
+def test_below_what_is_unknown_everything_may_be_here_alone(tree, unknown):
+    directory = at(tree, b"dir")
+    assert unknown.holds_contents(at(tree, b"dir/file"))
+    assert unknown.holds_contents(at(tree, b"dir/sub/deep"))
+    assert not unknown.holds_contents(at(tree, b"other"))
+    assert unknown.is_suspect_name(directory, b"new")
+    assert unknown.is_suspect_name(at(tree, b"dir/sub"), b"new")
+    assert not unknown.is_suspect_name(tree.root, b"new")
+
+
+@pytest.mark.parametrize("taken", [b"file", b"sub"])
+async def test_what_leaves_an_unknown_directory_is_unknown_where_it_comes_to(tree, unknown, taken):
+    """The primary has it elsewhere: it goes there through limbo, and is overwritten only there."""
+    inode = at(tree, b"dir/" + taken)
+    limbo = Limbo(tree, Own(tree))
+    limbo.beside = unknown
+    limbo.take(at(tree, b"dir"), taken, inode)
+    tree.rename(
+        inode.parent, inode.name, tree.root, b"new", 0, inode=inode, replaced=None, replaced_links=0
+    )
+    assert unknown.holds_contents(at(tree, b"new" if taken == b"file" else b"new/deep"))
+
+
+@pytest.mark.parametrize("size", [1, 9], ids=["shorter", "longer"])
+async def test_a_file_that_gets_another_size_is_kept(tmp_path, size):
+    """Also where nothing is written: it was cut off here, and is as long as before there."""
+    store = Store(tmp_path / "store")
+    store.make(11, b"file")
+    store.write(11, 0, bytes(5))
+    suspects = DirtyLog()
+    suspects.mark_tail(object_id(11), 5)
+    store.replica.keep_beside(Beside(store.tree, suspects, "a-now", lambda _: None))
+    attributes = ops.Attributes(
+        mode=FILE, uid=0, gid=0, rdev=0, size=size, mtime=7, target=b"", policy=0, ack=0, xattrs={}
+    )
+    async with trio.open_nursery() as nursery:
+        await nursery.start(store.replica.run)
+        assert await store.asked(ops.Finish(object_id(11), attributes)) == ops.Done(0)
+        nursery.cancel_scope.cancel()
+    assert (store.path / "file").stat().st_size == size
+    assert (store.path / ".replfs/kept/a-now/file").read_bytes() == bytes(5)
+    store.close()
+
+
 async def test_what_has_another_name_still_is_not_kept_by_a_link_that_would_change_with_it(
     tree, beside, tmp_path
 ):
@@ -49,7 +119,7 @@ async def test_what_has_another_name_still_is_not_kept_by_a_link_that_would_chan
     for path in (store / "one", store / "two"):
         path.write_bytes(b"x")
     os.link(store / "one", store / "other")
-    limbo = Limbo(tree)
+    limbo = Limbo(tree, Own(tree))
     limbo.beside = beside
     for name in (b"one", b"two"):
         inode = tree.lookup(tree.root, name)[0]
@@ -67,7 +137,7 @@ async def test_what_is_in_a_directory_in_limbo_is_kept_under_the_path_that_it_ha
     store = tmp_path / "store"
     (store / "a/b").mkdir(parents=True)
     (store / "a/b/file").write_bytes(b"mine")
-    limbo = Limbo(tree)
+    limbo = Limbo(tree, Own(tree))
     limbo.beside = beside
     directory = tree.lookup(tree.root, b"a")[0]
     tree.ensure_id(directory)

@@ -8,6 +8,7 @@ import trio
 
 from replfs.core.policy import NamePatterns, Policy
 from replfs.node.replica.limbo import Limbo
+from replfs.node.replica.own import Own
 from replfs.store import locators
 
 
@@ -38,7 +39,7 @@ async def test_what_is_deep_inside_is_found(tree, tmp_path):
     deep = tree.lookup(inner, b"f1")[0]
     object_id = tree.ensure_id(deep)
     tree.drop_unused(deep)
-    limbo = Limbo(tree)
+    limbo = Limbo(tree, Own(tree))
     take(tree, limbo, b"top")
     assert limbo.find(object_id) is None
     assert not limbo.is_indexed
@@ -63,7 +64,7 @@ async def test_what_was_moved_aside_is_found_by_no_locator(tree, tmp_path):
     file = tree.lookup(tree.root, b"file")[0]
     found = [(tree.ensure_id(one), locators.of(tree, one), one) for one in (inner, file)]
     assert all(locators.find(tree, handle, one_id) is one for one_id, handle, one in found)
-    limbo = Limbo(tree)
+    limbo = Limbo(tree, Own(tree))
     take(tree, limbo, b"top")
     take(tree, limbo, b"file")
     assert all(one.named for _, _, one in found)
@@ -72,7 +73,7 @@ async def test_what_was_moved_aside_is_found_by_no_locator(tree, tmp_path):
 
 async def test_emptying_gives_way_and_stops_when_told(tree, tmp_path):
     make(tmp_path / "store/top", depth=0, width=400)
-    limbo = Limbo(tree)
+    limbo = Limbo(tree, Own(tree))
     take(tree, limbo, b"top")
     inside = tmp_path / "store/.replfs/limbo"
     turns = 0
@@ -108,7 +109,7 @@ async def test_very_deep_trees_and_large_files_go_too(tree, tmp_path):
     os.close(fd)
     with (tmp_path / "store/large").open("wb") as file:
         file.truncate(1 << 30)
-    limbo = Limbo(tree)
+    limbo = Limbo(tree, Own(tree))
     take(tree, limbo, b"deep")
     take(tree, limbo, b"large")
     assert await limbo.empty(lambda: True)
@@ -123,7 +124,7 @@ async def test_what_is_this_nodes_own_is_kept(tree, tmp_path):
     (store / "own").write_bytes(b"by its policy")
     (store / "top/b.tmp").write_bytes(b"inside")
     (store / "sync.tmp").write_bytes(b"has another policy")
-    limbo = Limbo(tree, NamePatterns(["*.tmp"]))
+    limbo = Limbo(tree, Own(tree, NamePatterns(["*.tmp"])))
     own = tree.lookup(tree.root, b"own")[0]
     tree.set_policy(own, Policy.NONE, 0)
     tree.set_policy(tree.lookup(tree.root, b"sync.tmp")[0], Policy.SYNC, 0)

@@ -52,7 +52,7 @@ async def store(tmp_path, mode):
     wait_for(lambda: is_later(tmp_path / "probe", tmp_path / "store/above/old"), 5, "a later time")
     async with trio.open_nursery() as nursery:
         await nursery.start(second.replica.run)
-        answer = await asked(second, place(mode))
+        answer = await second.asked(place(mode))
         assert answer == ops.Placed(complete=False, created=True)
         nursery.cancel_scope.cancel()
     third = again(second)
@@ -76,30 +76,23 @@ def place(mode: int) -> ops.Place:
     return ops.Place(MOVED, ROOT_ID, b"new", attributes(mode), [], whole=False)
 
 
-async def asked(store: Store, op: ops.AnyOp, payload: bytes | None = None) -> ops.AnyAnswer:
-    """The answer, also where it comes later."""
-    send, receive = trio.open_memory_channel[ops.AnyAnswer](1)
-    answer = store.replica.apply(1, op, payload, send.send_nowait)
-    return await receive.receive() if answer is None else answer
-
-
 async def find_the_old_one_first(store: Store) -> None:
     """It is moved aside, and known by its id."""
-    await asked(store, ops.Locate(ABOVE, ROOT_ID, b"above"))
-    await asked(store, ops.Gather(ABOVE, [b"old"], [ops.NO_OBJECT]))
+    await store.asked(ops.Locate(ABOVE, ROOT_ID, b"above"))
+    await store.asked(ops.Gather(ABOVE, [b"old"], [ops.NO_OBJECT]))
     assert os.listdir(store.path / "above") == []
     assert store.tree.table.by_id[MOVED].ino != os.stat(store.path / "new").st_ino
 
 
 async def test_the_object_is_what_stands_where_the_primary_has_it(store, mode):
     await find_the_old_one_first(store)
-    await asked(store, ops.Locate(MOVED, ROOT_ID, b"new"))
+    await store.asked(ops.Locate(MOVED, ROOT_ID, b"new"))
     if stat.S_ISDIR(mode):
-        assert await asked(store, ops.List(MOVED, b"")) == ops.Listing([], more=False)
+        assert await store.asked(ops.List(MOVED, b"")) == ops.Listing([], more=False)
         store.make(14, b"later", MOVED)
     else:
-        await asked(store, ops.Data(MOVED, 0), b"later")
-    await asked(store, ops.EmptyLimbo())
+        await store.asked(ops.Data(MOVED, 0), b"later")
+    await store.asked(ops.EmptyLimbo())
     new = store.path / "new"
     assert (os.listdir(new) if new.is_dir() else new.read_bytes()) in (["later"], b"later")
 
@@ -107,30 +100,39 @@ async def test_the_object_is_what_stands_where_the_primary_has_it(store, mode):
 async def test_what_stands_at_the_wanted_name_is_kept_before_what_was_moved_aside(store, mode):
     stands = os.stat(store.path / "new").st_ino
     await find_the_old_one_first(store)
-    answer = await asked(store, place(mode))
+    answer = await store.asked(place(mode))
     assert answer == ops.Placed(complete=False, created=False)
     assert os.stat(store.path / "new").st_ino == stands
 
 
 async def test_what_stands_at_the_wanted_name_is_not_moved_aside(store):
     await find_the_old_one_first(store)
-    await asked(store, ops.Gather(ROOT_ID, [b"new"], [MOVED]))
+    await store.asked(ops.Gather(ROOT_ID, [b"new"], [MOVED]))
     assert (store.path / "new").exists()
 
 
 async def test_what_was_made_later_remains_the_object_when_the_old_one_is_found(store):
-    await asked(store, ops.Locate(MOVED, ROOT_ID, b"new"))
+    await store.asked(ops.Locate(MOVED, ROOT_ID, b"new"))
     holder = store.tree.table.by_id[MOVED]
-    await asked(store, ops.Locate(ABOVE, ROOT_ID, b"above"))
-    await asked(store, ops.Gather(ABOVE, [b"old"], [ops.NO_OBJECT]))
+    await store.asked(ops.Locate(ABOVE, ROOT_ID, b"above"))
+    await store.asked(ops.Gather(ABOVE, [b"old"], [ops.NO_OBJECT]))
     assert store.tree.table.by_id[MOVED] is holder
     assert holder.id == MOVED
+
+
+@pytest.mark.parametrize("mode", [FILE], ids=["file"], indirect=True)
+async def test_another_name_of_what_was_made_later_is_no_name_of_the_old_one(store):
+    await find_the_old_one_first(store)
+    hints = [(ROOT_ID, b"new")]
+    op = ops.Place(MOVED, ROOT_ID, b"another", attributes(FILE), hints, whole=False)
+    assert await store.asked(op) == ops.Placed(complete=False, created=False)
+    assert os.stat(store.path / "another").st_ino == os.stat(store.path / "new").st_ino
 
 
 async def test_what_has_no_id_does_not_take_it_from_what_has(store):
     (store.path / "raw").write_bytes(b"x")
     await find_the_old_one_first(store)
     holder = store.tree.table.by_id[MOVED]
-    await asked(store, ops.Locate(MOVED, ROOT_ID, b"raw"))
+    await store.asked(ops.Locate(MOVED, ROOT_ID, b"raw"))
     assert store.tree.table.by_id[MOVED] is holder
     assert holder.id == MOVED

@@ -25,7 +25,7 @@ from typing import Final
 import trio
 
 from replfs.core.dirty import DirtyLog
-from replfs.store import syscalls
+from replfs.store import locators, syscalls
 from replfs.store.inode import Inode
 from replfs.store.reach import KEPT, LIMBO
 from replfs.store.record import ROOT_ID
@@ -66,11 +66,23 @@ class Beside:
         if inode.id in self._kept or inode.type != _stat.S_IFREG:
             return False
         marks = self._suspects.marks(inode.id)
-        return self._everything or (marks is not None and marks.data)
+        return (marks is not None and marks.data) or self._is_unknown_from(inode.parent)
 
     def is_suspect_name(self, parent: Inode, name: bytes) -> bool:
         """Whether what stands at a name may stand there in this store alone."""
-        return self._everything or not self._suspects.name_is_clean(parent.id, name)
+        return not self._suspects.name_is_clean(parent.id, name) or self._is_unknown_from(parent)
+
+    def _is_unknown_from(self, directory: Inode | None) -> bool:
+        """Whether all in a directory may be this store's alone: nobody has looked into it."""
+        if self._everything:
+            return True
+        one = directory
+        while one is not None:
+            marks = self._suspects.marks(one.id)
+            if marks is not None and marks.deep:
+                return True
+            one = one.parent
+        return False
 
     def differs(self, inode: Inode, start: int, stop: int) -> bool:
         """Whether zeros at [start, stop) would change a file."""
@@ -86,8 +98,32 @@ class Beside:
 
     # What was taken aside ------------------------------------------------------------------------
 
+    def moving(self, inode: Inode) -> None:
+        """It is about to get another name: what is not known of it stays so there.
+
+        Raises:
+            OSError: that cannot be recorded.
+        """
+        if self._everything or not self._is_unknown_from(inode.parent):
+            return
+        marks = self._suspects.marks(inode.id)
+        if marks is not None and (marks.deep if inode.is_directory else marks.data):
+            return
+        if inode.is_directory or inode.type == _stat.S_IFREG:
+            self._suspects.mark_unknown(
+                self._tree.ensure_id(inode),
+                directory=inode.is_directory,
+                deep=True,
+                handle=locators.of(self._tree, inode),
+            )
+
     def taken(self, parent: Inode, name: bytes, inode: Inode) -> None:
-        """It was *name* in *parent*, and is about to be taken aside, perhaps for good."""
+        """It was *name* in *parent*, and is about to be taken aside, perhaps for good.
+
+        Raises:
+            OSError: as `moving`.
+        """
+        self.moving(inode)
         is_suspect = self.is_suspect_name(parent, name)
         if inode.is_directory or is_suspect or self.holds_contents(inode):
             above = parent.path()

@@ -2,8 +2,7 @@
 
 `STORE/.replfs/limbo/` holds objects moved aside, under their id in hex (a counter behind it where
 that is taken). Whatever is still there once every name is in place was deleted on the primary, and
-goes. Objects of policy `none` belong to this node: they are never deleted, but kept beside in
-`STORE/.replfs/kept/`.
+goes. What is this node's own (`own`) is never deleted, but kept beside in `STORE/.replfs/kept/`.
 
 What is inside a directory in limbo is found by an index, which is built when it is first needed.
 Building it and emptying limbo take as long as there is much in it: both give way to other tasks
@@ -19,10 +18,10 @@ from typing import Final
 
 import trio
 
-from replfs.core.policy import NO_PATTERNS, NamePatterns, Policy
 from replfs.node.replica.beside import Beside
+from replfs.node.replica.own import Own, is_own, move
 from replfs.store.inode import Inode, close_quietly
-from replfs.store.reach import KEPT, LIMBO
+from replfs.store.reach import LIMBO
 from replfs.store.tree import Tree
 
 _YIELD_EVERY: Final = 50
@@ -32,17 +31,15 @@ _LARGE_FILE: Final = 16 << 20
 
 
 class Limbo:
-    """The limbo and kept directories of *tree*."""
+    """The limbo directory of *tree*."""
 
-    def __init__(self, tree: Tree, kept_names: NamePatterns = NO_PATTERNS) -> None:
-        """*kept_names*: what has policy `none` by its name alone."""
+    def __init__(self, tree: Tree, own: Own) -> None:
         self._tree = tree
-        self._kept_names = kept_names
+        self._own = own
         self.beside: Beside | None = None
         """What this store had on its own is not removed, but kept."""
         self._directory = tree.reserved_directory(LIMBO)
-        self._kept = tree.reserved_directory(KEPT)
-        self._count = itertools.count(1)
+        self._numbers = itertools.count(1)
         self._deep: dict[bytes, tuple[Inode, bytes]] = {}
         """Where objects in limbo are, by id, as far as it was looked into."""
         self._unindexed: list[Inode] = [self._directory]
@@ -56,33 +53,27 @@ class Limbo:
         """Whether the object itself was taken aside, not just a directory that it is in."""
         return inode.parent is self._directory
 
+    def contains(self, inode: Inode) -> bool:
+        """Whether the object was taken aside, or a directory that it is in."""
+        one: Inode | None = inode
+        while one is not None and one is not self._directory:
+            one = one.parent
+        return one is not None
+
     def take(self, parent: Inode, name: bytes, inode: Inode) -> None:
         """Move what is *name* in *parent* aside."""
-        if self._is_kept(inode, name):
-            self._move(parent, name, inode, self._kept, name)
+        if self._own.stands_at(inode, name):
+            self._own.keep(parent, name, inode)
             return
         if self.beside is not None:
             self.beside.taken(parent, name, inode)
-        free = self._move(
-            parent, name, inode, self._directory, inode.id.hex().encode() or b"nameless"
-        )
+        free = inode.id.hex().encode() or b"nameless"
+        free = move(self._tree, parent, name, inode, self._directory, free, self._numbers)
         inode.pins |= 2
         if inode.id:
             self._deep[inode.id] = self._directory, free
         if inode.is_directory:
             self._unindexed.append(inode)
-
-    def _is_kept(self, inode: Inode, name: bytes) -> bool:
-        if inode.policy:
-            return inode.policy == Policy.NONE
-        return bool(self._kept_names.match(name, directory=inode.is_directory))
-
-    def _move(self, parent: Inode, name: bytes, inode: Inode, into: Inode, free: bytes) -> bytes:
-        tree = self._tree
-        while _exists(tree, into, free):
-            free = b"%s.%d" % (free[:200].split(b".~", 1)[0] + b".~", next(self._count))
-        tree.rename(parent, name, into, free, 0, inode=inode, replaced=None, replaced_links=0)
-        return free
 
     def find(self, object_id: bytes) -> Inode | None:
         """The object, where it is somewhere in limbo; see `is_indexed`."""
@@ -131,7 +122,7 @@ class Limbo:
 
     def _index_one(self, directory: Inode, name: bytes) -> None:
         inode = self._look(directory, name)
-        if inode is None:
+        if inode is None or is_own(inode):
             return
         if inode.id:
             self._deep.setdefault(inode.id, (directory, name))
@@ -144,7 +135,7 @@ class Limbo:
             self._tree.drop_unused(inode)
 
     async def empty(self, is_wanted: Callable[[], bool]) -> bool:
-        """Remove all that is left; what has policy `none` is kept. False: stopped before the end.
+        """Remove all that is left; the node's own is kept. False: stopped before the end.
 
         Raises:
             OSError: something cannot be removed.
@@ -173,9 +164,9 @@ class Limbo:
                 if inode is None:
                     continue
                 inode.pins &= ~3
-                # What was taken as `none` by its name is not here; inside a directory it may be.
-                if self._is_kept(inode, name):
-                    self._move(directory, name, inode, self._kept, name)
+                # What was taken as the node's own is not here; inside a directory it may be.
+                if self._own.stands_at(inode, name):
+                    self._own.keep(directory, name, inode)
                 elif inode.is_directory:
                     stack.append((inode, tree.names(inode)))
                     tree.hold(inode)
@@ -207,11 +198,3 @@ class Limbo:
             if fd >= 0:
                 # The blocks go with the last descriptor.
                 await trio.to_thread.run_sync(close_quietly, fd)
-
-
-def _exists(tree: Tree, directory: Inode, name: bytes) -> bool:
-    try:
-        os.stat(name, dir_fd=tree.directory_fd(directory), follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True

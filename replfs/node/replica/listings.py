@@ -14,7 +14,9 @@ from typing import Final
 import trio
 
 from replfs.core import ops
+from replfs.core.policy import Policy
 from replfs.node.pacing.courtesy import Slice
+from replfs.node.replica.own import is_own
 from replfs.store.inode import Inode
 from replfs.store.look import SMALL_DIRECTORY, Seen, directory_digest, look, sorted_names
 from replfs.store.reach import RESERVED
@@ -102,7 +104,8 @@ class Listings:
             if one is not None and one.record.object and self._is_unknown(one):
                 # Nobody has it in hand: it is what was seen.
                 complete = not one.record.flags & INCOMPLETE
-                entries.append(ops.Entry(name, one.record.object, complete, one.digest))
+                entry = ops.Entry(name, one.record.object, complete, one.digest)
+                entries.append(_own(name) if one.record.policy == Policy.NONE else entry)
                 continue
             try:
                 inode = tree.lookup(directory, name)[0]
@@ -112,13 +115,19 @@ class Listings:
             is_same = one is not None and one.found.st_ino == inode.ino
             digest = one.digest if one is not None and is_same else b""
             complete = not inode.flags & INCOMPLETE
-            entries.append(ops.Entry(name, inode.id, complete, digest))
+            entry = ops.Entry(name, inode.id, complete, digest)
+            entries.append(_own(name) if is_own(inode) else entry)
             tree.drop_unused(inode)
         return entries
 
     def _is_unknown(self, one: Seen) -> bool:
         table = self._tree.table
         return table.find(one.found.st_ino) is None and one.record.object not in table.by_id
+
+
+def _own(name: bytes) -> ops.Entry:
+    """What is this node's own stands there, and is no object of the other side's."""
+    return ops.Entry(name, ops.NO_OBJECT, complete=False)
 
 
 def _look(

@@ -100,6 +100,7 @@ class Live:
     def _link(self, op: ops.Link) -> ops.AnyAnswer:
         inode = self._objects.known(op.object)
         parent = self._objects.directory(op.parent, op.name)
+        self._note_moving(inode)
         self._tree.link(inode, parent, op.name)
         for other, name in inode.names():
             self._unstable.note_name(other.id, name, self._objects.locator)
@@ -131,6 +132,7 @@ class Live:
         if replaced is not None and not op.exchange:
             self._keep_removed(new_parent, op.new_name, replaced, links)
             self._keep_open(new_parent, op.new_name, replaced, links)
+        self._note_moving(inode, replaced if op.exchange else None)
         self._tree.rename(
             parent,
             op.name,
@@ -192,6 +194,12 @@ class Live:
             closing, self._closing = self._closing, []
             for fd in closing:
                 close_quietly(fd)
+
+    def _note_moving(self, *inodes: Inode | None) -> None:
+        """Objects are about to get another name through the live stream."""
+        for inode in inodes:
+            if self.beside is not None and inode is not None:
+                self.beside.moving(inode)
 
     def _keep_removed(self, parent: Inode, name: bytes, inode: Inode, links: int) -> None:
         """An object is about to lose a name through the live stream."""

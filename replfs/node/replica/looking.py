@@ -1,4 +1,7 @@
-"""What is asked about a replica, and changes nothing: listings, digests, bytes, attributes."""
+"""What is asked about a replica, and changes nothing: listings, digests, bytes, attributes.
+
+Of what is this node's own no more is told than that its name is taken.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from replfs.node.asking.attributes import inspect
 from replfs.node.replica.later import Later, Reply
 from replfs.node.replica.listings import Listings
 from replfs.node.replica.objects import Objects
+from replfs.node.replica.own import is_own
 from replfs.store.contents import digest_regions, read_range
 from replfs.store.record import INCOMPLETE
 from replfs.store.tree import Tree
@@ -81,7 +85,7 @@ class Looking:
         inode = self._objects.known(op.parent)
         if op.name:
             found = self._objects.at(inode, op.name)
-            if found is None:
+            if found is None or is_own(found):
                 return ops.Inspected(ops.NO_OBJECT, complete=False, attributes=None)
             inode = found
             if inode.more:

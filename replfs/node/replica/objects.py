@@ -6,6 +6,7 @@ import errno
 import os
 
 from replfs.core import ops
+from replfs.node.replica.own import Own
 from replfs.store import locators
 from replfs.store.inode import Inode
 from replfs.store.syscalls import failure
@@ -15,8 +16,9 @@ from replfs.store.tree import Tree
 class Objects:
     """The objects of one replica, as its primary names them."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, own: Own) -> None:
         self.tree = tree
+        self._own = own
 
     def directory(self, object_id: bytes, name: bytes) -> Inode:
         """A directory in which *name* may be changed. Raises OSError."""
@@ -60,13 +62,18 @@ class Objects:
         """Learn where an object is, if it is there; *pin* keeps it known.
 
         What stands where the primary has it is looked at though another one was taken for it: one
-        that was moved aside, say, after it had been made anew there.
+        that was moved aside, say, after it had been made anew there. One that is this node's own is
+        no longer the object. Raises OSError.
         """
         inode = self.tree.table.by_id.get(op.object)
         parent = self.tree.table.by_id.get(op.parent)
         if inode is None or parent is None or not inode.has_name(parent, op.name):
             inode = self._stands_at(parent, op) or inode
-        if inode is not None and inode.named:
+        if inode is None or not inode.named:
+            return
+        if self._own.holds(inode, by_policy=True):
+            self._own.part(inode)
+        else:
             inode.pins |= pin
 
     def _stands_at(self, parent: Inode | None, op: ops.Locate) -> Inode | None:

@@ -16,12 +16,13 @@ from typing import Any, Final
 import trio
 
 from replfs.core import ops
-from replfs.core.policy import NamePatterns
+from replfs.core.policy import Policy
 from replfs.core.unstable import Unstable
 from replfs.node.replica.beside import Beside
 from replfs.node.replica.later import Later, Reply
 from replfs.node.replica.limbo import Limbo
 from replfs.node.replica.objects import Objects
+from replfs.node.replica.own import Own, is_own
 from replfs.node.replica.planting import Planting
 from replfs.node.replica.writeback import Writeback
 from replfs.store import syscalls
@@ -47,13 +48,14 @@ class Repair:
         objects: Objects,
         unstable: Unstable,
         later: Later,
-        kept_names: NamePatterns,
+        own: Own,
         on_phase: Callable[[ops.Phase], None],
         prepare: Callable[[], Awaitable[None]] | None,
     ) -> None:
-        """The last three as in `Replica`."""
+        """The last two as in `Replica`."""
         self._beside: Beside | None = None
-        self._limbo = Limbo(tree, kept_names)
+        self._own = own
+        self._limbo = Limbo(tree, own)
         self._tree = tree
         self._objects = objects
         self._unstable = unstable
@@ -163,8 +165,10 @@ class Repair:
             inode = self._objects.at(parent, name)
             if inode is None:
                 continue
-            if inode.id and inode.id == wanted:
+            if inode.id and inode.id == wanted and not is_own(inode):
                 inode.pins |= 2
+            elif self._has_its_place(inode, name, wanted):
+                self._tree.drop_unused(inode)
             elif inode.id:
                 # One without an id may be what is wanted, put there by an earlier copy: `Place`
                 # decides.
@@ -173,9 +177,16 @@ class Repair:
                 self._tree.drop_unused(inode)
         return _OK
 
+    def _has_its_place(self, inode: Inode, name: bytes, wanted: bytes) -> bool:
+        """Whether what stands at a name is the node's own, and the primary has nothing there."""
+        return wanted == ops.NO_OBJECT and self._own.stands_at(inode, name)
+
     def _place(self, op: ops.Place, contents: bytes | memoryview) -> ops.Placed:
         parent = self._objects.directory(op.parent, op.name)
         current = self._objects.at(parent, op.name)
+        if current is not None and is_own(current):
+            self._limbo.take(parent, op.name, current)
+            current = None
         if current is not None and current.id == op.object and self._is_sure(current, op):
             return ops.Placed(not current.flags & INCOMPLETE, created=False)
         found = self._find(op, current)
@@ -215,12 +226,28 @@ class Repair:
 
     def _find(self, op: ops.Place, current: Inode | None) -> Inode | None:
         """The object, wherever this replica has it; *current* is what stands at its name."""
+        found = self._find_any(op, current)
+        if found is not None and self._own.holds(found):
+            self._own.part(found)
+            return None
+        return found
+
+    def _find_any(self, op: ops.Place, current: Inode | None) -> Inode | None:
+        """As `_find`; it may be this node's own.
+
+        Where it was made anew before its old self was found, that one is in limbo: what the primary
+        knows to have been placed comes first.
+        """
         inode = self._tree.table.by_id.get(op.object)
-        if inode is not None and inode.named and self._objects.still_stands(inode):
-            return inode if self._is_sure(inode, op) else None
-        inode = self._limbo.find(op.object)
-        if inode is not None:
-            return inode
+        if inode is None or not (inode.named and self._objects.still_stands(inode)):
+            return self._find_by_hint(op, current) or self._limbo.find(op.object)
+        if not self._is_sure(inode, op):
+            return None
+        if self._limbo.contains(inode):
+            return self._find_by_hint(op, current) or inode
+        return inode
+
+    def _find_by_hint(self, op: ops.Place, current: Inode | None) -> Inode | None:
         for parent_id, name in op.hints:
             parent = self._tree.table.by_id.get(parent_id)
             if parent is None or not parent.named:
@@ -260,6 +287,8 @@ class Repair:
         above = inode.parent
         if above is None:
             raise failure(errno.ESTALE)
+        if self._beside is not None:
+            self._beside.moving(inode)
         # A name in a directory that is in limbo goes with that directory to where it is placed.
         if inode.is_directory or self._limbo.holds(inode):
             self._tree.rename(
@@ -271,7 +300,7 @@ class Repair:
     def _clear(self, op: ops.Clear) -> ops.AnyAnswer:
         parent = self._objects.directory(op.parent, op.name)
         current = self._objects.at(parent, op.name)
-        if current is not None:
+        if current is not None and not self._has_its_place(current, op.name, ops.NO_OBJECT):
             self._limbo.take(parent, op.name, current)
         return _OK
 
@@ -320,7 +349,7 @@ class Repair:
         if inode is None or not beside.holds_contents(inode):
             return False
         if isinstance(op, ops.Finish):
-            return self._tree.stat(inode).st_size > op.attributes.size
+            return self._tree.stat(inode).st_size != op.attributes.size
         return not op.hole or beside.differs(inode, op.offset, op.offset + op.hole)
 
     async def _keep_first(self, op: ops.Data | ops.Finish, payload: bytes) -> ops.AnyAnswer:
@@ -369,9 +398,13 @@ class Repair:
         if inode.type != _stat.S_IFLNK:
             self._tree.set_mode(inode, new.mode)
         self._tree.set_times(inode, None, new.mtime)
-        if (inode.flags & INCOMPLETE, inode.policy, inode.ack) != (0, new.policy, new.ack):
+        policy = new.policy
+        if policy == Policy.NONE and inode.parent is not None:
+            # It was changed while this was on its way: the object is about to be removed here.
+            policy = Policy.INHERIT
+        if (inode.flags & INCOMPLETE, inode.policy, inode.ack) != (0, policy, new.ack):
             self._tree.set_record(
-                inode, Record(inode.id, inode.flags & ~INCOMPLETE, new.policy, new.ack)
+                inode, Record(inode.id, inode.flags & ~INCOMPLETE, policy, new.ack)
             )
 
     def _set_xattrs(self, inode: Inode, wanted: dict[bytes, bytes]) -> None:

@@ -28,6 +28,7 @@ from replfs.node.replica.later import Later, Reply
 from replfs.node.replica.live import Live
 from replfs.node.replica.looking import Looking
 from replfs.node.replica.objects import Objects
+from replfs.node.replica.own import Own
 from replfs.node.replica.repair import Repair
 from replfs.store import syscalls
 from replfs.store.tree import Tree
@@ -47,11 +48,12 @@ class Replica:
         on_phase: Callable[[ops.Phase], None],
         kept_names: NamePatterns = NO_PATTERNS,
         prepare: Callable[[], Awaitable[None]] | None = None,
+        on_kept: Callable[[str], None] = lambda _: None,
     ) -> None:
         """*on_phase* records durably that the data became inconsistent or consistent again.
 
-        *kept_names*: what is this node's own, by its name. *prepare* is awaited before the data
-        becomes inconsistent.
+        *kept_names* and *on_kept*: what is this node's own by its name, and who hears where it went
+        (`Own`). *prepare* is awaited before the data becomes inconsistent.
         """
         self.tree = tree
         self.applied = 0
@@ -61,12 +63,14 @@ class Replica:
         self.suspects = Pages(tree, self._unstable_marks)
         """What this replica may have and its primary lack."""
         self._later = Later()
-        self._objects = Objects(tree)
+        self.own = Own(tree, kept_names, on_kept)
+        """What of the store is this node's own."""
+        self._objects = Objects(tree, self.own)
         self._locator = self._objects.locator
         self._live = Live(tree, self._objects, self.unstable)
         self._write = self._live.write
         self._repair = Repair(
-            tree, self._objects, self.unstable, self._later, kept_names, on_phase, prepare
+            tree, self._objects, self.unstable, self._later, self.own, on_phase, prepare
         )
         self._looking = Looking(tree, self._objects, self._later)
         self.handlers: dict[type, Callable[[Any], ops.AnyAnswer]] = {

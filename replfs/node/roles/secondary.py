@@ -57,20 +57,24 @@ class Secondary:
         self._event = event
         self.primary_name = ""
         self.session: Session | None = None
+        self.kept: list[str] = []
+        """Paths below STORE of what was kept beside since the start."""
         self.keeper = Keeper(snapshots_of(tree.root_fd), lambda: state.identity().inconsistent)
         self.replica = Replica(
             tree,
             self._phase,
             NamePatterns(settings.none_patterns),
             self.keeper.keep if self.keeper.can_keep else None,
+            self._note_kept,
         )
+        if not state.identity().inconsistent:
+            # In the middle of a resync what is in the root is the primary's already.
+            self.replica.own.claim_root()
         self._suspects = reign.suspects_of(state)
         """What this store may have on its own, since it gave up its role, and who is to know."""
         self.replica.handlers[ops.Generation] = self._generation
         self.replica.handlers[ops.Progress] = self._aligned
         self.replica.suspects.source = self._suspected
-        self.kept: list[str] = []
-        """Paths below STORE of what was kept beside since the start."""
         self._keep_suspects()
         self.freezer = Freezer(state, self.replica, lambda: self.session, event)
         self._hello: Hello | None = None

@@ -12,6 +12,7 @@ import trio
 
 from replfs.core import ops
 from replfs.core.messages import BULK, Hello, Refuse, Welcome
+from replfs.core.policy import Policy
 from replfs.errors import NotInSync, PeerLost, ReplfsError
 from replfs.node.asking.identity import INSPECTION, hello_of
 from replfs.node.asking.probe import Prober
@@ -34,6 +35,7 @@ class Inspector:
         self._settled = trio.Event()
         self._refusal = ""
         self._located: set[bytes] = {ROOT_ID}
+        self._root_policy: int | None = None
         self._link = Link(
             node.context,
             endpoint,
@@ -98,7 +100,12 @@ class Inspector:
         return await ask(self._link, op)
 
     async def at(self, path: bytes) -> ops.Inspected | None:
-        """What stands at a path there, located so that it can be asked about; None: nothing."""
+        """What stands at a path there, located so that it can be asked about; None: nothing.
+
+        What is that node's own is not shown.
+        """
+        if await self._is_all_own():
+            return None
         above, found = ROOT_ID, None
         for name in path.split(b"/"):
             if found is not None and not _is_directory(found):
@@ -113,6 +120,14 @@ class Inspector:
             if not above:
                 break
         return found
+
+    async def _is_all_own(self) -> bool:
+        """Whether the root has policy `none` there."""
+        if self._root_policy is None:
+            answer = await self.ask(ops.Inspect(ROOT_ID, b""))
+            found = answer.attributes if isinstance(answer, ops.Inspected) else None
+            self._root_policy = found.policy if found is not None else Policy.INHERIT
+        return self._root_policy == Policy.NONE
 
     async def digests(self, object_id: bytes, start: int, count: int, size: int) -> bytes:
         """Digests of a file's regions there. Raises OSError where it cannot be read."""

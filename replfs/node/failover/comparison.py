@@ -3,6 +3,8 @@
 Both know what they changed since they were last equal: it is in the log that each kept for the
 other. Only that is looked at, and what is below a directory that is another one there, or is there
 alone: its contents came with it, and are in no log.
+
+What has policy `none` on one side is not in the volume there.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import heapq
 import os
 import stat as _stat
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -25,6 +27,7 @@ from replfs.errors import PeerLost
 from replfs.node.asking import attributes, suspects
 from replfs.node.asking.inspector import Inspector
 from replfs.node.asking.question import list_all
+from replfs.node.replication.policies import Policies
 from replfs.store import locators
 from replfs.store.contents import digest_regions
 from replfs.store.inode import Inode
@@ -44,16 +47,26 @@ class Reach(enum.IntEnum):
     """And all that is below."""
 
 
+class Difference(NamedTuple):
+    """What differs at a path."""
+
+    what: str
+    """In words."""
+    is_version: bool
+    """The other side has a version of its own there, which this store has not."""
+
+
 class Comparison:
     """Compares, asking the other side by *inspector*."""
 
-    def __init__(self, tree: Tree, inspector: Inspector, name: str) -> None:
+    def __init__(self, tree: Tree, policies: Policies, inspector: Inspector, name: str) -> None:
         self._tree = tree
+        self._policies = policies
         self._inspector = inspector
         self._name = name
 
-    async def differences(self, mine: DirtyLog) -> dict[bytes, str]:
-        """By path, parents first, in words; *mine*: what this store changed.
+    async def differences(self, mine: DirtyLog) -> dict[bytes, Difference]:
+        """By path, parents first; *mine*: what this store changed.
 
         Everything is compared where either side does not know any more what it changed.
 
@@ -62,51 +75,90 @@ class Comparison:
             OSError: something cannot be read, here or there.
         """
         reaches: dict[bytes, Reach] = {}
+        """Of what either side may have changed."""
+        changed: dict[bytes, Reach] = {}
+        """Of what the other one may have."""
         theirs = await suspects.ask(self._inspector.ask, everywhere=False)
-        for path, reach in self._suspect(mine, theirs):
-            reaches[path] = max(reach, reaches.get(path, Reach.ITSELF))
+        for path, reach in self._suspect_there(theirs):
+            _extend(reaches, path, reach)
+            _extend(changed, path, reach)
+        if theirs is not None:
+            for path, reach in self._suspect_here(mine):
+                _extend(reaches, path, reach)
         found = {}
         pending = list(reaches)
         heapq.heapify(pending)
         while pending:
             path = heapq.heappop(pending)
-            there = await self._inspector.at(path)
+            there = await self._there(path)
             # Only now: applications go on, and it may go while the other side is asked.
-            inode = self._tree.at(path)
-            if inode is not None:
-                self._tree.read_record(inode)
-            if _is_private(inode, there):
-                continue
+            hidden = self._at(path)
+            inode = hidden if hidden is not None and self._is_in_volume(path, hidden) else None
             what = await self._compare(inode, there)
             if what and path:
-                found[path] = what
-            reach = reaches[path]
+                is_version = inode is not None or hidden is None
+                if not is_version and there is not None:
+                    # Only here it is not in the volume: it has changed there, and is not equal.
+                    is_version = path in changed and not await self._is_same_file(hidden, there)
+                found[path] = Difference(what, is_version)
             is_other = inode is None or there is None or inode.id != there.object
+            reach, theirs_too = reaches[path], changed.get(path)
             for name in await self._names(inode, there, Reach.EVERYTHING if is_other else reach):
                 below = path + b"/" + name if path else name
                 if below not in reaches:
                     heapq.heappush(pending, below)
-                inherited = reach if reach is Reach.EVERYTHING else Reach.ITSELF
-                reaches[below] = max(inherited, reaches.get(below, Reach.ITSELF))
+                _extend(reaches, below, _inherited(reach))
+                if theirs_too is not None and theirs_too is not Reach.ITSELF:
+                    _extend(changed, below, _inherited(theirs_too))
         return found
 
-    def _suspect(
-        self, mine: DirtyLog, theirs: suspects.Suspicion | None
-    ) -> Iterator[tuple[bytes, Reach]]:
+    def _at(self, path: bytes) -> Inode | None:
+        inode = self._tree.at(path)
+        if inode is not None:
+            self._tree.read_record(inode)
+        return inode
+
+    def _is_in_volume(self, path: bytes, inode: Inode) -> bool:
+        """Whether what is here at a path is replicated."""
+        if not path:
+            return self._policies.effective(inode) != Policy.NONE
+        above, _, name = path.rpartition(b"/")
+        parent = self._tree.at(above)
+        return parent is not None and self._policies.is_replicated_name(parent, name, inode)
+
+    async def _there(self, path: bytes) -> ops.Inspected | None:
+        """What is there at a path, if it is in the volume."""
+        there = await self._inspector.at(path)
+        if there is None or there.attributes is None or not path:
+            return there
+        *above, name = path.split(b"/")
+        is_directory = _stat.S_ISDIR(there.attributes.mode)
+        if self._is_none(name, there.attributes.policy, directory=is_directory):
+            return None
+        if any(self._is_none(one, Policy.INHERIT, directory=True) for one in above):
+            return None
+        return there
+
+    def _is_none(self, name: bytes, policy: int, *, directory: bool) -> bool:
+        return self._policies.is_none_by_itself(name, policy, directory=directory)
+
+    def _suspect_there(self, theirs: suspects.Suspicion | None) -> Iterator[tuple[bytes, Reach]]:
         if theirs is None:
             yield b"", Reach.EVERYTHING
             return
+        for object_id in theirs.marks.objects():
+            marks = theirs.marks.marks(object_id)
+            path = _path_there(theirs, object_id)
+            if path is not None and marks is not None:
+                yield from _marked(path, marks)
+
+    def _suspect_here(self, mine: DirtyLog) -> Iterator[tuple[bytes, Reach]]:
         for object_id in mine.objects():
             marks = mine.marks(object_id)
             if marks is not None:
                 inode = locators.find(self._tree, marks.handle, object_id)
                 if inode is not None:
                     yield from _marked(inode.path(), marks)
-        for object_id in theirs.marks.objects():
-            marks = theirs.marks.marks(object_id)
-            path = _path_there(theirs, object_id)
-            if path is not None and marks is not None:
-                yield from _marked(path, marks)
 
     async def _names(
         self, inode: Inode | None, there: ops.Inspected | None, reach: Reach
@@ -140,6 +192,15 @@ class Comparison:
             words.insert(0, "contents differ")
         return ", ".join(words)
 
+    async def _is_same_file(self, inode: Inode | None, there: ops.Inspected) -> bool:
+        """Whether two files have the same contents."""
+        theirs = there.attributes
+        if inode is None or theirs is None or inode.type != _stat.S_IFREG:
+            return False
+        if not _stat.S_ISREG(theirs.mode) or self._tree.stat(inode).st_size != theirs.size:
+            return False
+        return await self._is_equal(inode, there.object)
+
     async def _is_equal(self, inode: Inode, object_id: bytes) -> bool:
         fd = self._tree.open(inode, os.O_RDONLY)
         try:
@@ -162,12 +223,13 @@ def _is_directory(there: ops.Inspected | None) -> bool:
     )
 
 
-def _is_private(inode: Inode | None, there: ops.Inspected | None) -> bool:
-    """Whether it is one node's own affair: what has policy `none` is nobody else's."""
-    theirs = there.attributes if there is not None else None
-    return (inode is not None and inode.policy == Policy.NONE) or (
-        theirs is not None and theirs.policy == Policy.NONE
-    )
+def _extend(reaches: dict[bytes, Reach], path: bytes, reach: Reach) -> None:
+    reaches[path] = max(reach, reaches.get(path, Reach.ITSELF))
+
+
+def _inherited(reach: Reach) -> Reach:
+    """By what has a name in a directory of that reach."""
+    return reach if reach is Reach.EVERYTHING else Reach.ITSELF
 
 
 def _marked(path: bytes, marks: ObjectMarks) -> Iterator[tuple[bytes, Reach]]:

@@ -20,7 +20,7 @@ from replfs.core.messages import Identity, Welcome
 from replfs.errors import NotInSync, PeerLost, Refused, UsageError
 from replfs.node.asking.inspector import Inspector
 from replfs.node.asking.probe import probe, yield_to
-from replfs.node.failover.comparison import Comparison
+from replfs.node.failover.comparison import Comparison, Difference
 from replfs.node.failover.copies import Copies
 from replfs.node.replication.peer import Peer
 from replfs.node.roles import reign
@@ -53,7 +53,7 @@ class SplitBrain:
         peer = self._choose(primary, arguments.get("peer"))
         theirs = await self._look(peer)
         if action == "list":
-            found = await self._differences(peer)
+            found = await self._differences(primary, peer)
             return {
                 "paths": [f"{path}: {what}" for path, what in _shown(found)],
                 "message": f"{len(found)} names differ between this node and {peer.name}",
@@ -161,15 +161,17 @@ class SplitBrain:
 
     # The list ------------------------------------------------------------------------------------
 
-    async def _differences(self, peer: Peer) -> dict[bytes, str]:
-        """What differs, by path, in words."""
+    async def _differences(self, primary: Primary, peer: Peer) -> dict[bytes, Difference]:
+        """What differs, by path."""
         inspector = Inspector(self._roles, peer.name, peer.endpoint)
+        return await inspector.run(lambda: self._compare(primary, peer, inspector))
 
-        async def work() -> dict[bytes, str]:
-            comparison = Comparison(self._roles.tree, inspector, peer.name)
-            return await comparison.differences(peer.log)
-
-        return await inspector.run(work)
+    async def _compare(
+        self, primary: Primary, peer: Peer, inspector: Inspector
+    ) -> dict[bytes, Difference]:
+        policies = primary.pipeline.policies
+        comparison = Comparison(self._roles.tree, policies, inspector, peer.name)
+        return await comparison.differences(peer.log)
 
     # Decisions -----------------------------------------------------------------------------------
 
@@ -229,13 +231,13 @@ class SplitBrain:
         inspector = Inspector(self._roles, peer.name, peer.endpoint)
 
         async def work() -> int:
-            comparison = Comparison(self._roles.tree, inspector, peer.name)
-            found = await comparison.differences(peer.log)
+            found = await self._compare(primary, peer, inspector)
             suffix = f".{peer.name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
             copies = Copies(primary.volume, inspector, suffix.encode())
             try:
-                for path in found:
-                    await copies.copy(path)
+                for path, difference in found.items():
+                    if difference.is_version:
+                        await copies.copy(path)
             finally:
                 copies.close()
             front = self._roles.front
@@ -246,6 +248,6 @@ class SplitBrain:
         return await inspector.run(work)
 
 
-def _shown(found: dict[bytes, str]) -> Iterator[tuple[str, str]]:
-    for path, what in found.items():
-        yield "/" + path.decode(errors="backslashreplace"), what
+def _shown(found: dict[bytes, Difference]) -> Iterator[tuple[str, str]]:
+    for path, difference in found.items():
+        yield "/" + path.decode(errors="backslashreplace"), difference.what

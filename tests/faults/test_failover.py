@@ -621,5 +621,5 @@ def test_a_secondary_that_was_changed_apart_can_be_looked_at_and_gives_up_what_i
         group.wait_in_sync(a)
         group.assert_equal()
         assert (a.top / "both").read_bytes() == b"changed on a\n"
-        kept = {name: path for name, path in kept_by(b).items()}
+        kept = kept_by(b)
         assert kept == {"both": b"followed there\n", "only-b": b"b\n"}

@@ -8,13 +8,13 @@ its applications were told, every store is equal to it, and what the loser had i
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import trio
 from simulation.harness import check
+from simulation.harness.ledger import COPY
 from simulation.harness.nodes import Member
 from simulation.harness.operator import Interference
 from simulation.harness.outage import Outage
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 _ACTIONS = ("keep-mine", "keep-theirs", "keep-both")
 _ATTEMPTS = 8
-_COPY = re.compile(rb"\.[a-d]-\d{8}T\d{6}Z(\.~\d+)?$")
-"""Behind the name of a version that was brought beside the winner's."""
 
 
 class Apart:
@@ -41,8 +39,7 @@ class Apart:
         """The volume is divided, changed on both sides, and put together again."""
         sim, rng = self.sim, self.sim.rng
         old = sim.primary
-        is_private = "none" in sim.habits.policies
-        if sim.may_split or is_private or not await sim.stand_still():
+        if sim.may_split or not await sim.stand_still():
             sim.gate.open()
             return
         has_all = {name for name, _ in old.in_sync()}
@@ -155,13 +152,14 @@ class Apart:
         action = rng.choice(_ACTIONS)
         loser, winner = (asked, other) if action == "keep-theirs" else (other, asked)
         before = check.Snapshot(loser.raw, primary=False)
+        own = check.Snapshot(loser.raw, primary=True).unreplicated
         outage = Outage(sim)
         followers = {
             one: check.Snapshot(one.raw, primary=False)
             for one in sim.members
             if one.ledger is loser.ledger and one is not loser and not one.is_inconsistent
         }
-        if rng.random() < 0.3 and not sim.habits.policies:
+        if rng.random() < 0.3:
             await self._list(asked, other)
         interference = Interference(sim, old, new)
         sim.nursery.start_soon(interference.run)
@@ -195,7 +193,7 @@ class Apart:
             self._check_own(winner, f"{winner.name} lacks what it had", before)
         await sim.recovery.revive()
         await sim.until("it is one volume again", lambda: self._is_one(winner))
-        self._check_loser(before, base, winner, loser, in_volume=action == "keep-both")
+        self._check_loser(before, own, base, winner, loser, in_volume=action == "keep-both")
         for one, had in followers.items():
             self._check_follower(one, had, before, base, winner)
         return loser, winner
@@ -239,7 +237,7 @@ class Apart:
         extra = {
             f"{path!r} is there"
             for path, seen in store.by_path.items()
-            if _COPY.search(path)
+            if COPY.search(path)
             or (seen.is_directory and path in theirs and theirs[path].is_directory)
         }
         missing = [line for line in member.ledger.missing(store) if line not in extra]
@@ -259,25 +257,33 @@ class Apart:
     def _check_loser(
         self,
         before: check.Snapshot,
+        own: set[bytes],
         base: check.Snapshot,
         winner: Member,
         loser: Member,
         *,
         in_volume: bool,
     ) -> None:
-        """Contents that it had alone are kept: in its store beside, or in the volume."""
-        private = self.sim.habits.policies  # what has policy none stays where it is
+        """Contents that it had alone are kept: in its store beside, or in the volume.
+
+        *before*: what it had; *own*: the paths that had policy `none` there.
+        """
         volume = check.Snapshot(winner.raw, primary=False)
         present = {seen.data for seen in volume.by_path.values()}
-        beside = present | set(_contents(loser.raw))
+        there = set(_contents(loser.raw))
         lost = []
         for path, seen in before.by_path.items():
             if not stat.S_ISREG(seen.status.st_mode) or not seen.data:
                 continue
+            if path in own:
+                # It belongs to its node, whatever others have.
+                if seen.data not in there:
+                    lost.append(f"{path!r}, which is its own: {len(seen.data)} bytes")
+                continue
             same = base.by_id.get(seen.identity)
             if same is not None and same.data == seen.data:
                 continue
-            if seen.data not in (present if in_volume and not private else beside):
+            if seen.data not in (present if in_volume else present | there):
                 lost.append(f"{path!r} <{seen.identity.hex()}>: {len(seen.data)} bytes")
         self.sim.verdict(f"what {loser.name} had alone is not beside", lost)
         self.sim.note(f"checked: what {loser.name} had alone is beside")
@@ -291,8 +297,6 @@ class Apart:
         winner: Member,
     ) -> None:
         """What it had of the loser's is beside in its own store, too: the loser may be gone."""
-        if self.sim.habits.policies:
-            return
         volume = check.Snapshot(winner.raw, primary=False)
         beside = {seen.data for seen in volume.by_path.values()} | set(_contents(follower.raw))
         lost = []

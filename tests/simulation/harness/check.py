@@ -74,7 +74,8 @@ class Seen:
 class Snapshot:
     """A store at one moment, without what has policy `none` if it is a primary's."""
 
-    def __init__(self, root: bytes, *, primary: bool) -> None:
+    def __init__(self, root: bytes, *, primary: bool, root_counts: bool = True) -> None:
+        """*root_counts*: where the root has policy `none`, so has everything."""
         self.by_id: dict[bytes, Seen] = {}
         self.by_path: dict[bytes, Seen] = {}
         self.unreplicated: set[bytes] = set()
@@ -87,7 +88,16 @@ class Snapshot:
         self.root.identity = ROOT_ID
         self.by_id[ROOT_ID] = self.root
         own = self.root.policy
-        self._walk(root, self.root, none=primary and own == Policy.NONE)
+        self._walk(root, self.root, none=primary and root_counts and own == Policy.NONE)
+
+    def of_replica(self, root: bytes, *, was_primary: bool) -> Snapshot:
+        """The store of a replica of this primary, without what is that node's own.
+
+        What has policy `none` belongs to its node, and stays when that is a primary no more. The
+        root is one on all stores: it is what the primary says.
+        """
+        is_all_none = self.root.policy == Policy.NONE
+        return Snapshot(root, primary=was_primary, root_counts=is_all_none)
 
     def _see(self, full: bytes, path: bytes) -> Seen:
         status = os.lstat(full)

@@ -171,7 +171,7 @@ class Faults:
         if await self.sim.stand_still() and peer.live and is_connected(peer):
             if peer.state is State.IN_SYNC and peer.log.is_empty:
                 ours = check.Snapshot(self.sim.primary.raw, primary=True)
-                theirs = check.Snapshot(replica.raw, primary=replica.was_primary)
+                theirs = ours.of_replica(replica.raw, was_primary=replica.was_primary)
                 self.sim.verdict("standing still in sync", check.differences(ours, theirs))
                 self.sim.note("checked equal: standing still in sync")
         self.sim.gate.open()

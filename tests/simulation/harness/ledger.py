@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from replfs.store import record
 from replfs.store.record import ROOT_ID
 
 END = 1 << 62
+COPY = re.compile(rb"\.[a-d]-\d{8}T\d{6}Z(\.~\d+)?$")
+"""Behind the name of a version that an operator had brought beside another: no application's."""
 Range = tuple[int, int]
 InSync = tuple[str, int]
 """A node, and the session in which it is in sync."""
@@ -338,7 +341,7 @@ class Ledger:
                 continue
             found += _other_data(seen.path, promise.data, seen.data, promise.unsure)
             for name in promise.names.keys() | seen.names.keys():
-                if name in promise.unsure_names:
+                if name in promise.unsure_names or COPY.search(name):
                     continue
                 below, there = promise.names.get(name), seen.names.get(name)
                 same = below is not None and there is not None

@@ -39,8 +39,7 @@ class Verdicts:
             return  # until then something may differ that only the disk knows of
         if not peer.is_asked or not peer.peer_node:
             return  # since the primary was promoted it has not met that node, or not asked it yet
-        # What is none belongs to its node, and stays when that is a primary no more.
-        theirs = check.Snapshot(replica.raw, primary=replica.was_primary)
+        theirs = ours.of_replica(replica.raw, was_primary=replica.was_primary)
         found = check.not_covered(ours, theirs, peer.log, slots)
         self.sim.verdict(f"{what}: {peer.name} lacks something that is not recorded", found)
 
@@ -50,8 +49,7 @@ class Verdicts:
         self.sim.verdict(f"{what}: acknowledged and missing", self.sim.ledger.missing(everything))
         ours = check.Snapshot(self.sim.primary.raw, primary=True)
         for replica in self.sim.replicas:
-            # What is none belongs to its node, and stays when that is a primary no more.
-            theirs = check.Snapshot(replica.raw, primary=replica.was_primary)
+            theirs = ours.of_replica(replica.raw, was_primary=replica.was_primary)
             self.sim.verdict(f"{what}: {replica.name} differs", check.differences(ours, theirs))
             found = check.compared(self.sim.primary.raw, replica.raw, ours, theirs)
             self.sim.verdict(f"{what}: {replica.name} differs", found)

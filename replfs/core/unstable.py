@@ -11,8 +11,8 @@ Where a volume has several peers, a secondary goes on remembering what is stable
 not on all the others (`settle` with *everywhere* false): should it be promoted, that is what they
 may lack.
 
-Pure: no clock, no I/O. The set is bounded; beyond `LIMIT` marks, as before the first checkpoint, it
-is not known what is unstable, and everything has to be compared.
+Pure: no clock, no I/O. The set is bounded; beyond `LIMIT` marks, or `FILES_MAX` files of a resync,
+as before the first checkpoint, it is not known what is unstable, and everything has to be compared.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from replfs.core.dirty import DirtyLog
 
 LIMIT: Final = 200_000
 """Objects and names: some 50 MB of memory."""
+FILES_MAX: Final = 5_000
+"""Files that a resync made in one go (`note_file`): to tell where one is found costs nearly as much
+as to make it, and a first copy makes thousands a second."""
 
 _BULK: Final = frozenset({
     ops.Place, ops.PlaceMany, ops.Clear, ops.Gather, ops.Data, ops.Finish,
@@ -34,11 +37,13 @@ _BULK: Final = frozenset({
 class _Period:
     """What was noted between two points in the stream; `is_complete`: nothing is missing."""
 
-    __slots__ = ("is_complete", "log")
+    __slots__ = ("files", "is_complete", "log")
 
     def __init__(self, *, is_complete: bool) -> None:
         self.log = DirtyLog()
         self.is_complete = is_complete
+        self.files = 0
+        """How many were made in one go."""
 
     def overflow(self) -> None:
         self.log = DirtyLog()
@@ -101,11 +106,12 @@ class Unstable:
         """
         if not self._noted.is_complete:
             return
-        log = self._noted.log
-        log.mark_name(directory, name, handle=above)
-        log.mark_tail(object_id, 0, handle=handle)
-        if _size(log) > self._limit:
-            self._noted.overflow()
+        noted = self._noted
+        noted.files += 1
+        noted.log.mark_name(directory, name, handle=above)
+        noted.log.mark_tail(object_id, 0, handle=handle)
+        if noted.files > FILES_MAX or _size(noted.log) > self._limit:
+            noted.overflow()
 
     @property
     def objects(self) -> int | None:

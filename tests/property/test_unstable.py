@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from replfs.core import ops, splitter
 from replfs.core.dirty import DirtyLog
 from replfs.core.regions import REGION_SIZE
-from replfs.core.unstable import Unstable
+from replfs.core.unstable import FILES_MAX, Unstable
 
 OBJECTS = [bytes([n]) * 16 for n in range(1, 5)]
 OBJECT = st.sampled_from(OBJECTS)
@@ -229,3 +229,36 @@ def test_beyond_its_bound_it_says_that_it_does_not_know(everywhere):
     unstable.settle(everywhere=everywhere)
     assert unstable.snapshot(everywhere=False).is_empty
     assert (unstable.snapshot(everywhere=True) is None) == (not everywhere)
+
+
+def test_of_many_files_made_in_one_go_it_says_that_it_does_not_know():
+    unstable = Unstable()
+    unstable.begin()
+    unstable.settle(everywhere=True)
+    for number in range(FILES_MAX):
+        unstable.note_file(OBJECTS[0], b"", b"name", b"%016d" % number, b"handle")
+    found = unstable.snapshot(everywhere=False)
+    assert found.marks(b"%016d" % 7).handle == b"handle"
+    assert found.marks(b"%016d" % 7).tail == 0
+    assert not found.name_is_clean(OBJECTS[0], b"name")
+    unstable.note_file(OBJECTS[0], b"", b"name", b"one too many    ", b"handle")
+    assert not unstable.is_known
+    assert unstable.snapshot(everywhere=False) is None
+    unstable.begin()
+    unstable.settle(everywhere=True)
+    assert unstable.is_known
+    assert unstable.snapshot(everywhere=True).is_empty
+
+
+def test_what_it_lost_track_of_is_not_known_until_the_next_checkpoint():
+    unstable = Unstable()
+    unstable.begin()
+    unstable.settle(everywhere=True)
+    unstable.lose_track()
+    unstable.note(write(0), locate, length=1)
+    unstable.note_soon(write(0), locate, length=1)
+    assert unstable.snapshot(everywhere=False) is None
+    unstable.begin()
+    assert unstable.snapshot(everywhere=False) is None
+    unstable.settle(everywhere=True)
+    assert unstable.snapshot(everywhere=True).is_empty

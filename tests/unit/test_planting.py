@@ -12,6 +12,7 @@ from helpers import acl
 
 from replfs.core import ops
 from replfs.node.replica.replica import Replica
+from replfs.store import locators
 from replfs.store import record as records
 from replfs.store.record import ROOT_ID
 from replfs.store.tree import Tree
@@ -161,6 +162,19 @@ async def test_one_that_fails_is_not_complete_and_does_not_stop_the_others(repli
     assert (store / "n2").read_bytes() == b"y"
     record = records.unpack(os.getxattr(store / "n1", records.XATTR), (store / "n1").stat().st_ino)
     assert record == (item(1).object, records.INCOMPLETE, 0, 0)
+
+
+async def test_what_was_made_is_known_as_unstable_with_its_place(replica):
+    replica.unstable.begin()
+    replica.unstable.settle(everywhere=True)
+    assert await placed(replica, (item(1, b"x"), b"x"), (item(2), b"")) == [NEW, NEW]
+    marks = replica.unstable.snapshot(everywhere=True)
+    for number in (1, 2):
+        found = marks.marks(item(number).object)
+        assert found.tail == 0
+        inode = locators.find(replica.tree, found.handle, item(number).object)
+        assert inode.name == b"n%d" % number
+        assert not marks.name_is_clean(ROOT_ID, b"n%d" % number)
 
 
 async def test_an_unknown_directory_is_stale(replica):

@@ -71,6 +71,11 @@ _times = ctypes.create_string_buffer(32)
 _times_address = ctypes.addressof(_times)
 _pack_times = struct.Struct("qqqq").pack_into
 _handle_head = struct.Struct("=Ii")
+_handle_memory = ctypes.create_string_buffer(8 + HANDLE_BYTES_MAX)
+_handle_address = ctypes.addressof(_handle_memory)
+_handle = memoryview(_handle_memory).cast("B")
+_mount_id = ctypes.c_int()
+_mount_id_address = ctypes.addressof(_mount_id)
 
 
 _syscall = _libc.syscall
@@ -182,15 +187,15 @@ def name_to_handle(fd: int, name: bytes = b"") -> bytes:
     """A handle that finds the object again however it is renamed, and never another one.
 
     Type (int) and bytes, as `open_by_handle` takes it. With no name, the object of *fd* itself.
+
+    Only the event loop's thread may call this: there is one buffer, for every new file is asked.
     """
-    buffer = ctypes.create_string_buffer(8 + HANDLE_BYTES_MAX)
-    _handle_head.pack_into(buffer, 0, HANDLE_BYTES_MAX, 0)
-    mount_id = ctypes.c_int()
+    _handle_head.pack_into(_handle, 0, HANDLE_BYTES_MAX, 0)
     flags = 0 if name else AT_EMPTY_PATH
-    if _name_to_handle_at(fd, name, buffer, ctypes.byref(mount_id), flags):
+    if _name_to_handle_at(fd, name, _handle_address, _mount_id_address, flags):
         raise _fail()
-    size, kind = _handle_head.unpack_from(buffer, 0)
-    return struct.pack("=i", kind) + bytes(buffer.raw[8 : 8 + size])
+    size, _ = _handle_head.unpack_from(_handle)
+    return bytes(_handle[4 : 8 + size])
 
 
 def open_by_handle(mount_fd: int, handle: bytes, flags: int) -> int:

@@ -354,7 +354,16 @@ _CHECKS: Final[dict[type[ops.Op], Callable[[Any], None]]] = {
 def check_op(op: ops.AnyOp, size: int | None) -> None:
     """An operation with *size* bytes of payload; None: without. Raises ProtocolError."""
     kind = type(op)
-    if kind is ops.Write or kind is ops.Data:  # first, because nearly all are writes
+    if (
+        # First, because nearly all are writes; what is wrong with one is found below.
+        type(op) is ops.Write
+        and len(op.object) == ops.OBJECT_ID_SIZE
+        and size is not None
+        and 0 < size <= ops.PAYLOAD_MAX
+        and 0 <= op.offset <= _OFFSET_MAX - size
+    ):
+        return
+    if kind is ops.Write or kind is ops.Data:
         _check_data(op, size)  # type: ignore[arg-type]  # narrowed by the line above
         return
     if kind is ops.Place:
@@ -393,6 +402,8 @@ def _check_data(op: ops.Write | ops.Data, size: int | None) -> None:
 def check_answer(answer: ops.AnyAnswer) -> None:
     """An answer. Raises ProtocolError."""
     if type(answer) is ops.Done:
+        if 0 <= answer.errno <= _ERRNO_MAX and 0 <= answer.written <= ops.PAYLOAD_MAX:
+            return  # nearly always
         number(answer.errno, _ERRNO_MAX)
         number(answer.written, ops.PAYLOAD_MAX)
     elif type(answer) is ops.PlacedMany:

@@ -238,11 +238,11 @@ class DirectConnection:
                     channel.fill()
                     continue
                 count += 1
-                head, payload, wrong = message
-                if wrong:
-                    self._malformed(b"", wrong)
+                payload = message.payload
+                if message.wrong:
+                    self._malformed(b"", message.wrong)
                 else:
-                    received(b"", head, payload)
+                    received(b"", message.head, payload)
                     if payload is not None:
                         payload.release()
                 if count >= limit or self.closed:
@@ -260,7 +260,7 @@ class DirectConnection:
         if self.closed or self.gone:
             await trio.lowlevel.checkpoint()
             return
-        with contextlib.suppress(trio.ClosedResourceError):
+        try:
             if seconds == math.inf and self.fd >= 0:
                 # Without a scope, which costs more than the wait, before each of most messages.
                 await trio.lowlevel.wait_readable(self.fd)
@@ -269,6 +269,8 @@ class DirectConnection:
                 if self.fd < 0:
                     await trio.sleep_forever()
                 await trio.lowlevel.wait_readable(self.fd)
+        except trio.ClosedResourceError:  # by `poke` or `close`
+            pass
         self._scope = None
 
     def poke(self) -> None:
@@ -430,11 +432,12 @@ class DirectListening:
         ready = self._ready
         if not ready and not self._look():
             return False
-        guest, (head, payload, wrong) = ready.popleft()
-        if wrong:
-            self._malformed(guest.identity, wrong)
+        guest, message = ready.popleft()
+        payload = message.payload
+        if message.wrong:
+            self._malformed(guest.identity, message.wrong)
         else:
-            self._received(guest.identity, head, payload)
+            self._received(guest.identity, message.head, payload)
             if payload is not None:
                 payload.release()
         if guest.identity in self._by_identity:
@@ -539,12 +542,14 @@ class DirectListening:
         if self.closed:
             await trio.lowlevel.checkpoint()
             return
-        with contextlib.suppress(trio.ClosedResourceError):
+        try:
             if seconds == math.inf:
                 await trio.lowlevel.wait_readable(self.fd)
                 return
             with trio.move_on_after(seconds) as self._scope:
                 await trio.lowlevel.wait_readable(self.fd)
+        except trio.ClosedResourceError:  # by `poke` or `close`
+            pass
         self._scope = None
 
     def poke(self) -> None:

@@ -70,6 +70,8 @@ class LinkStatistics(msgspec.Struct, frozen=True):
 def cost_of(op: ops.AnyOp, head: bytes, payload: bytes | None) -> int:
     """Bytes of the window that an operation takes until it is answered."""
     cost = len(head) if payload is None else len(head) + len(payload)
+    if type(op) not in ANSWER_TYPES:
+        return cost
     if type(op) is ops.List:
         cost += _LISTING_BYTES
     elif type(op) is ops.Digest:

@@ -160,6 +160,17 @@ class Session:
         )
 
 
+def _fitting(batch: list[tuple[int, ops.AnyAnswer]]) -> int:
+    """How many of these answers go into one message, at least one."""
+    size = count = 0
+    for _, answer in batch[:BATCH]:
+        size += size_of(answer)
+        if count and size > messages.HEAD_MAX // 2:
+            break
+        count += 1
+    return count
+
+
 class Listener:
     """Listens on *endpoint* and hands what peers send to *applier*.
 
@@ -339,13 +350,7 @@ class Listener:
     def _send_answers(self, session: Session, lane: Lane) -> None:
         batch = lane.batch
         while True:
-            size = 0
-            count = 0
-            for _, answer in batch[:BATCH]:
-                size += size_of(answer)
-                if count and size > messages.HEAD_MAX // 2:
-                    break
-                count += 1
+            count = _fitting(batch) if len(batch) > 1 else 1
             part, batch = batch[:count], batch[count:]
             if lane.identity:
                 head = messages.encode_answers(lane.stream, session.id, lane.applied, part)

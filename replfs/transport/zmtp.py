@@ -9,7 +9,9 @@ between any two of them. Whatever the bytes are, `Decoder` yields messages, or r
 from __future__ import annotations
 
 import struct
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from replfs.errors import ProtocolError
 
@@ -29,6 +31,9 @@ _COMMAND: Final = 4
 _SIZE: Final = struct.Struct(">Q")
 _PROPERTY: Final = struct.Struct(">I")
 _SHORT_MAX: Final = 255
+_SHORT_HEADERS: Final = tuple(
+    tuple(bytes((flags, size)) for size in range(_SHORT_MAX + 1)) for flags in (0, _MORE)
+)
 _LONG_HEADER: Final = 9
 _PING_CONTEXT_MAX: Final = 16
 _PING_TTL_BYTES: Final = 2
@@ -42,7 +47,7 @@ _GREETING: Final = (_SIGNATURE + bytes((_VERSION_MAJOR, 1)) + _MECHANISM).ljust(
 _PARTNERS: Final = {b"DEALER": b"ROUTER", b"ROUTER": b"DEALER"}
 
 
-class Message(NamedTuple):
+class Message(msgspec.Struct, gc=False):
     """What one message brought."""
 
     head: bytes
@@ -74,7 +79,7 @@ def encode(head: bytes, payload: bytes | None) -> tuple[bytes, bytes | None]:
 
 def _header(flags: int, size: int) -> bytes:
     if size <= _SHORT_MAX:
-        return bytes((flags, size))
+        return _SHORT_HEADERS[flags][size]
     return bytes((flags | _LONG,)) + _SIZE.pack(size)
 
 

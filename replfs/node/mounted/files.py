@@ -338,7 +338,7 @@ class Files(View):
                 return None
             if before == (after.st_mode, after.st_uid, after.st_gid):
                 inode.privileges = privileges
-                return None  # cp(1), tar(1) and rsync(1) say once more what is so already
+                return None  # tar(1) and rsync(1) say once more what is so already
             changes_mode = (owner or mode is not None) and inode.type != _stat.S_IFLNK
             return ops.SetAttr(
                 inode.id,

@@ -459,11 +459,8 @@ class Volume(Files):
         tree = self.tree
 
         def apply() -> ops.AnyOp | None:
-            before = self._worth(inode, name)
             tree.set_xattr(inode, name, value)
-            if not self.is_sent(inode) or (before and before == self._worth(inode, name)):
-                return None
-            return ops.SetXattr(inode.id, name, value)
+            return ops.SetXattr(inode.id, name, value) if self.is_sent(inode) else None
 
         await self.change_xattr("setxattr", inode, apply)
         if uid and name == b"system.posix_acl_access":
@@ -481,29 +478,22 @@ class Volume(Files):
         tree = self.tree
 
         def apply() -> ops.AnyOp | None:
-            before = self._worth(inode, name)
+            is_there = self._is_there(inode, name)
             tree.remove_xattr(inode, name)
-            if not self.is_sent(inode) or (before and before == self._worth(inode, name)):
-                return None
-            return ops.RemoveXattr(inode.id, name)
+            return ops.RemoveXattr(inode.id, name) if is_there and self.is_sent(inode) else None
 
         await self.change_xattr("removexattr", inode, apply)
 
-    def _worth(self, inode: Inode, name: bytes) -> tuple[int, bytes | None] | None:
-        """The mode, where the attribute is an ACL, which may be nothing else; and its value.
+    def _is_there(self, inode: Inode, name: bytes) -> bool:
+        """Whether an attribute may be there. Of an ACL the store does not say so when it removes.
 
-        None where it cannot be read. Who copies a tree gives each file an ACL that says no more
-        than its mode, and takes from each directory a default ACL that it does not have: the peers
-        need not hear of it.
+        Who copies a tree takes a default ACL away from each directory.
         """
-        value: bytes | None = None
         try:
-            value = self.tree.get_xattr(inode, name)
+            self.tree.get_xattr(inode, name)
         except OSError as error:
-            if error.errno != errno.ENODATA:
-                return None
-        is_acl = name.startswith(b"system.posix_acl_")
-        return self.tree.stat(inode).st_mode if is_acl else 0, value
+            return error.errno != errno.ENODATA
+        return True
 
     async def _set_virtual(self, inode: Inode, name: bytes, value: bytes | None, uid: int) -> None:
         if inode.foreign:

@@ -282,9 +282,14 @@ class Files(View):
             self.pipeline.release_claim(ticket)
         try:
             await own.wait()
-        finally:
+        except BaseException:
+            # A peer that could not flush says so once: it is recorded whatever came of it here.
             if flight.waiting:
                 await self.pipeline.confirmed(flight)
+            flight.settle(strict=False)
+            raise
+        if flight.waiting:
+            await self.pipeline.confirmed(flight)
         await self.pipeline.together(inode.unconfirmed)
         try:
             flight.settle(strict=policy == Policy.STRICT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from replfs.core.relationship import State
 from replfs.core.unstable import Unstable
 from replfs.node.pacing.commit import GroupCommit
 from replfs.node.recovery.checkpoints import Checkpoints, _Flush
+from replfs.store import syscalls
 
 
 def a_peer(**changes):
@@ -67,6 +69,58 @@ def test_who_has_taken_this_nodes_place_has_not_failed_to_flush(number, is_over,
         flush.answered(link, ops.Done(number))
     checkpoints._settle([flush], [peer])
     assert len(failures) == failed
+
+
+@pytest.mark.parametrize("there", [0, errno.EIO])
+async def test_a_flush_that_failed_here_counts_for_good(monkeypatch, there):
+    """The kernel tells of it once. Nobody forgets what may be gone, whatever succeeds later."""
+    failures = []
+    told = []
+    link: Any = SimpleNamespace(has_room=lambda: True)
+
+    def begin_checkpoint(_op, flush):
+        peer.unstable.begin()
+        flush.answered(link, ops.Done(there))
+        return True
+
+    peer = a_peer(
+        changes=0,
+        link=link,
+        features=frozenset(),
+        understands=lambda _: False,
+        begin_checkpoint=begin_checkpoint,
+        flush_failed=failures.append,
+        tell=told.append,
+    )
+    object_id = b"i" * 16
+    peer.unstable.note(ops.Write(object_id, 0, 0), lambda _: b"handle", length=5)
+    pipeline: Any = SimpleNamespace(
+        peers=[peer],
+        is_over=False,
+        changes=0,
+        scheduler=SimpleNamespace(admitted=7),
+        tree=SimpleNamespace(root_fd=-1),
+        policies=SimpleNamespace(generation=lambda: b""),
+    )
+    errors = [OSError(errno.EIO, "disk"), None]
+
+    def syncfs(_fd):
+        if error := errors.pop(0):
+            raise error
+
+    monkeypatch.setattr(syscalls, "syncfs", syncfs)
+    checkpoints = Checkpoints(pipeline, 5.0, trio.lowlevel.checkpoint, lambda _: None)
+    for _ in range(2):
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            await checkpoints.take()
+    assert not errors
+    assert not told
+    assert len(failures) == (2 if there else 0)
+    unstable = peer.unstable.snapshot(everywhere=False)
+    assert unstable is not None
+    assert set(unstable.objects()) == {object_id}
+    assert checkpoints._is_wanted()
+    assert checkpoints.count == 0
 
 
 async def test_callers_share_a_run_that_began_after_they_called():

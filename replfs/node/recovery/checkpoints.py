@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -85,8 +86,14 @@ class Checkpoints:
         self._on_taken = on_taken
         self.take = GroupCommit(self._take)
         """Everything acknowledged so far is stable, here and on all peers in sync. Raises OSError
-        where it cannot be flushed here."""
+        where it cannot be flushed here, and ever after."""
         self.count = 0
+        self._failure = 0
+        """The errno of a flush that failed here; 0: none has.
+
+        The kernel tells once that it could not write something, may drop it, and a later flush
+        succeeds without it. So one failure counts for as long as this process lives.
+        """
         self._taken_at = -1
         """Operations begun before the last one."""
 
@@ -129,9 +136,15 @@ class Checkpoints:
         everyone = pipeline.peers
         flushes = [flush for peer in everyone if (flush := _ask(peer, pipeline)) is not None]
         absent = [peer for peer in everyone if not peer.live]
-        await trio.to_thread.run_sync(syscalls.syncfs, pipeline.tree.root_fd)
+        try:
+            await trio.to_thread.run_sync(syscalls.syncfs, pipeline.tree.root_fd)
+        except OSError as error:
+            self._failed_here(error.errno or errno.EIO)
         for flush in flushes:
             await flush.done.wait()
+        if self._failure:
+            self._settle(flushes, everyone)
+            raise OSError(self._failure, os.strerror(self._failure))
         for peer in absent:
             if not peer.live:
                 peer.set_apart()
@@ -141,13 +154,25 @@ class Checkpoints:
         self._taken_at = admitted
         self.count += 1
 
+    def _failed_here(self, number: int) -> None:
+        if not self._failure:
+            log.error(
+                "this node's disk could not be flushed (%s): what was acknowledged since the last "
+                "checkpoint may never be on it, and no flush of everything succeeds from here on. "
+                "Promote a peer, and let this node follow it",
+                os.strerror(number),
+            )
+        self._failure = number
+
     def _settle(self, flushes: list[_Flush], everyone: list[Peer]) -> None:
         everywhere = len(flushes) == len(everyone) and all(one.is_common for one in flushes)
         for flush in flushes:
             peer = flush.peer
-            if flush.is_common:
-                peer.tell(ops.Stable(everywhere))
             if not flush.number:
+                if self._failure:
+                    continue  # it is on one disk only: what is lost here is to be had there
+                if flush.is_common:
+                    peer.tell(ops.Stable(everywhere))
                 peer.unstable.settle(everywhere=True)
             elif flush.number == errno.EROFS and self._pipeline.is_over:
                 # It has taken this node's place, and has not tried. Recorded as a failure, that

@@ -594,5 +594,9 @@ class Kernel:
                 try:
                     with self._flushing(things):
                         await self.volume.fsyncdir(handle.number, data_only=False)
+                except OSError:
+                    # A flush of everything that has failed once fails for good.
+                    if node is not self.root or not self._may_fail():
+                        raise
                 finally:
                     self.volume.releasedir(handle.number)

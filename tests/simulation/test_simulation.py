@@ -22,6 +22,7 @@ FOUND = {
     6: "what a promoted node had followed, and kept in memory",
     31: "a directory of the loser's that is a file on the winner, and keep-both",
     48: "a generation that a peer followed before it was on the primary's disk",
+    478: "a change that was recorded and undone while a peer was told up to which it has all",
     215: "a loser that met a follower of the winner first, and kept nothing beside",
     702: "a loser's versions that the winner fetched, which lost power while it resynchronised it",
 }

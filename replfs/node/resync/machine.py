@@ -156,18 +156,19 @@ class Resync:
                 self._passing = False
             while not await self._tell(ops.EmptyLimbo(), again=errno.EAGAIN):
                 pass
+            peer.diverged = False
             await peer.align(lambda: self.work.pipeline.changes)
             generation, history = peer.home.lineage()
             # A generation that a peer knows must not be forgotten here: this store would look
             # outdated after a loss of power.
             await peer.home.make_durable()
-            if self._lacks_something():
-                # It failed to apply a change meanwhile. Told now that it has everything, it would
-                # pass for a whole replica of a generation of which it lacks something.
+            if self._lacks_something() or peer.diverged:
+                # It failed to apply a change meanwhile, or was not sent one, which it then does not
+                # count. Told now that it has everything, it would pass for a whole replica of a
+                # generation of which it lacks something.
                 continue
             # The peer may have it from here on, whether that is confirmed or not.
             peer.peer_generation = generation
-            peer.diverged = False
             await self._tell(ops.Phase(inconsistent=False, generation=generation, history=history))
             if self._lacks_something() or generation != peer.home.lineage()[0]:
                 continue

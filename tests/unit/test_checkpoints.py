@@ -18,6 +18,10 @@ from replfs.node.recovery.checkpoints import Checkpoints, _Flush
 from replfs.store import syscalls
 
 
+def noted():
+    """It is noted that the disk may not have everything."""
+
+
 def a_peer(**changes):
     unstable = Unstable()
     unstable.begin()
@@ -39,7 +43,7 @@ def a_peer(**changes):
 )
 def test_a_checkpoint_is_wanted_while_something_is_unstable_or_a_peer_does_not_know(peer, wanted):
     pipeline: Any = SimpleNamespace(peers=[peer], scheduler=SimpleNamespace(admitted=-1))
-    checkpoints = Checkpoints(pipeline, 5.0, trio.lowlevel.checkpoint, lambda _: None)
+    checkpoints = Checkpoints(pipeline, 5.0, trio.lowlevel.checkpoint, lambda _: None, noted)
     assert checkpoints._is_wanted() == wanted
     pipeline.scheduler.admitted = 7
     assert checkpoints._is_wanted()
@@ -62,7 +66,7 @@ def test_who_has_taken_this_nodes_place_has_not_failed_to_flush(number, is_over,
     failures = []
     peer = a_peer(changes=0, flush_failed=failures.append)
     pipeline: Any = SimpleNamespace(peers=[peer], is_over=is_over)
-    checkpoints = Checkpoints(pipeline, 5.0, trio.lowlevel.checkpoint, lambda _: None)
+    checkpoints = Checkpoints(pipeline, 5.0, trio.lowlevel.checkpoint, lambda _: None, noted)
     link: Any = None
     flush = _Flush(peer)
     if number != errno.ETIMEDOUT:
@@ -75,6 +79,7 @@ def test_who_has_taken_this_nodes_place_has_not_failed_to_flush(number, is_over,
 async def test_a_flush_that_failed_here_counts_for_good(monkeypatch, there):
     """The kernel tells of it once. Nobody forgets what may be gone, whatever succeeds later."""
     failures = []
+    noted_at: list[int] = []
     told = []
     link: Any = SimpleNamespace(has_room=lambda: True)
 
@@ -109,11 +114,14 @@ async def test_a_flush_that_failed_here_counts_for_good(monkeypatch, there):
             raise error
 
     monkeypatch.setattr(syscalls, "syncfs", syncfs)
-    checkpoints = Checkpoints(pipeline, 5.0, trio.lowlevel.checkpoint, lambda _: None)
+    checkpoints = Checkpoints(
+        pipeline, 5.0, trio.lowlevel.checkpoint, lambda _: None, lambda: noted_at.append(7)
+    )
     for _ in range(2):
         with pytest.raises(OSError, match=os.strerror(errno.EIO)):
             await checkpoints.take()
     assert not errors
+    assert noted_at == [7]
     assert not told
     assert len(failures) == (2 if there else 0)
     unstable = peer.unstable.snapshot(everywhere=False)

@@ -75,15 +75,18 @@ class Checkpoints:
         interval_s: float,
         make_durable: Callable[[], Awaitable[None]],
         on_taken: Callable[[int], None],
+        on_failed: Callable[[], None],
     ) -> None:
         """*make_durable* hardens marks and generation.
 
-        *on_taken* is called before that, with the time in ns when what is stable now was begun.
+        *on_taken* is called before that, with the time in ns when what is stable now was begun,
+        *on_failed* when it cannot be flushed here.
         """
         self._pipeline = pipeline
         self._interval_s = interval_s
         self._make_durable = make_durable
         self._on_taken = on_taken
+        self._on_failed = on_failed
         self.take = GroupCommit(self._take)
         """Everything acknowledged so far is stable, here and on all peers in sync. Raises OSError
         where it cannot be flushed here, and ever after."""
@@ -159,9 +162,10 @@ class Checkpoints:
             log.error(
                 "this node's disk could not be flushed (%s): what was acknowledged since the last "
                 "checkpoint may never be on it, and no flush of everything succeeds from here on. "
-                "Promote a peer, and let this node follow it",
+                "Promote a peer, or start this node again: it then fetches that from a peer",
                 os.strerror(number),
             )
+            self._on_failed()
         self._failure = number
 
     def _settle(self, flushes: list[_Flush], everyone: list[Peer]) -> None:

@@ -128,6 +128,7 @@ class Primary:
             settings.checkpoint_interval_s,
             self.make_durable,
             self._note_stable,
+            self._note_unstable,
         )
         self.volume = Volume(self.pipeline, status, self.checkpoints.take)
         self.pipeline.async_queue_bytes = settings.async_queue_bytes
@@ -452,6 +453,12 @@ class Primary:
         """Up to then all changes went through this node and are on the disk, for a later rescan."""
         with contextlib.suppress(OSError):  # a full disk: the rescan then looks at more
             self.state.update(stopped_ns=began)
+
+    def _note_unstable(self) -> None:
+        """The disk may not have what was acknowledged: the next start is as after a power loss."""
+        with contextlib.suppress(OSError):  # it is the same disk
+            self.state.update(memory_lost=True)
+            self.state.flush(durable=True)
 
     def set_apart(self, peer: Peer, *, apart: bool) -> None:
         """Remember whether the peer may have what a power loss here would take."""

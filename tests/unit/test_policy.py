@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,7 +12,10 @@ from hypothesis import strategies as st
 
 from replfs.core import policy
 from replfs.core.policy import Ack, Policy
+from replfs.node.mounted.volume import Volume
 from replfs.node.replication.policies import Policies
+from replfs.store.activity import KIND_ATTRS, KIND_NAMES
+from replfs.store.record import ROOT_ID
 from replfs.store.tree import Tree
 
 
@@ -143,3 +148,48 @@ def test_a_name_is_replicated_unless_it_or_its_directory_is_none(tree, directory
 )
 def test_no_link_between_replicated_and_unreplicated(source, target, allowed):
     assert policy.is_link_allowed(source, target) is allowed
+
+
+def test_what_was_resolved_in_an_earlier_reign_does_not_count(tree):
+    """The node was a primary before: the inodes are the same, and the policies another one's."""
+    inode = tree.lookup(tree.root, b"d")[0]
+    for own in (Policy.NONE, Policy.SYNC):
+        policies = Policies(
+            tree, Policy.SYNC, Ack.OP, used=True, on_used=lambda: None, generation=lambda: b""
+        )
+        tree.set_policy(tree.root, own, 0)
+        assert policies.effective(inode) == own
+
+
+@pytest.mark.parametrize("path", ["", "d"])
+async def test_where_a_change_may_be_cut_off_the_names_that_it_is_about_are_noted(tree, path):
+    """After a kill in it they are compared: of the root those in it, for it has none itself."""
+    inode = tree.at(path.encode())
+    policies = Policies(
+        tree, Policy.SYNC, Ack.OP, used=True, on_used=lambda: None, generation=lambda: b""
+    )
+    noted = []
+
+    class Pipeline:
+        is_over = False
+        flights = 0
+
+        def __init__(self):
+            self.peers = [self]
+
+        async def claim(self, _claims, _kind):
+            return None
+
+        def release_claim(self, _ticket):
+            pass
+
+        def note(self, touched):
+            noted.extend((one.id, kind) for one, kind, _ in touched)
+            return []
+
+        def mark_policy_change(self, _inode, *, removal):
+            assert removal
+
+    volume: Any = SimpleNamespace(tree=tree, policies=policies, pipeline=Pipeline())
+    await Volume.set_policy(volume, inode, Policy.NONE, Ack.INHERIT)
+    assert noted == [(inode.id, KIND_ATTRS), (ROOT_ID, KIND_NAMES)]

@@ -8,6 +8,7 @@ policy below it changes.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
@@ -24,6 +25,10 @@ _EFFECTIVE: Final = b"user.replfs.policy.effective"
 _SOURCE: Final = b"user.replfs.policy.source"
 _ACK_EFFECTIVE: Final = b"user.replfs.ack.effective"
 _ACK_SOURCE: Final = b"user.replfs.ack.source"
+
+
+_epochs = itertools.count(1)
+"""One for all: inodes stay known over changes of role, and with them what was resolved before."""
 
 
 class RenamePlan(NamedTuple):
@@ -69,7 +74,7 @@ class Policies:
         self._remembered = used
         self._used = used or bool(patterns)
         self._on_used = on_used
-        self._epoch = 1
+        self._epoch = next(_epochs)
         self.generation = generation
 
     def effective(self, inode: Inode) -> int:
@@ -180,7 +185,7 @@ class Policies:
 
     def changed(self) -> None:
         """A policy was set: nothing cached counts any more."""
-        self._epoch += 1
+        self._epoch = next(_epochs)
         self._used = True
         if not self._remembered:
             self._remembered = True
@@ -189,7 +194,7 @@ class Policies:
     def moved(self, *inodes: Inode | None) -> None:
         """These have other parents now."""
         if self._used and any(inode is not None for inode in inodes):
-            self._epoch += 1
+            self._epoch = next(_epochs)
 
     def child(self, directory: Inode, name: bytes) -> Inode | None:
         """What the peers shall have under a name; None: nothing.

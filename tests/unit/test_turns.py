@@ -1,0 +1,110 @@
+"""A change of policy that comes between a resync's look at an object and its turn."""
+
+from __future__ import annotations
+
+import os
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from replfs.core import ops
+from replfs.core.dirty import DirtyLog
+from replfs.core.policy import Ack, Policy
+from replfs.core.relationship import State
+from replfs.node.pacing.courtesy import Applications
+from replfs.node.pacing.rate import Rate
+from replfs.node.replication.policies import Policies
+from replfs.node.resync.batch import Batches
+from replfs.node.resync.contents import Contents
+from replfs.node.resync.work import Work
+from replfs.store.record import PRIVILEGED, ROOT_ID
+
+
+class Peer:
+    """Remembers what is sent."""
+
+    state = State.INCREMENTAL
+
+    def __init__(self):
+        self.log = DirtyLog()
+        self.sent: list[ops.AnyOp] = []
+
+    async def ask(self, op, _payload=None):
+        self.sent.append(op)
+        return ops.Done(0)
+
+    def locate(self, object_id, stream):
+        """The way to it is told."""
+
+
+class Names:
+    """All is where it should be, and gathered."""
+
+    async def is_placed(self, _inode):
+        return True
+
+    def is_all_new(self, _child):
+        return True
+
+
+class Turns(Work):
+    """While a turn is awaited the policy is set."""
+
+    def __init__(self, pipeline, peer, source, inode):
+        super().__init__(pipeline, peer, source)
+        self._inode = inode
+
+    @asynccontextmanager
+    async def claim(self, claims):
+        self.tree.set_policy(self._inode, Policy.NONE, 0)
+        self.policies.changed()
+        yield None
+
+
+@pytest.fixture
+def inode(tree, tmp_path):
+    (tmp_path / "store/file").write_bytes(b"contents")
+    found = tree.lookup(tree.root, b"file")[0]
+    tree.ensure_id(found)
+    found.lookups += 1
+    return found
+
+
+@pytest.fixture
+def work(tree, inode):
+    policies = Policies(
+        tree, Policy.SYNC, Ack.OP, used=True, on_used=lambda: None, generation=lambda: b""
+    )
+    applications = Applications(lambda: 0)
+    pipeline: Any = SimpleNamespace(tree=tree, policies=policies, applications=applications)
+    peer: Any = Peer()
+    source: Any = SimpleNamespace(ensure_id=tree.ensure_id, open=lambda _inode: -1)
+    return Turns(pipeline, peer, source, inode)
+
+
+@pytest.mark.parametrize("size", [8, ops.PAYLOAD_MAX + 1], ids=["small", "large"])
+async def test_nothing_of_it_is_sent(work, inode, size):
+    os.truncate(work.tree.data_fd(inode), size)
+    names: Any = Names()
+    contents = Contents(work, names, Rate(0))
+    work.log.mark_tail(inode.id, 0)
+    await contents.data(inode.id)
+    assert work.peer.sent == []
+
+
+async def test_nor_are_its_attributes(work, inode):
+    names: Any = Names()
+    work.log.mark_attrs(inode.id)
+    await Contents(work, names, Rate(0)).finish(inode.id)
+    assert work.peer.sent == []
+
+
+@pytest.mark.skipif(not PRIVILEGED, reason="placing many at once is root's")
+async def test_it_is_not_placed_with_others(work, inode):
+    names: Any = Names()
+    work.log.mark_name(ROOT_ID, b"file")
+    work.log.set_gathered(ROOT_ID, b"file")
+    await Batches(work, names, Rate(0)).place((ROOT_ID, (b"file",)))
+    assert work.peer.sent == []

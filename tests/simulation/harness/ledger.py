@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 from simulation.harness.check import Seen, Snapshot
 
+from replfs.core.policy import Policy
 from replfs.store import record
 from replfs.store.record import ROOT_ID
 
@@ -124,7 +125,13 @@ class Ledger:
         self._store = store
         if everything:
             by_id = {thing.identity: thing for thing in self.things() if thing.identity}
-            self._recognise(store, by_id, known)
+            # What is a node's own may have, on its disk, the id of the object that it was.
+            for wants_own in (False, True):
+                found: dict[int, Thing] = {}
+                self._recognise(store, by_id, found, own=False, wants_own=wants_own)
+                for ino, thing in found.items():
+                    if thing not in known.values() or ino in known:
+                        known.setdefault(ino, thing)
         else:
             self._recognise_certain(store, self.root, known)
         self._read(store, self.root, known, everything=everything)
@@ -141,15 +148,25 @@ class Ledger:
                     pending.append(below)
         return seen
 
-    def _recognise(self, path: bytes, by_id: dict[bytes, Thing], known: dict[int, Thing]) -> None:
+    def _recognise(
+        self,
+        path: bytes,
+        by_id: dict[bytes, Thing],
+        known: dict[int, Thing],
+        *,
+        own: bool,
+        wants_own: bool,
+    ) -> None:
         for name in _names(path, is_root=path == self._store):
             full = path + b"/" + name
             status = os.lstat(full)
-            thing = by_id.get(_identity(full, status.st_ino))
-            if thing is not None:
+            found = _record(full, status.st_ino)
+            is_own = own or (found is not None and found.policy == Policy.NONE)
+            thing = by_id.get(found.object) if found is not None else None
+            if thing is not None and is_own == wants_own:
                 known.setdefault(status.st_ino, thing)
             if stat.S_ISDIR(status.st_mode):
-                self._recognise(full, by_id, known)
+                self._recognise(full, by_id, known, own=is_own, wants_own=wants_own)
 
     def _recognise_certain(self, path: bytes, thing: Thing, known: dict[int, Thing]) -> None:
         for name, below in thing.names.items():
@@ -359,12 +376,16 @@ def _names(path: bytes, *, is_root: bool) -> list[bytes]:
 
 
 def _identity(path: bytes, ino: int) -> bytes:
+    found = _record(path, ino)
+    return found.object if found is not None else b""
+
+
+def _record(path: bytes, ino: int) -> record.Record | None:
     try:
         value = os.getxattr(path, record.XATTR, follow_symlinks=False)
     except OSError:
-        return b""
-    found = record.unpack(value, ino)
-    return found.object if found is not None else b""
+        return None
+    return record.unpack(value, ino)
 
 
 def _other_data(

@@ -129,6 +129,8 @@ class Database:
         db.execute("PRAGMA synchronous = NORMAL")
         db.execute(f"PRAGMA wal_autocheckpoint = {0 if keeps else _BACKSTOP_PAGES}")
         db.execute("PRAGMA temp_store = MEMORY")
+        # Nor is a frame of the log ever written twice: see `wal.problem`.
+        db.execute("PRAGMA cache_spill = OFF")
         return db
 
     def _check(self, application: int, version: int) -> None:
@@ -339,10 +341,7 @@ class Database:
 
     def damaged(self, problem: str) -> StoreError:
         """The sentence for a database that cannot be believed."""
-        return StoreError(
-            f"the state of {self._where}, .replfs/{FILE}, is damaged ({problem.splitlines()[-1]}); "
-            "put a good copy back, or move .replfs away to have the store compared in full"
-        )
+        return damaged(self._where, problem)
 
     def _translated(self, error: sqlite3.DatabaseError) -> Exception:
         code = getattr(error, "sqlite_errorcode", 0)
@@ -354,3 +353,11 @@ class Database:
         if code & 0xFF in _DAMAGE:
             return self.damaged(str(error))
         return OSError(errno.EIO, f"the state cannot be used ({error})", path)
+
+
+def damaged(where: str, problem: str) -> StoreError:
+    """The sentence for a state of the store *where* that cannot be believed."""
+    return StoreError(
+        f"the state of {where}, .replfs/{FILE}, is damaged ({problem.splitlines()[-1]}); "
+        "put a good copy back, or move .replfs away to have the store compared in full"
+    )

@@ -33,11 +33,13 @@ import msgspec
 from replfs.core.dirty import DirtyLog
 from replfs.core.marks import Change, DropAll, SaveName, SaveObject, SaveRegions
 from replfs.core.ops import OBJECT_ID_SIZE
-from replfs.errors import StoreBusy, StoreError
-from replfs.store import tables
+from replfs.errors import StoreError
+from replfs.store import tables, wal
 from replfs.store.binding import Binding, boot_id, mount_id
-from replfs.store.database import FILE, Database, Statement
+from replfs.store.database import FILE, LOG, Database, Statement, damaged
 from replfs.store.identity import HISTORY_MAX, ROLES, Identity, Peer
+from replfs.store.layout import check_layout
+from replfs.store.lock import Lock
 
 RESERVED: Final = ".replfs"
 """The directory in STORE that is replfs's own."""
@@ -108,17 +110,26 @@ class State:
             self._root = _opened(".", dirfd, cleanup)
             self._where = os.readlink(f"/proc/self/fd/{self._root}")
             self._directory = self._enter(cleanup)
-            self._lock(cleanup)
+            check_layout(self._directory, self._where)
+            run = f"{boot_id()} {mount_id(self._root)}"
+            self._lock = Lock(self._directory, self._where, run)
+            cleanup.callback(self._lock.close)
             if not _exists(FILE, self._directory):
                 raise StoreError(
                     f"{self._where} has a {RESERVED} without a {FILE}; put it back, or move "
                     f"{RESERVED} away to have the store compared in full with its peers"
                 )
+            if self._lock.is_killed:
+                self._check_log()
             self._database = Database(
                 self._directory, self._where, application=tables.APPLICATION, version=tables.FORMAT
             )
             cleanup.callback(self._database.abandon)
             self._identity = self._read("identity", Identity)
+            if self._lock.is_unended and self._identity.clean:
+                raise self._database.damaged(
+                    f"it is older than the last run, which has not ended: {LOG} is not its log"
+                )
             self.has_acls = _has_acls(self._root)
             self._cleanup = cleanup.pop_all()
         previous = self._identity
@@ -160,20 +171,18 @@ class State:
         os.rename(_CREATING, RESERVED, src_dir_fd=self._root, dst_dir_fd=self._root)
         os.fsync(self._root)
 
-    def _lock(self, cleanup: contextlib.ExitStack) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        lock = os.open("lock", flags, 0o600, dir_fd=self._directory)
-        cleanup.callback(os.close, lock)
+    def _check_log(self) -> None:
+        """The last process was killed, and no memory was lost since: all that it saved is there."""
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(lock, 20, 0).decode("ascii", "replace").strip()
-            raise StoreBusy(
-                f"{self._where} is in use by another replfs process ({holder or 'unknown'})"
-            ) from None
-        with contextlib.suppress(OSError):  # a full disk; it is for messages only
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, b"%d\n" % os.getpid(), 0)
+            log = os.open(LOG, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
+        except FileNotFoundError:
+            raise damaged(self._where, f"its log, {LOG}, is missing") from None
+        try:
+            problem = wal.problem(log)
+        finally:
+            os.close(log)
+        if problem:
+            raise damaged(self._where, problem)
 
     def close(self, *, covered: bool = False) -> None:
         """Save what is pending and give the STORE up; closing twice is harmless.
@@ -195,6 +204,8 @@ class State:
                 if self._is_behind:
                     raise
             finally:
+                with contextlib.suppress(OSError):
+                    self._lock.end()
                 self._database.close(covered=covered)
 
     # Who -----------------------------------------------------------------------------------------
@@ -220,6 +231,8 @@ class State:
             raise ValueError("a volume or generation is 16 bytes long, or empty")
         if len(identity.node) != OBJECT_ID_SIZE or identity.role not in ROLES:
             raise ValueError(f"impossible node {identity.node!r} or role {identity.role!r}")
+        if identity.clean:
+            self._lock.end()
         if identity != self._identity:
             self._write("identity", identity)
             self._identity = identity
@@ -247,6 +260,7 @@ class State:
             stopped_ns=self._identity.stopped_ns or time.time_ns(),
         )
         self.flush(durable=True)
+        self._lock.begin()
 
     def compared(self) -> None:
         """What a power loss may have taken is known now, or marked to be compared."""

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import replfs
 from replfs.cli import logs
 from replfs.errors import ReplfsError
+from replfs.node.settings.rundir import check_file
 
 
 class StartFailed(ReplfsError):
@@ -61,7 +62,7 @@ class NodeProcess:
         self.log_path = log_path
         self.argv = list(argv)
         self._received = b""
-        logs.rotate(log_path)
+        logs.rotate(check_file(log_path))
         self.ready_fd, child_fd = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self.ready_fd, False)
         internal = ("--log-file", log_path, "--ready-fd", str(child_fd))

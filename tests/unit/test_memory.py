@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from replfs.cli import doctor
+from replfs.errors import UsageError
 from replfs.node.settings import memory
 from replfs.node.settings.memory import Memory, leftovers
 
@@ -64,3 +67,22 @@ def test_doctor_tells_of_what_is_left_and_takes_it_away_when_asked(directory: Pa
     assert done.good
     assert list(directory.iterdir()) == []
     assert list(doctor._check_leftovers(None, fix=False)) == []
+
+
+@pytest.mark.parametrize("name", ["activity", "progress", "store"])
+@pytest.mark.parametrize(
+    "make", [os.mkdir, os.mkfifo, lambda path: os.symlink("/etc/hostname", path)]
+)
+def test_what_is_no_file_is_named_and_not_waited_for(directory: Path, store: Path, name: str, make):
+    node = run_node(store)
+    path = Path(node.path("activity", b"binding"))
+    node.close(clean=False)
+    path = path.with_name(path.name.replace("activity", name))
+    path.unlink(missing_ok=True)
+    make(path)
+    signal.alarm(10)
+    try:
+        with pytest.raises(UsageError, match=f"{path} is no file; move it away"):
+            Memory("/run", str(store)).path(name, b"binding")
+    finally:
+        signal.alarm(0)

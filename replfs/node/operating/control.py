@@ -119,7 +119,11 @@ class ControlServer:
         try:
             self._listener = self._bind(rundir)
         except OSError as error:
-            raise UsageError(f"control socket in {rundir}: {error.strerror}") from None
+            where = os.path.join(rundir, self._names[0])
+            raise UsageError(
+                f"control socket {where}: {error.strerror}; move away what is there, or choose "
+                "another --rundir"
+            ) from None
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._wake_read, selectors.EVENT_READ)
         if self._scrape is not None:

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from replfs.errors import UsageError
 from replfs.front import mountinfo
-from replfs.node.settings.rundir import make_rundir
+from replfs.node.settings.rundir import check_file, make_rundir
 
 _OWNER: Final = "store-"
 _KINDS: Final = ("activity-", "progress-")
@@ -33,12 +33,16 @@ class Memory:
         self._owner_path = ""
 
     def path(self, what: str, binding: bytes) -> str:
-        """Where a file of this store is that is to survive the process, and no more."""
+        """Where a file of this store is that is to survive the process, and no more.
+
+        Raises:
+            UsageError: something else stands there.
+        """
         place = hashlib.sha256(binding).hexdigest()[:16]
         directory = memory_directory(self._rundir)
         if self._owner is None:
-            self._claim(f"{directory}/{_OWNER}{place}")
-        return f"{directory}/{what}-{place}"
+            self._claim(check_file(f"{directory}/{_OWNER}{place}"))
+        return check_file(f"{directory}/{what}-{place}")
 
     def _claim(self, path: str) -> None:
         """Say whose the files are; without room for that nobody can take them away."""

@@ -6,6 +6,7 @@ a mount that hangs would hang the one who asks why.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -46,6 +47,18 @@ def make_rundir(rundir: StrPath) -> str:
         ) from None
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
         raise UsageError(f"run directory {path} is not yours; choose another with --rundir")
+    return path
+
+
+def check_file(path: str) -> str:
+    """*path*, where replfs makes a file or has one: nothing else may be there.
+
+    Raises:
+        UsageError: something is, which a node would wait for, or fail at.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            raise UsageError(f"{path} is no file; move it away, it is made anew")
     return path
 
 

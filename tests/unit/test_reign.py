@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from helpers.states import opened
 
 from replfs.core.dirty import DirtyLog
+from replfs.core.unstable import Unstable
+from replfs.errors import ReplfsError
 from replfs.node.asking.identity import welcome_of
 from replfs.node.failover.adoption import adopt
 from replfs.node.failover.promotion import promote_stopped
 from replfs.node.roles import reign
+from replfs.node.roles.roles import Roles
 from replfs.node.settings.values import PeerSetting
 from replfs.store.state import UNSTABLE
 
@@ -36,7 +43,75 @@ def unstable():
     return log
 
 
-def test_what_others_may_lack_is_kept_at_a_clean_stop_and_gone_after_the_next_start(store):
+class Killed(Exception):
+    """The process is."""
+
+
+def roles_of(state):
+    """As much of a node's roles as there is to a promotion of a secondary at work."""
+    replica = SimpleNamespace(unstable=Unstable())
+    secondary = SimpleNamespace(unstable=unstable, replica=replica, is_over=True)
+    roles: Any = SimpleNamespace(
+        state=state, secondary=secondary, progress=7, _build_secondary=lambda _number: None,
+        peers=lambda: [PeerSetting("b", "tcp://b:1")],
+    )  # fmt: skip
+    return roles
+
+
+def test_a_promotion_that_was_cut_off_is_begun_anew_with_what_it_knew(store, monkeypatch):
+    """Not with a comparison of everything."""
+    with opened(store) as state, monkeypatch.context() as patch:
+        patch.setattr(reign, "promote", raising(Killed))
+        with pytest.raises(Killed):
+            Roles.begin_reign(roles_of(state))
+    with opened(store) as state:
+        assert state.unclean
+        roles = roles_of(state)
+        Roles.build(roles)
+        found = roles.secondary.replica.unstable.snapshot(everywhere=True)
+        assert list(found.objects()) == list(unstable().objects())
+        # From here on more may be applied.
+        assert state.peer(UNSTABLE) is None
+        Roles.begin_reign(roles)
+        assert state.identity().role == "primary"
+        assert state.peer(UNSTABLE) is None
+        assert set(state.load_log("b").objects()) == {ONE, TWO}
+
+
+def raising(error):
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
+def test_what_was_kept_for_it_is_void_where_it_fails_and_where_power_was_lost(store):
+    with opened(store) as state:
+        reign.keep_unstable(state, unstable())
+        roles = roles_of(state)
+        Roles._go_on(roles, roles.secondary)
+        assert state.peer(UNSTABLE) is None
+        assert not roles.secondary.is_over
+        reign.keep_unstable(state, unstable())
+        state.memory_lost = True
+        Roles.build(roles)
+        assert state.peer(UNSTABLE) is None
+        assert roles.secondary.replica.unstable.snapshot(everywhere=True) is None
+
+
+def test_it_applies_nothing_more_where_that_cannot_be_saved(store, monkeypatch):
+    failures: list[ReplfsError] = []
+    with opened(store) as state:
+        reign.keep_unstable(state, unstable())
+        roles = roles_of(state)
+        roles._fail, roles.settings = failures.append, SimpleNamespace(store=store)
+        monkeypatch.setattr(state, "forget_peer", raising(OSError(errno.ENOSPC, "full")))
+        Roles._go_on(roles, roles.secondary)
+        assert roles.secondary.is_over
+        assert "full" in str(failures[0])
+
+
+def test_what_others_may_lack_is_kept_at_a_clean_stop(store):
     with opened(store) as state:
         reign.keep_unstable(state, unstable())
         assert state.peers() == []
@@ -45,9 +120,7 @@ def test_what_others_may_lack_is_kept_at_a_clean_stop_and_gone_after_the_next_st
         kept = reign.kept_unstable(state)
         assert kept is not None
         assert list(kept.saved()) == list(unstable().saved())
-        state.started()
-    with opened(store) as state:
-        # It was started since, and killed.
+        state.memory_lost = True
         assert reign.kept_unstable(state) is None
 
 
@@ -84,8 +157,6 @@ def test_the_logs_of_a_store_promoted_while_stopped_begin_with_that(store):
 
 
 def test_a_store_promoted_after_a_kill_knows_nothing_of_others(store):
-    with opened(store) as state:
-        reign.keep_unstable(state, unstable())
     with opened(store) as state:
         promote_stopped(state, force=False, tentative=False)
     with opened(store) as state:

@@ -255,7 +255,7 @@ def promote_stopped(state: State, *, force: bool, tentative: bool) -> str:
         return "\n".join(_would(objections))
     refuse(objections, force=force)
     if objections or reign.kept_unstable(state) is None:
-        # After a kill what was kept is too old; where something is missing here it says nothing.
+        # Where something is missing here, what was kept says nothing.
         reign.keep_unstable(state, None)
     for peer in state.peers():
         state.forget_log(peer.name)

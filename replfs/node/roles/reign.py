@@ -75,7 +75,7 @@ def begin_logs(
 
 
 def keep_unstable(state: State, unstable: DirtyLog | None) -> None:
-    """A secondary is stopped: keep what it has, and others may lack. None: that is not known.
+    """A secondary applies nothing any more: keep what it has, and others may lack. None: unknown.
 
     Raises:
         OSError: it cannot be saved.
@@ -90,8 +90,12 @@ def keep_unstable(state: State, unstable: DirtyLog | None) -> None:
 
 
 def kept_unstable(state: State) -> DirtyLog | None:
-    """What a secondary kept that was stopped and not started since; None: it is not known."""
-    if state.unclean or state.memory_lost or state.peer(UNSTABLE) is None:
+    """What a secondary kept that has applied nothing since; None: it is not known.
+
+    It is forgotten before anything may be applied: so it says all, however the process ended that
+    kept it, unless power was lost since.
+    """
+    if state.memory_lost or state.peer(UNSTABLE) is None:
         return None
     log = state.load_log(UNSTABLE)
     log.attach(NotKept())
@@ -104,7 +108,8 @@ def begin_stopped(state: State, peers: Iterable[PeerSetting]) -> None:
     Raises:
         OSError: it cannot be saved.
     """
-    unstable = kept_unstable(state)
+    # Where it was a node that promoted it, and died of it, the logs are begun.
+    unstable = None if state.unclean else kept_unstable(state)
     if unstable is not None:
         begin_logs(state, peers, unstable, state.identity().base)
     state.forget_peer(UNSTABLE)
@@ -121,6 +126,8 @@ def promote(state: State, *, progress: int, clean: bool = False) -> None:
     """
     old = state.identity()
     state.forget_peer(SUSPECTS)
+    if not clean:
+        state.forget_peer(UNSTABLE)  # it is in the logs
     state.update(
         role="primary",
         role_changed=True,

@@ -22,7 +22,7 @@ import zmq
 from replfs.core import ops
 from replfs.core.dirty import DirtyLog
 from replfs.core.messages import Identity
-from replfs.errors import Refused, ReplfsError
+from replfs.errors import Refused, ReplfsError, StoreError
 from replfs.node.asking.probe import probe
 from replfs.node.mounted.frontend import FrontEnd
 from replfs.node.replica.later import Reply
@@ -113,6 +113,7 @@ class Roles:
             self._build_primary()
         elif self.state.memory_lost:
             self._build_secondary(0)
+            self.state.forget_peer(UNSTABLE)
         else:
             # Of a run that was killed the number is where it left it.
             self._build_secondary(None if self.state.unclean else self.state.identity().progress)
@@ -396,7 +397,7 @@ class Roles:
             ActivityLog(self._activity_path(), self.state.identity().node).close()
             promote()
         except BaseException:
-            secondary.is_over = False
+            self._go_on(secondary)
             raise
         with contextlib.suppress(OSError):
             # A disk that fails is no reason to have no primary. But nobody hears of it.
@@ -416,6 +417,15 @@ class Roles:
         if self.front is not None:
             await self.front.exchange(self.primary)
             await self.front.thaw()
+
+    def _go_on(self, secondary: Secondary) -> None:
+        """It is not promoted, and may apply again: what was kept for the promotion is not all."""
+        try:
+            self.state.forget_peer(UNSTABLE)
+        except OSError as error:
+            self._fail(StoreError(f"{self.settings.store} cannot be written: {error.strerror}"))
+        else:
+            secondary.is_over = False
 
     # Being handed it ----------------------------------------------------------------------------
 
@@ -471,6 +481,8 @@ class Roles:
         if self.secondary is not None and not self.state.memory_lost:
             unstable = self.secondary.unstable()
         base = self.state.identity().generation
+        # If this process dies before the role is written, the next promotion knows as much.
+        reign.keep_unstable(self.state, unstable)
         reign.begin_logs(self.state, self.peers(), unstable, base)
         reign.promote(self.state, progress=self.progress)
 

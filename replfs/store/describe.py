@@ -16,7 +16,7 @@ from replfs.store import record as _record
 from replfs.store import syscalls
 from replfs.store.inode import Inode, proc_path
 from replfs.store.permitted import permitted
-from replfs.store.reach import Reach
+from replfs.store.reach import Reach, is_aside
 from replfs.store.record import ROOT_ID, IdSource, Record
 from replfs.store.syscalls import failure
 
@@ -86,10 +86,19 @@ class Described(Reach):
         if holder is not None and holder is not inode:
             # Two claim one id: one was made anew before the other was found. This one gets a new
             # id when it needs one, or that one does.
-            if not self._is_younger(inode, holder):
+            if self._stays(holder, inode) or not self._is_younger(inode, holder):
                 return
             self.table.disown(holder)
         self.table.identify(inode, found.object)
+
+    @staticmethod
+    def _stays(holder: Inode, other: Inode) -> bool:
+        """Whether an object keeps its id whatever else claims it.
+
+        What a primary was told of under that id does, and what is not moved aside against what is:
+        it may have been there before it got the id.
+        """
+        return not is_aside(holder) and (holder.pins > 0 or is_aside(other))
 
     def _is_younger(self, inode: Inode, other: Inode) -> bool:
         """Whether it was made after the other one; False where the filesystem does not say."""

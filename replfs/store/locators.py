@@ -20,7 +20,7 @@ import stat as _stat
 
 from replfs.store import syscalls
 from replfs.store.inode import Inode, proc_path
-from replfs.store.reach import RESERVED
+from replfs.store.reach import is_aside
 from replfs.store.record import PRIVILEGED, ROOT_ID
 from replfs.store.tree import Tree
 
@@ -71,7 +71,7 @@ def find(tree: Tree, locator: bytes, object_id: bytes) -> Inode | None:
     if object_id == ROOT_ID:
         return tree.root
     held = tree.table.by_id.get(object_id)
-    if held is not None and held.named and not _is_aside(held):
+    if held is not None and held.named and not is_aside(held):
         return held
     if not locator:
         return None
@@ -99,13 +99,6 @@ def find(tree: Tree, locator: bytes, object_id: bytes) -> Inode | None:
         return None
     tree.read_record(inode)
     return inode if inode.id == object_id else None
-
-
-def _is_aside(inode: Inode) -> bool:
-    top = inode
-    while (above := top.parent) is not None and above.parent is not None:
-        top = above
-    return top.name == RESERVED
 
 
 def is_gone(tree: Tree, locator: bytes) -> bool:

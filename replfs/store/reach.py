@@ -43,6 +43,14 @@ _FOREIGN: Final = 1 << 61
 _WARNINGS_MAX: Final = 100
 
 
+def is_aside(inode: Inode) -> bool:
+    """Whether it stands in the reserved directory: moved aside, or kept."""
+    top = inode
+    while (above := top.parent) is not None and above.parent is not None:
+        top = above
+    return top.name == RESERVED
+
+
 class Reach:
     """The objects of one STORE, as far as they are known."""
 

@@ -10,6 +10,8 @@ from replfs.core.policy import NamePatterns, Policy
 from replfs.node.replica.limbo import Limbo
 from replfs.node.replica.own import Own
 from replfs.store import locators
+from replfs.store.record import Record
+from replfs.store.syscalls import birth_ns
 
 
 def make(path, depth=2, width=3):
@@ -69,6 +71,44 @@ async def test_what_was_moved_aside_is_found_by_no_locator(tree, tmp_path):
     take(tree, limbo, b"file")
     assert all(one.named for _, _, one in found)
     assert not any(locators.find(tree, handle, one_id) for one_id, handle, _ in found)
+
+
+async def made_twice(tree, tmp_path):
+    """A directory that got an id, and a younger one, not known any more, that had it before."""
+    (tmp_path / "store/adopted").mkdir()
+    adopted = tree.lookup(tree.root, b"adopted")[0]
+    born = birth_ns(os.fsencode(tmp_path / "store/adopted"), follow=False)
+    (tmp_path / "store/top").mkdir()
+    with trio.fail_after(10):
+        while True:
+            (tmp_path / "store/top/twin").mkdir()
+            if birth_ns(os.fsencode(tmp_path / "store/top/twin"), follow=False) > born:
+                break
+            (tmp_path / "store/top/twin").rmdir()
+            await trio.sleep(0.001)
+    twin = tree.lookup(tree.lookup(tree.root, b"top")[0], b"twin")[0]
+    object_id = tree.ensure_id(twin)
+    tree.drop_unused(twin)
+    tree.set_record(adopted, Record(object_id, 0, 0, 0))
+    return adopted, object_id
+
+
+async def test_what_was_moved_aside_takes_no_id_from_what_was_not(tree, tmp_path):
+    adopted, object_id = await made_twice(tree, tmp_path)
+    limbo = Limbo(tree, Own(tree))
+    take(tree, limbo, b"top")
+    await limbo.index(lambda: True)
+    assert tree.table.by_id[object_id] is adopted
+    assert adopted.id == object_id
+
+
+async def test_what_a_primary_was_told_of_keeps_its_id(tree, tmp_path):
+    adopted, object_id = await made_twice(tree, tmp_path)
+    adopted.pins |= 2
+    twin = tree.lookup(tree.lookup(tree.root, b"top")[0], b"twin")[0]
+    tree.read_record(twin)
+    assert tree.table.by_id[object_id] is adopted
+    assert not twin.id
 
 
 async def test_emptying_gives_way_and_stops_when_told(tree, tmp_path):

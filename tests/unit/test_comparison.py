@@ -14,6 +14,7 @@ from replfs.core.policy import Ack, NamePatterns, Policy
 from replfs.node.asking import attributes
 from replfs.node.failover.comparison import Comparison, Difference
 from replfs.node.replication.policies import Policies
+from replfs.store import locators
 from replfs.store.record import ROOT_ID
 
 
@@ -96,3 +97,27 @@ async def test_what_is_none_here_is_not_in_the_volume(tree, tmp_path):
         b"same": Difference("only on b", is_version=False),
         b"untouched": Difference("only on b", is_version=False),
     }
+
+
+async def test_a_directory_that_goes_while_it_is_listed_there_has_no_names_here(tree, tmp_path):
+    (tmp_path / "store/d").mkdir()
+    inode = tree.lookup(tree.root, b"d")[0]
+    there = ops.Inspected(tree.ensure_id(inode), True, attributes.inspect(tree, inode))
+
+    class Inspector:
+        async def ask(self, op):
+            if isinstance(op, ops.Suspects):
+                return ops.Suspected(True, [], [], False)
+            tree.rename(
+                tree.root, b"d", tree.root, b"e", 0, inode=inode, replaced=None, replaced_links=0
+            )
+            tree.drop_unused(inode)
+            return ops.Listing([], False)
+
+        async def at(self, path):
+            return there if path == b"d" else None
+
+    inspector: Any = Inspector()
+    mine = DirtyLog()
+    mine.mark_names_all(there.object, handle=locators.of(tree, inode))
+    assert await Comparison(tree, policies(tree), inspector, "b").differences(mine) == {}

@@ -103,7 +103,7 @@ class Comparison:
                 found[path] = Difference(what, is_version)
             is_other = inode is None or there is None or inode.id != there.object
             reach, theirs_too = reaches[path], changed.get(path)
-            for name in await self._names(inode, there, Reach.EVERYTHING if is_other else reach):
+            for name in await self._names(path, there, Reach.EVERYTHING if is_other else reach):
                 below = path + b"/" + name if path else name
                 if below not in reaches:
                     heapq.heappush(pending, below)
@@ -160,9 +160,7 @@ class Comparison:
                 if inode is not None:
                     yield from _marked(inode.path(), marks)
 
-    async def _names(
-        self, inode: Inode | None, there: ops.Inspected | None, reach: Reach
-    ) -> set[bytes]:
+    async def _names(self, path: bytes, there: ops.Inspected | None, reach: Reach) -> set[bytes]:
         """What is in a directory on either side, if it may differ.
 
         Of a directory that is here alone nothing more is to be told.
@@ -173,7 +171,8 @@ class Comparison:
         if not isinstance(listed, dict):
             raise PeerLost(f"a directory on {self._name} could not be listed")
         names = set(listed)
-        if inode is not None and inode.is_directory and not inode.gone:
+        inode = self._tree.at(path)  # only now, as above
+        if inode is not None and inode.is_directory:
             names.update(self._tree.names(inode))
         return names
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from replfs.core import features, ops
 from replfs.core.dirty import DirtyLog
-from replfs.core.relationship import State
+from replfs.core.generation import Action, Decision
+from replfs.core.relationship import Event, State
 from replfs.errors import UsageError
 from replfs.node.failover.switchover import Switchover
 from replfs.node.replication.flight import Flight
@@ -269,3 +271,26 @@ async def test_a_peer_of_an_older_release_is_not_asked_to_take_over(peer):
     with pytest.raises(UsageError, match=r"peer runs replfs 0\.0\.9, which cannot be handed"):
         await Switchover(roles)._prepare(peer)
     assert peer.link.sent == []
+
+
+@pytest.mark.parametrize(
+    ("features", "leader", "asked"),
+    [
+        (["inconsistent"], b"other" * 3 + b"!", True),
+        (["inconsistent"], b"self" * 4, False),
+        (["inconsistent"], b"", False),
+        ([], b"other" * 3 + b"!", False),
+    ],
+)
+def test_what_another_primary_began_to_bring_to_a_peer_is_asked_for(peer, features, leader, asked):
+    """It is cut off in the middle: the peer is at its old generation, and has what no log says."""
+    peer.home.is_discarded = lambda _: False
+    peer.home.is_self = lambda node: node == b"self" * 4
+    peer.peer_node = b"n" * 16
+    welcome: Any = SimpleNamespace(
+        node=peer.peer_node, generation=b"g" * 16, history=[], features=features, leader=leader
+    )
+    event, _ = peer._take_stock(Decision(Action.QUICK, "it lacks what was recorded"), welcome)
+    assert event is Event.DECIDED_QUICK
+    assert peer.is_asked != asked
+    assert peer.log.is_empty

@@ -64,6 +64,9 @@ class Home(Protocol):
     def can_record(self) -> bool:
         """Whether there is room kept back for dirty marks."""
 
+    def is_self(self, node: bytes) -> bool:
+        """Whether that is this node."""
+
     def is_discarded(self, generation: bytes) -> bool:
         """Whether an operator decided against what was changed in that generation."""
 
@@ -310,9 +313,20 @@ class Peer(Places):
         if not self._speaks_of(welcome):
             self.log.mark_unknown(ROOT_ID, directory=True, deep=True)
             self.is_asked = True
-        elif decision.action is Action.COMPARE:
-            return Event.DECIDED_QUICK, self._mark_lost()
+        else:
+            if self._was_led_by_another(welcome):
+                self.is_asked = False
+            if decision.action is Action.COMPARE:
+                return Event.DECIDED_QUICK, self._mark_lost()
         return Event.DECIDED_QUICK, decision.sentence
+
+    def _was_led_by_another(self, welcome: Welcome) -> bool:
+        """Whether another primary has begun a resync into it, which has not ended.
+
+        Its generation is the one before that, and its log says nothing of what it was given.
+        """
+        leader = welcome.leader
+        return "inconsistent" in welcome.features and bool(leader) and not self.home.is_self(leader)
 
     def asked(self) -> None:
         """What the peer may have on its own is in the log now."""

@@ -411,6 +411,10 @@ class Primary:
         self._event("decided", peer=peer.name, winner=self.settings.name)
         self._announce(but=peer)
 
+    def is_self(self, node: bytes) -> bool:
+        """Whether that is this node."""
+        return node == self.state.identity().node
+
     def is_discarded(self, generation: bytes) -> bool:
         """Whether an operator decided against what was changed in that generation."""
         return generation in self.state.identity().discarded

@@ -25,6 +25,7 @@ FOUND = {
     478: "a change that was recorded and undone while a peer was told up to which it has all",
     215: "a loser that met a follower of the winner first, and kept nothing beside",
     702: "a loser's versions that the winner fetched, which lost power while it resynchronised it",
+    724: "a switchover on a node whose disk cannot be flushed, which raised what nobody expected",
 }
 """Seeds that failed once, each shown to fail without what mended it, and what they found.
 

@@ -157,6 +157,10 @@ class Switchover:
                 await primary.checkpoint()
         except trio.TooSlowError:
             raise NotInSync("what is in flight does not drain; see 'replfs status'") from None
+        except OSError as error:
+            raise NotInSync(
+                f"this node's disk cannot be flushed ({error.strerror}): see its log"
+            ) from error
         _check_in_sync(peer)
 
     async def _take_back(self, primary: Primary, front: FrontEnd | None) -> None:

@@ -26,6 +26,7 @@ FOUND = {
     215: "a loser that met a follower of the winner first, and kept nothing beside",
     702: "a loser's versions that the winner fetched, which lost power while it resynchronised it",
     724: "a switchover on a node whose disk cannot be flushed, which raised what nobody expected",
+    759: "a loser that the winner had paused, so that it was never known to be apart there",
 }
 """Seeds that failed once, each shown to fail without what mended it, and what they found.
 

@@ -271,12 +271,17 @@ class Roles:
         primary = self.primary
         if primary is None:
             return
-        apart = [peer for peer in primary.pipeline.peers if peer.is_apart]
-        # Several may be; of one that was never met the node is not known.
-        apart.sort(key=lambda peer: peer.peer_node != by.node)
-        if apart:
-            primary.supersede(apart[0], by)
-            apart[0].link.retry()
+        # One that is paused has not been told that it is apart; of one that was never met the node
+        # is not known.
+        meant = [
+            peer
+            for peer in primary.pipeline.peers
+            if peer.peer_node == by.node or peer.is_apart or not peer.peer_node
+        ]
+        meant.sort(key=lambda peer: (peer.peer_node != by.node, not peer.is_apart))
+        if meant:
+            primary.supersede(meant[0], by)
+            meant[0].link.retry()
 
     def _changed_apart(self, other: Identity) -> DirtyLog | None:
         """What this primary has and *other* may lack."""

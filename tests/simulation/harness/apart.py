@@ -192,6 +192,7 @@ class Apart:
             await sim.until(f"{winner.name} serves again", lambda: winner.kernel is not None)
             self._check_own(winner, f"{winner.name} lacks what it had", before)
         await sim.recovery.revive()
+        sim.resume_all()  # no decision ends what an operator has paused
         await sim.until("it is one volume again", lambda: self._is_one(winner))
         self._check_loser(before, own, base, winner, loser, in_volume=action == "keep-both")
         for one, had in followers.items():

@@ -25,6 +25,7 @@ from replfs.core.marked import INFINITE, NAME_GATHERED, NAME_REMOVAL, Marked, we
 from replfs.core.marks import (
     ALL_NAMES,
     ATTRS,
+    CHANGED,
     COMPARE,
     DEEP,
     NO_TAIL,
@@ -124,6 +125,7 @@ class DirtyLog(Marked):
         if (
             marks is not None
             and marks.flags & flags == flags
+            and (compare or marks.changed)
             and (not handle or handle == marks.handle)
             and (0 <= marks.tail <= first or sets.contains(marks.regions, first, last))
             and not self._journal.behind
@@ -161,6 +163,7 @@ class DirtyLog(Marked):
         if (
             marks is not None
             and marks.flags & ATTRS
+            and marks.changed
             and (not handle or handle == marks.handle)
             and not self._journal.behind
         ):
@@ -219,7 +222,13 @@ class DirtyLog(Marked):
         if marks is None:
             return
         handle = handle or marks.handle
-        flags = marks.flags | COMPARE if compare and marks.data else marks.flags
+        flags = marks.flags
+        if compare:
+            # Whoever marked it in *other* says nothing of what was changed on this side.
+            flags &= ~CHANGED
+            found = self._objects.get(object_id)
+            if marks.data or (found is not None and found.compare):
+                flags |= COMPARE
         for first, last in other.runs(object_id):
             self._mark(object_id, flags, NO_TAIL, 0, handle, first, last)
         self._mark(object_id, flags, marks.tail, marks.extent, handle, 0, 0)
@@ -364,7 +373,7 @@ class DirtyLog(Marked):
             self.is_empty = False
         if isinstance(change, SaveObject):
             flags, tail = change.flags, change.tail
-            if flags & ~(ATTRS | COMPARE | DEEP) or not NO_TAIL <= tail <= REGION_LIMIT:
+            if flags & ~(ATTRS | COMPARE | DEEP | CHANGED) or not NO_TAIL <= tail <= REGION_LIMIT:
                 raise ValueError("impossible marks of an object")
             if tail >= 0:
                 marks = self._objects[change.object] = _wide(marks)
@@ -429,6 +438,11 @@ class DirtyLog(Marked):
         else:
             marks = ObjectMarks() if found is None else found
         new_flags = marks.flags | flags
+        if new_flags & COMPARE and (
+            not flags & COMPARE or (marks.flags & (ATTRS | COMPARE) == ATTRS)
+        ):
+            # What is known to be changed here stays known among what may be equal.
+            new_flags |= CHANGED
         new_tail = tail if marks.tail < 0 or 0 <= tail < marks.tail else marks.tail
         new_handle = handle or marks.handle
         if 0 <= new_tail < last:
@@ -528,7 +542,7 @@ class DirtyLog(Marked):
         """After a clear: drop what has no meaning any more, and the object with the last of it."""
         flags = marks.flags
         if not marks.data:
-            flags &= ~COMPARE
+            flags &= ~(COMPARE | CHANGED)
         if not marks.names_all:
             flags &= ~DEEP
         if not flags and not marks.data and marks.names is None:

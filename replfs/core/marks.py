@@ -25,6 +25,8 @@ COMPARE: Final = 2
 """What the data marks cover may be equal: compare digests before sending."""
 DEEP: Final = 4
 """With all names: everything below them is unknown too."""
+CHANGED: Final = 8
+"""With `COMPARE`: the object was also changed here, without the peer, since it was marked."""
 
 
 class ObjectMarks(msgspec.Struct, gc=False):
@@ -61,6 +63,11 @@ class ObjectMarks(msgspec.Struct, gc=False):
     def compare(self) -> bool:
         """Data marks are to be compared before anything is sent."""
         return self.flags & COMPARE != 0
+
+    @property
+    def changed(self) -> bool:
+        """Something marked was changed here, which is not just unknown."""
+        return not self.flags & COMPARE or self.flags & CHANGED != 0
 
     @property
     def deep(self) -> bool:

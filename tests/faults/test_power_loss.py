@@ -417,6 +417,29 @@ def test_what_both_acknowledged_before_a_peer_had_all_survives_a_loss_of_power()
         assert (pair.mountpoint / "large").read_bytes() == large
 
 
+def test_what_was_fsynced_while_everything_is_compared_survives_a_loss_of_power():
+    """The peer has an older version, and all that is said of that file is that it may differ."""
+    new = random.Random(16).randbytes(6 << 20)
+    with rig(("primary",), "xfs", SLOWLY, 16) as found:
+        pair = found.pair
+        (pair.mountpoint / "file").write_bytes(bytes(len(new)))
+        pair.agent.kill9()
+        pair.wait_state("out-of-sync")
+        pair.mount.replfs("resync", "--full", pair.mountpoint)
+        fd = os.open(pair.mountpoint / "file", os.O_WRONLY)
+        whole(os.pwrite(fd, new, 0), new)
+        os.fsync(fd)
+        os.close(fd)
+        pair.agent.start()
+        there = pair.secondary_store / "file"
+        # By then the marks that say so are on the disk.
+        wait_for(lambda: any(there.read_bytes()[2 << 20 :]), 30, "a part to be carried", 0.02)
+        found.lose_power(pair.mount)
+        assert there.read_bytes() != new
+        pair.mount.start()
+        assert (pair.mountpoint / "file").read_bytes() == new
+
+
 def test_a_replica_whose_disk_dies_is_left_behind_and_comes_back():
     with rig(("secondary",), "xfs", OFTEN, 12) as found:
         pair = found.pair

@@ -93,7 +93,7 @@ class Model:
     def __init__(self):
         self.regions = set()
         self.tail = None
-        self.attrs = self.compare = self.deep = False
+        self.attrs = self.compare = self.deep = self.own = False
         self.names = {}  # name -> [removal, gathered]
 
     def is_dirty(self, region):
@@ -107,9 +107,20 @@ class Model:
     def is_clean(self):
         return not (self.data or self.attrs or self.names)
 
+    @property
+    def changed(self):
+        return self.own or not self.compare
+
+    def mark(self, *, compare=False):
+        """Attributes, with what else is marked; *compare*: that may be equal."""
+        if (compare or self.compare) and (not compare or (self.attrs and not self.compare)):
+            self.own = True
+        self.attrs = True
+        self.compare |= compare
+
     def settle(self):
         if not self.data:
-            self.compare = False
+            self.compare = self.own = False
         if ALL_NAMES not in self.names:
             self.deep = False
 
@@ -146,8 +157,7 @@ class DirtyLogMachine(RuleBasedStateMachine):
         model = self.model[object_id]
         end = (stop - 1) // REGION_SIZE + 1
         model.regions |= {r for r in range(first, end) if not model.is_dirty(r)}
-        model.attrs = True
-        model.compare |= compare
+        model.mark(compare=compare)
         self._since(object_id, ("data", first, end))
 
     @rule(object_id=OBJECT, first=REGION, compare=st.booleans())
@@ -157,14 +167,13 @@ class DirtyLogMachine(RuleBasedStateMachine):
         if model.tail is None or first < model.tail:
             model.tail = first
             model.regions = {r for r in model.regions if r < first}
-        model.attrs = True
-        model.compare |= compare
+        model.mark(compare=compare)
         self._since(object_id, ("data", first, INFINITE))
 
     @rule(object_id=OBJECT)
     def mark_attrs(self, object_id):
         self.log.mark_attrs(object_id)
-        self.model[object_id].attrs = True
+        self.model[object_id].mark()
         self._since(object_id, ("attrs",))
 
     @rule(object_id=OBJECT, name=NAME, removal=st.booleans())
@@ -191,7 +200,7 @@ class DirtyLogMachine(RuleBasedStateMachine):
         self.disk.is_full = True
         try:
             start = first * REGION_SIZE
-            if model.is_dirty(first) and model.attrs:
+            if model.is_dirty(first) and model.attrs and model.changed:
                 self.log.mark_data(object_id, start, start + 1)
                 self._since(object_id, ("data", first, first + 1))
             else:
@@ -353,6 +362,7 @@ class DirtyLogMachine(RuleBasedStateMachine):
                 assert actual == expected or (extra and actual)
             if extra:
                 continue
+            assert marks.changed == model.changed
             assert marks.tail == (-1 if model.tail is None else model.tail)
             assert set(marks.names or {}) == set(model.names)
             for name, (removal, is_gathered) in model.names.items():

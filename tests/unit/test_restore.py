@@ -255,6 +255,44 @@ async def test_what_was_changed_here_after_the_peer_had_gone_stays(two):
     assert (lost.path / "kept").exists()
 
 
+@pytest.mark.parametrize("is_known", [True, False])
+@pytest.mark.parametrize("order", ["unknown first", "changed first"])
+async def test_what_was_changed_here_stays_where_it_was_marked_as_unknown_too(two, order, is_known):
+    """A peer that a promoted node has not compared yet, or all of which is compared."""
+    lost, kept = two
+    for store in two:
+        for number, name in ((2, b"changed"), (3, b"mode"), (4, b"unknown")):
+            store.make(number, name)
+        store.checkpoint()
+        for number in (2, 3, 4):
+            store.write(number, 0, b"x" * 2 * REGION_SIZE)
+    kept.write(4, 0, b"acknowledged, and lost here")
+    lost.write(2, 5, b"flushed here")
+    lost.apply(ops.SetAttr(object_id(3), mode=0o600))
+    own = DirtyLog()
+
+    def changed() -> None:
+        own.mark_data(object_id(2), 5, 17)
+        own.mark_attrs(object_id(3))
+
+    def unknown() -> None:
+        if is_known:
+            earlier = DirtyLog()
+            for number in (2, 3, 4):
+                earlier.mark_tail(object_id(number), 0)
+            own.absorb(earlier, compare=True)
+        else:
+            for number in (2, 3, 4):
+                own.mark_unknown(object_id(number), directory=False)
+
+    for step in (unknown, changed) if order == "unknown first" else (changed, unknown):
+        step()
+    await restore(lost, kept, known=is_known, own=own)
+    assert (lost.path / "changed").read_bytes()[:17] == b"xxxxxflushed here"
+    assert stat.S_IMODE((lost.path / "mode").stat().st_mode) == 0o600
+    assert (lost.path / "unknown").read_bytes().startswith(b"acknowledged, and lost here")
+
+
 async def test_only_what_differs_is_fetched_and_holes_stay_holes(two):
     lost, kept = two
     for store in two:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from replfs.core import ops
 from replfs.core.dirty import DirtyLog
-from replfs.core.marks import NO_TAIL, SaveName, SaveObject
+from replfs.core.marks import CHANGED, NO_TAIL, SaveName, SaveObject
 from replfs.core.regions import REGION_SHIFT
 from replfs.errors import PeerLost, ProtocolError
 from replfs.store import locators
@@ -101,14 +101,16 @@ class Pages:
                 continue
             names = list(own.names or ())
             runs = list(marks.runs(object_id))
+            # What only this side's log of a peer needs, and earlier releases do not know.
+            flags = own.flags & ~CHANGED
             # In pieces, each of which says all there is to say but for runs and names.
-            yield inode, ops.Suspect(object_id, own.flags, own.tail, [], [])
+            yield inode, ops.Suspect(object_id, flags, own.tail, [], [])
             for at in range(0, len(runs), ops.RUNS_PER_MESSAGE):
                 part = runs[at : at + ops.RUNS_PER_MESSAGE]
-                yield inode, ops.Suspect(object_id, own.flags, own.tail, part, [])
+                yield inode, ops.Suspect(object_id, flags, own.tail, part, [])
             for at in range(0, len(names), ops.NAMES_PER_MESSAGE):
                 part_names = names[at : at + ops.NAMES_PER_MESSAGE]
-                yield inode, ops.Suspect(object_id, own.flags, own.tail, [], part_names)
+                yield inode, ops.Suspect(object_id, flags, own.tail, [], part_names)
 
 
 class Suspicion:

@@ -7,8 +7,10 @@ differs, then attributes. States are compared and nothing is replayed, so this c
 anywhere and begun again.
 
 What this store's own log says the peer lacks was changed here after the peer had it, and nothing
-was acknowledged on top of that (`core.settling`): there the local version is right, and stays. Of a
-peer that never had a complete copy that is all but what was carried to it. What the policies keep
+was acknowledged on top of that (`core.settling`): there the local version is right, and stays. What
+is only unknown is the peer's, unless the object was changed here as well: what is marked of it may
+have been fsynced. Of a peer that never had a complete copy all is right here but what was carried
+to it. What the policies keep
 from the peers is not looked at.
 """
 
@@ -216,9 +218,9 @@ class Restore:
         return marks is not None and marks.names is not None and name in marks.names
 
     def _own_parts(self, object_id: bytes, start: int, stop: int) -> list[tuple[int, int, bool]]:
-        """[start, stop) of a file cut into (start, stop, is as on the peer or unknown)."""
+        """[start, stop) of a file cut into (start, stop, is the peer's)."""
         marks = self._own.marks(object_id)
-        if marks is None or (marks.compare and not self._is_partial):
+        if marks is None or not (marks.changed or self._is_partial):
             return [(start, stop, True)]
         return self._own.split(object_id, start, stop)
 
@@ -429,7 +431,7 @@ class Restore:
             self._log.forget(object_id)
             return
         own = self._own.marks(object_id)
-        if own is None or not own.attrs or (own.compare and not self._is_partial):
+        if own is None or not own.attrs or not (own.changed or self._is_partial):
             xattrs = {
                 name: await self._xattr(inode, name, digest)
                 for name, digest in there.attributes.xattrs.items()

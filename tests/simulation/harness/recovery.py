@@ -74,6 +74,9 @@ class Recovery:
             what = f"{primary.name} did not get back what {sources} had"
             self.sim.verdict(what, self.sim.ledger.missing(store))
             self.sim.note("checked: what was fetched")
+        store = check.Snapshot(primary.raw, primary=False)
+        found = primary.ledger.broken(store, primary.name)
+        self.sim.verdict(f"{primary.name} lost what was flushed to what it fetched", found)
         self.sim.ledger.lost(primary.raw, primary.name)
 
     async def look_at_the_dead(self) -> None:

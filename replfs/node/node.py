@@ -494,7 +494,7 @@ class Node:
     async def _command_peer_replace(self, arguments: dict[str, Any]) -> dict[str, Any]:
         return await self._must_be_primary().command_replace(arguments)
 
-    def _command_resync(self, arguments: dict[str, Any]) -> dict[str, Any]:
+    async def _command_resync(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Compare everything again; `tentative`: only say what would be done."""
         peers = self._peers(arguments)
         if arguments.get("tentative"):
@@ -504,6 +504,14 @@ class Node:
                 for peer in peers
             ]
             return {"message": "\n".join(lines)}
+        # While everything is compared, a loss of power here fetches nothing of a file that is
+        # changed meanwhile: what was acknowledged before is to be on this disk.
+        try:
+            await self._must_be_primary().checkpoint()
+        except OSError as error:
+            raise UsageError(
+                f"this node's disk cannot be flushed ({error.strerror}): see its log"
+            ) from error
         for peer in peers:
             peer.compare_all()
         return {"message": f"comparing everything with {', '.join(peer.name for peer in peers)}"}

@@ -167,6 +167,12 @@ class Writer:
                     return
                 number, op = again
                 began = time.monotonic_ns()
+            except OSError as error:
+                if op[0] != "link" or error.errno != errno.EXDEV:
+                    raise
+                # Between what is replicated and what a policy keeps here there are no hard links.
+                self._record.write(("n", number, time.monotonic_ns()))
+                return
             else:
                 now = time.monotonic_ns()
                 self._record.write(("e", number, now))

@@ -29,5 +29,5 @@ def test_verification_beside_writers_finds_what_is_there_and_nothing_else():
 
 @pytest.mark.timeout(300)
 def test_whatever_an_operator_does_nothing_is_lost():
-    report = operators.run(6, 5, Story(), rest_s=0.002, files=60)
+    report = operators.run(5, 1, Story())
     assert report.longest_ns / 1e6 < PAUSE_MAX_MS, report

@@ -65,6 +65,12 @@ async def test_few_work_beside_applications(applications, rtt_ms, few):
     assert await started(Turns(applications, int(rtt_ms * MS)), 20) == few
 
 
+@pytest.mark.parametrize(("haste", "some"), [(0, 1), (1, 2), (5, 6), (50, TASKS)])
+async def test_more_work_beside_applications_that_outpace_them(applications, haste, some):
+    applications.in_flight = 1
+    assert await started(Turns(applications, 0, haste), 20) == some
+
+
 async def test_who_waits_goes_on_when_another_is_done(applications):
     applications.in_flight = 1
     turns = Turns(applications, 0)

@@ -61,10 +61,10 @@ class Slice:
 class Turns:
     """Lets few work at a time: `TASKS`, or as few as keep the link busy while applications work."""
 
-    def __init__(self, applications: Applications, rtt_ns: int) -> None:
-        """*rtt_ns*: the link's round trip, nanoseconds."""
+    def __init__(self, applications: Applications, rtt_ns: int, haste: int = 0) -> None:
+        """*rtt_ns*: the link's round trip, nanoseconds. *haste*: so many more all the same."""
         self._applications = applications
-        self._few = min(TASKS, 1 + rtt_ns // _ROUND_TRIP_NS)
+        self._few = min(TASKS, 1 + rtt_ns // _ROUND_TRIP_NS + haste)
         self._running = 0
         self._waiting = trio.lowlevel.ParkingLot()
 

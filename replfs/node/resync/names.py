@@ -16,6 +16,7 @@ from replfs.core.relationship import State
 from replfs.core.scheduler import Claim, Ticket
 from replfs.node.asking.attributes import read as read_attributes
 from replfs.node.pacing.courtesy import Slice
+from replfs.node.pacing.crew import each
 from replfs.node.pacing.rate import Rate
 from replfs.node.replication.places import BULK
 from replfs.node.resync import whole
@@ -27,7 +28,9 @@ from replfs.store.record import ROOT_ID
 
 _FEW_NAMES: Final = 64
 """Gathered with one message while applications are at work."""
-_TOGETHER_MIN: Final = 8
+_GATHERED_AT_ONCE: Final = 16
+"""Directories asked about at a time while something is claimed: one after the other takes 60 ms."""
+_TOGETHER_MIN: Final = 32
 """Names that are claimed at once, so that no rename among them makes work for ever."""
 _HINTS_MAX: Final = 16
 
@@ -53,6 +56,8 @@ class Names:
         self._together = _TOGETHER_MIN
         self._left = 0
         """Names that the last pass left to be placed together."""
+        self.outpaced = 0
+        """Passes in a row in which applications marked half the names again, or more."""
 
     def forget(self) -> None:
         """The resync is over: what was found on the way is not needed any more."""
@@ -60,6 +65,7 @@ class Names:
         self.expansion.forget()
         self._hints.clear()
         self._together = _TOGETHER_MIN
+        self._left = self.outpaced = 0
         self._work.links.forget()
 
     # 2. Gather ---------------------------------------------------------------------------------
@@ -79,17 +85,26 @@ class Names:
             await share.breathe()
             waiting.setdefault(directory, []).append(name)
         while waiting:
-            left = {
-                directory: names
-                for directory, names in waiting.items()
-                if not await self._gather_one(directory, names, version, at_once=at_once)
-            }
+            left = await self._gather_each(waiting, version, at_once=at_once)
             if len(left) == len(waiting):
                 for directory, names in left.items():
                     for name in names:
                         self._log.set_gathered(directory, name, version=version)
                 return
             waiting = left
+
+    async def _gather_each(
+        self, waiting: dict[bytes, list[bytes]], version: int, *, at_once: bool
+    ) -> dict[bytes, list[bytes]]:
+        """One pass: those of *waiting* in whose directory nothing could be gathered."""
+        left = dict(waiting)
+
+        async def gather_in(directory: bytes) -> None:
+            if await self._gather_one(directory, waiting[directory], version, at_once=at_once):
+                del left[directory]
+
+        await each(waiting, gather_in, tasks=_GATHERED_AT_ONCE if at_once else 1)
+        return left
 
     async def _gather_one(
         self,
@@ -352,9 +367,12 @@ class Names:
             item for item in self._log.names_pending() if not self._work.is_waiting(("name", *item))
         ]
         self._together = self._together * 2 if len(left) >= self._left > 0 else _TOGETHER_MIN
+        is_outpaced = len(left) > _TOGETHER_MIN and self._left < 2 * len(left)
+        self.outpaced = self.outpaced + 1 if is_outpaced else 0
         self._left = len(left)
+        if left:
+            await self.gather()  # so that there is less to be gathered under the claims below
         for start in range(0, len(left), self._together):
-            await self.gather()
             await self._applications.give_way()
             with ExitStack() as holds:
                 await self._place_all(left[start : start + self._together], holds)

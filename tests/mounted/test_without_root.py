@@ -43,17 +43,16 @@ def base():
 
 def as_user(base: Path, script: str) -> subprocess.CompletedProcess[str]:
     """Run a shell script as that user, in a mount namespace that ends with it."""
-    closed = closed_directory(Path(os.path.realpath(sys.executable)))
-    keep = base / "open"
-    opened = ""
-    if closed is not None:
-        inside = Path(os.path.realpath(sys.executable)).relative_to(closed).parts[0]
-        opened = f"""
-            mount --bind {closed}/{inside} {keep}
+    opened = "".join(
+        f"""
+            mount -t tmpfs tmpfs {base}/open
+            {"".join(_moved(closed, f"{base}/open", child, "--bind") for child in children)}
             mount -t tmpfs -o mode=755 tmpfs {closed}
-            mkdir {closed}/{inside}
-            mount --move {keep} {closed}/{inside}
+            {"".join(_moved(f"{base}/open", closed, child, "--move") for child in children)}
+            umount {base}/open
         """
+        for closed, children in closed_directories().items()
+    )
     setup = f"""
         set -e
         {opened}
@@ -74,12 +73,22 @@ def as_user(base: Path, script: str) -> subprocess.CompletedProcess[str]:
         (base / "fuse").unlink(missing_ok=True)
 
 
-def closed_directory(path: Path) -> Path | None:
-    """The first directory above *path* that others cannot look into."""
-    for above in reversed(path.parents):
-        if not above.stat().st_mode & 0o001:
-            return above
-    return None
+def _moved(source: Path | str, target: Path | str, child: str, how: str) -> str:
+    return f"""
+            mkdir {target}/{child}
+            mount {how} {source}/{child} {target}/{child}
+    """
+
+
+def closed_directories() -> dict[Path, list[str]]:
+    """Directories that others cannot look into, outermost first, and what they need there."""
+    found: dict[Path, set[str]] = {}
+    executable = Path(sys.executable)
+    for needed in (executable, executable.resolve(), REPOSITORY / "replfs"):
+        for above in needed.parents:
+            if not above.stat().st_mode & 0o001:
+                found.setdefault(above, set()).add(needed.relative_to(above).parts[0])
+    return {above: sorted(found[above]) for above in sorted(found)}
 
 
 SCRIPT = """

@@ -10,6 +10,14 @@ from replfs.store.tree import Tree
 
 
 @pytest.fixture
+def fd(tmp_path):
+    """The test's own directory, open."""
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
 def tree(tmp_path):
     """The objects of an empty store, `tmp_path/store`."""
     store = tmp_path / "store"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import msgspec
@@ -21,13 +20,6 @@ from replfs.store.tree import Tree
 
 NOW, LATER, VOLUME, B, C, OTHER = (bytes([n]) * 16 for n in range(1, 7))
 PEERS = [PeerSetting("b", "tcp://b:1"), PeerSetting("c", "tcp://c:1")]
-
-
-@pytest.fixture
-def fd(tmp_path):
-    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-    yield fd
-    os.close(fd)
 
 
 @pytest.fixture

@@ -23,13 +23,6 @@ NOW, VOLUME = b"N" * 16, b"V" * 16
 
 
 @pytest.fixture
-def fd(tmp_path):
-    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-    yield fd
-    os.close(fd)
-
-
-@pytest.fixture
 def state(fd):
     state = State(fd)
     state.update(role="primary", name="a", volume=VOLUME, generation=NOW, uninitialized=False)

@@ -49,6 +49,7 @@ class Copies:
             inode, _ = await self._volume.make(
                 directory.nodeid, free, found.mode, owner=owner, target=found.target, kind="symlink"
             )
+            self._note(inode, directory, free)
         else:
             handle, inode, _ = await self._volume.create(
                 directory.nodeid,
@@ -58,6 +59,8 @@ class Copies:
                 owner=owner,
                 umask=0,
             )
+            # Before anything is asked there, which may fail: the half of a copy stays, and is held.
+            self._note(inode, directory, free)
             try:
                 await self._fill(handle.number, there.object, found.size)
                 await self._volume.setattr(
@@ -66,7 +69,6 @@ class Copies:
                 )  # fmt: skip
             finally:
                 await self._volume.release(handle.number)
-        self._note(inode, directory, free)
         self.count += 1
 
     async def _fill(self, number: int, object_id: bytes, size: int) -> None:

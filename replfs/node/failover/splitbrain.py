@@ -240,12 +240,16 @@ class SplitBrain:
                         await copies.copy(path)
             finally:
                 copies.close()
-            front = self._roles.front
-            if front is not None and front.session is not None and not front.over.is_set():
-                await trio.to_thread.run_sync(front.session.forget, copies.made)
+                # Those before the one that failed are there all the same.
+                await self._tell_kernel(copies)
             return copies.count
 
         return await inspector.run(work)
+
+    async def _tell_kernel(self, copies: Copies) -> None:
+        front = self._roles.front
+        if front is not None and front.session is not None and not front.over.is_set():
+            await trio.to_thread.run_sync(front.session.forget, copies.made)
 
 
 def _shown(found: dict[bytes, Difference]) -> Iterator[tuple[str, str]]:

@@ -27,6 +27,7 @@ FOUND = {
     702: "a loser's versions that the winner fetched, which lost power while it resynchronised it",
     724: "a switchover on a node whose disk cannot be flushed, which raised what nobody expected",
     759: "a loser that the winner had paused, so that it was never known to be apart there",
+    1588: "a directory that a peer once had empty, believed so when the root became none",
     1657: "a copy of the loser's version that could not be finished, and was held for ever",
 }
 """Seeds that failed once, each shown to fail without what mended it, and what they found.

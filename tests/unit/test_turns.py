@@ -18,6 +18,8 @@ from replfs.node.pacing.rate import Rate
 from replfs.node.replication.policies import Policies
 from replfs.node.resync.batch import Batches
 from replfs.node.resync.contents import Contents
+from replfs.node.resync.fill import Filling, can_fill
+from replfs.node.resync.names import Names as RealNames
 from replfs.node.resync.work import Work
 from replfs.store.record import PRIVILEGED, ROOT_ID
 
@@ -25,7 +27,8 @@ from replfs.store.record import PRIVILEGED, ROOT_ID
 class Peer:
     """Remembers what is sent."""
 
-    state = State.INCREMENTAL
+    state = State.BASELINE
+    link = SimpleNamespace(session=1)
 
     def __init__(self):
         self.log = DirtyLog()
@@ -34,6 +37,15 @@ class Peer:
     async def ask(self, op, _payload=None):
         self.sent.append(op)
         return ops.Done(0)
+
+    async def fence(self):
+        """Nothing is on its way."""
+
+    def understands(self, _op):
+        return True
+
+    def progressed(self):
+        """Nobody waits for it."""
 
     def locate(self, object_id, stream):
         """The way to it is told."""
@@ -108,3 +120,18 @@ async def test_it_is_not_placed_with_others(work, inode):
     work.log.set_gathered(ROOT_ID, b"file")
     await Batches(work, names, Rate(0)).place((ROOT_ID, (b"file",)))
     assert work.peer.sent == []
+
+
+@pytest.mark.skipif(not PRIVILEGED, reason="placing many at once is root's")
+async def test_nor_with_all_that_is_in_its_directory(work, tree):
+    """Which begins only where no policy keeps anything from the peer."""
+    work.policies = work.pipeline.policies = Policies(
+        tree, Policy.SYNC, Ack.OP, used=False, on_used=lambda: None, generation=lambda: b""
+    )
+    names = RealNames(work, Rate(0), lambda: can_fill(work))
+    names.expansion.was_made(ROOT_ID)
+    work.log.mark_names_all(ROOT_ID)
+    assert can_fill(work)
+    await Filling(work, names, Rate(0)).fill(ROOT_ID)
+    assert work.peer.sent == []
+    assert not work.log.name_is_clean(ROOT_ID, b"file")

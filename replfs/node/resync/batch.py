@@ -148,6 +148,7 @@ class Batches:
             one.contents for one in read.values() if _stat.S_ISREG(one.found.st_mode)
         )
         self._peer.locate(directory.id, BULK)
+        self._names.expansion.is_placed_in(directory.id)
         answer = await self._peer.ask(ops.PlaceMany(directory.id, items), payload or None)
         if not isinstance(answer, ops.PlacedMany) or len(answer.results) != len(items):
             # Most likely the directory is not where it was: it is looked for from the top.

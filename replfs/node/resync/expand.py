@@ -42,6 +42,9 @@ _FEW_NAMES: Final = 64
 _MARKS_TOGETHER: Final = 64
 """Saved with one transaction: some 0.5 ms in which nothing else runs."""
 
+_ASKED: Final = 0
+"""No session's number: whether a directory is empty is being asked."""
+
 Mark = Callable[[], None]
 
 
@@ -69,18 +72,23 @@ class Expansion:
         self._log = work.log
         self._applications = work.pipeline.applications
         self._under_way: set[bytes] = set()
-        self._new: dict[bytes, int] = {}
-        """Directories in which the peer has nothing but what this resync places there, each with
-        the session of which that is known.
+        self._empty: dict[bytes, int] = {}
+        """Directories in which the peer has nothing at all yet, each with the session of which
+        that is known. What is placed in one of them ends that: once there is something, only the
+        peer can tell whether it is still wanted.
         """
 
     def was_made(self, directory_id: bytes) -> None:
-        """The peer has just made a directory: there is nothing in it but what is placed there."""
-        self._new[directory_id] = self._peer.link.session
+        """The peer has just made a directory: there is nothing in it."""
+        self._empty[directory_id] = self._peer.link.session
+
+    def is_placed_in(self, directory_id: bytes) -> None:
+        """Something is about to be placed in a directory: what is in it is not known any more."""
+        self._empty.pop(directory_id, None)
 
     def forget(self) -> None:
         """The resync is over."""
-        self._new.clear()
+        self._empty.clear()
 
     def pending(self) -> Iterator[tuple[str, bytes]]:
         """What `expand` is to do, while few dirty names are waiting."""
@@ -99,7 +107,7 @@ class Expansion:
                 yield directory
 
     def _is_to_fill(self, directory_id: bytes) -> bool:
-        if self._new.get(directory_id, 0) != self._peer.link.session or not self._can_fill():
+        if self._empty.get(directory_id, 0) != self._peer.link.session or not self._can_fill():
             return False
         marks = self._log.marks(directory_id)
         # Where what is below is unknown, too, the peer may have it at another place.
@@ -116,10 +124,6 @@ class Expansion:
             yield True
         finally:
             self._under_way.discard(directory_id)
-
-    def is_filled(self, directory_id: bytes) -> None:
-        """There is more in a directory on the peer by now than what is dirty."""
-        self._new.pop(directory_id, None)
 
     async def mark_absent(self, directory: Inode, names: list[bytes]) -> None:
         """The peer has nothing at *names*. Raises OSError."""
@@ -172,13 +176,15 @@ class Expansion:
         None: it cannot say. A page at a time, since a directory may have millions of names; the
         peer looks for the next one meanwhile. *fd*: the directory. Raises OSError.
         """
-        is_new = self._new.pop(directory.id, 0) == self._peer.link.session
+        is_empty = self._empty.pop(directory.id, 0) == self._peer.link.session
         page: ops.AnyAnswer = ops.Listing([], more=False)
-        if not is_new:
+        if not is_empty:
+            self._empty[directory.id] = _ASKED
             page = await (await self._ask(directory, b"", digests=deep)).answer()
+            was_untouched = self._empty.pop(directory.id, None) is not None
             if isinstance(page, ops.Listing) and not page.entries and not page.more:
-                self._new[directory.id] = self._peer.link.session
-                if self._is_to_fill(directory.id):
+                if was_untouched and not deep and self._can_fill():
+                    self._empty[directory.id] = self._peer.link.session
                     return None
         hidden = RESERVED if directory is self._tree.root else b""
         if os.fstat(fd).st_size <= SMALL_DIRECTORY:

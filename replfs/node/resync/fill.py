@@ -69,6 +69,8 @@ class Filling:
 
     async def _fill(self, directory: Inode) -> None:
         version = self._log.mark_version(directory.id)
+        # If this ends half-way, the peer is asked what there is.
+        self._expansion.is_placed_in(directory.id)
         await self._peer.fence()
         fd = os.dup(self._tree.directory_fd(directory))
         try:
@@ -81,7 +83,6 @@ class Filling:
             await self._carry_all(directory, fd, files)
         finally:
             os.close(fd)
-        self._expansion.is_filled(directory.id)
         self._log.clear_names_all(directory.id, version=version)
         self._work.progress.compared += 1
         self._work.succeeded(("list", directory.id))
@@ -107,6 +108,10 @@ class Filling:
                 claim for name in names for claim in footprint.entry(directory, name)
             )
             async with self._work.claim(claims):
+                if not can_fill(self._work):
+                    # A policy was set: what the peer shall have is to be asked of each object.
+                    await self._expansion.mark_absent(directory, list(names))
+                    return True
                 read, count = await trio.to_thread.run_sync(
                     read_fresh, fd, names, WHOLE_MAX, ops.PAYLOAD_MAX, self._tree.new_id
                 )

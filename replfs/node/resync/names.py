@@ -235,6 +235,7 @@ class Names:
         key = ("name", directory.id, name)
         version = self._log.mark_version(directory.id)
         self._peer.locate(directory.id, BULK)
+        self.expansion.is_placed_in(directory.id)
         if child is None:
             answer = await self._peer.ask(ops.Clear(directory.id, name))
         else:

@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from simulation.harness.mix import MIXES
 from simulation.harness.run import memory, run_seed
 
 _SEED_S = 120
@@ -26,6 +27,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("seeds", nargs="*", metavar="SEED|FIRST-LAST", help="seeds to run")
     parser.add_argument("--seeds", type=int, metavar="N", dest="count", help="run N seeds")
     parser.add_argument("--from", type=int, default=1, metavar="S", dest="first", help="from S on")
+    parser.add_argument("--mix", choices=MIXES, default="default", help="how often what happens")
     parser.add_argument("-v", action="store_true", help="print every trace")
     parser.add_argument("-w", action="store_true", help="and all that goes over the network")
     parser.add_argument("--base", type=Path, help="where the stores are made (default: /dev/shm)")
@@ -61,7 +63,7 @@ def main(words: list[str]) -> int:
         directory = Path(tempfile.mkdtemp(prefix="replfs-sim-", dir=base))
         signal.alarm(_SEED_S)
         try:
-            result = run_seed(seed, directory, wire=arguments.w)
+            result = run_seed(seed, directory, MIXES[arguments.mix], wire=arguments.w)
         finally:
             signal.alarm(0)
             shutil.rmtree(directory)

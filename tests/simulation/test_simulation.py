@@ -1,7 +1,8 @@
 """The simulation, over as many seeds as there is time for.
 
 A failing seed prints itself and what happened; `python -m simulation SEED -w`, in tests/, runs it
-again, and `python -m simulation --seeds N --from S` any number.
+again, and `python -m simulation --seeds N --from S` any number. `--mix` is another mix of
+faults.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import time
 from pathlib import Path
 
 import pytest
+from simulation.harness.mix import DEFAULT, MIXES
 from simulation.harness.run import memory, run_seed
 
 SECONDS = 60.0
 SEEDS = 400
 SLICES = 8
+MIXED_SEEDS = 4
+"""Of each of the other mixes."""
 
 FOUND = {
     6: "what a promoted node had followed, and kept in memory",
@@ -30,7 +34,8 @@ FOUND = {
     1588: "a directory that a peer once had empty, believed so when the root became none",
     1657: "a copy of the loser's version that could not be finished, and was held for ever",
 }
-"""Seeds that failed once, each shown to fail without what mended it, and what they found.
+"""Seeds that failed once (of another mix: that and the seed), each shown to fail without what
+mended it, and what they found.
 
 A seed is the same run only while the harness draws the same numbers: what could be tested by
 itself has a test of its own.
@@ -43,10 +48,10 @@ def base():
         yield Path(directory)
 
 
-def run(seed, base):
+def run(seed, base, mix=DEFAULT):
     directory = base / str(seed)
     directory.mkdir()
-    result = run_seed(seed, directory)
+    result = run_seed(seed, directory, mix)
     shutil.rmtree(directory)
     if result.error is not None:
         pytest.fail(result.report(), pytrace=False)
@@ -55,7 +60,11 @@ def run(seed, base):
 
 @pytest.mark.parametrize("seed", FOUND)
 def test_a_seed_that_failed_once(seed, base):
-    run(seed, base)
+    if isinstance(seed, int):
+        run(seed, base)
+    else:
+        mix, number = seed
+        run(number, base, MIXES[mix])
 
 
 @pytest.mark.slow
@@ -67,6 +76,13 @@ def test_seeds(part, base):
         run(seed, base)
         if time.monotonic() - began > SECONDS / SLICES:
             break
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mix", sorted(MIXES.keys() - {DEFAULT.name}))
+def test_seeds_of_another_mix(mix, base):
+    for seed in range(1, 1 + MIXED_SEEDS):
+        run(seed, base, MIXES[mix])
 
 
 def test_a_seed_gives_one_run(base):

@@ -24,32 +24,27 @@ class Faults:
         self.sim = sim
         self._kinds: dict[str, Callable[[Member], Awaitable[None]]] = {
             "cut": self._cut,
-            "cut again": self._cut,
             "crash": self._crash,
-            "crash again": self._crash,
             "replica": self._crash_replica,
             "errors": self._errors,
             "pause": self._pause,
             "still": self._still,
-            "still again": self._still,
             "compare": self._compare,
             "restart": self._restart,
             "wipe": self.wipe,
+            "first copy": self._first_copy,
             "power": self._power,
-            "power again": self._power,
             "in-sync": self._wait_in_sync,
             "promote": sim.operator.promote,
-            "promote again": sim.operator.promote,
             "switchover": sim.operator.switch_over,
-            "switchover again": sim.operator.switch_over,
             "split brain": sim.apart.happen,
-            "split brain again": sim.apart.happen,
         }
+        self._drawn = tuple(kind for kind, weight in sim.mix.faults.items() for _ in range(weight))
 
     async def happen(self) -> None:
         """One of the things that happen."""
         rng = self.sim.rng
-        kind = rng.choice(tuple(self._kinds))
+        kind = rng.choice(self._drawn)
         replica = rng.choice(self.sim.replicas)
         self.sim.note(f"-- fault: {kind} ({replica.name})")
         await self._kinds[kind](replica)
@@ -101,6 +96,19 @@ class Faults:
         replica.wipe()
         self.sim.ledger.replaced(replica.name)
         await self.sim.start(replica)
+
+    async def _first_copy(self, replica: Member) -> None:
+        """The replica's disk is replaced, and while it gets its first copy one of the two dies."""
+        await self.wipe(replica)
+        with trio.move_on_after(5.0):
+            while not self.sim.serves() or not self._is_copied(replica):
+                await trio.sleep(0.005)
+        await trio.sleep(self.sim.rng.choice((0.0, 0.0, 0.002, 0.05, 0.5)))
+        await self.sim.recovery.kill(self.sim.rng.choice((self.sim.primary, replica)))
+        await self.sim.recovery.revive()
+
+    def _is_copied(self, replica: Member) -> bool:
+        return self.sim.primary.peer(replica.name).state is State.BASELINE
 
     async def _errors(self, replica: Member) -> None:
         member = self.sim.primary if self.sim.rng.random() < 0.3 else replica

@@ -25,7 +25,7 @@ class Outage:
         self.sim = sim
         # Drawn apart, so that the other numbers stay what they are.
         self._rng = random.Random(f"{sim.seed} outage at {sim.world.clock.now}")
-        self._happens = self._rng.random() < 0.4
+        self._happens = self._rng.random() < sim.mix.outages
         if self._happens:
             sim.note("the power will fail; all disks are flushed")
             for one in sim.members:

@@ -14,8 +14,9 @@ class Failure(AssertionError):
 class Result:
     """What a run came to."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, mix: str) -> None:
         self.seed = seed
+        self.mix = mix
         self.operations = 0
         self.steps = 0
         self.delivered = 0
@@ -26,9 +27,10 @@ class Result:
 
     def report(self) -> str:
         """The failing run, for a person."""
-        lines = [f"seed {self.seed} failed; the last operations:"]
+        which = f"{self.seed}" if self.mix == "default" else f"{self.seed} --mix {self.mix}"
+        lines = [f"seed {which} failed; the last operations:"]
         lines += self.trace[-_TRACE_SHOWN:]
         if self.error is not None:
             lines += [text.rstrip() for text in traceback.format_exception(self.error)]
-        lines.append(f"again: python -m simulation {self.seed}   (in tests/)")
+        lines.append(f"again: python -m simulation {which}   (in tests/)")
         return "\n".join(lines)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 from simulation.harness.life import simulated
+from simulation.harness.mix import DEFAULT, Mix
 from simulation.harness.nodes import replace_surroundings
 from simulation.harness.result import Failure, Result
 from simulation.harness.world import Simulation
@@ -78,18 +79,23 @@ def memory() -> Path | None:
 
 
 def run_seed(
-    seed: int, base: Path, *, wire: bool = False, kind: type[Simulation] = Simulation
+    seed: int,
+    base: Path,
+    mix: Mix = DEFAULT,
+    *,
+    wire: bool = False,
+    kind: type[Simulation] = Simulation,
 ) -> Result:
     """Run *seed* in the empty directory *base*; *wire*: note what goes over the network too.
 
-    *kind*: what happens in that run.
+    *mix*: how often what happens. *kind*: another run than one of random faults.
     """
-    result = Result(seed)
+    result = Result(seed, mix.name)
     descriptors = set(os.listdir("/proc/self/fd"))
     with _no_collector(), simulated(seed) as world, pytest.MonkeyPatch.context() as patch:
         replace_surroundings(patch)
         _tighten(random.Random(f"{seed} limits"), patch)
-        simulation = kind(seed, base, world, result)
+        simulation = kind(seed, base, world, result, mix)
         simulation.wire = wire
         try:
             trio.run(simulation.main, clock=world.clock)

@@ -35,7 +35,7 @@ _DEFAULT_ACL = bytes.fromhex(
 class Habits:
     """What the applications of one run like to do."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, *, has_policies: bool) -> None:
         weights = {
             "create": 10, "write": 14, "mapped": 4, "mkdir": 8, "symlink": 2, "mknod": 2,
             "unlink": 6, "rmdir": 3, "rename": 12, "exchange": 3, "noreplace": 1, "link": 5,
@@ -48,7 +48,7 @@ class Habits:
         for kind in ("create", "mkdir"):
             weights[kind] = max(weights[kind], 5)
         self.policies: tuple[str, ...] = ()
-        if rng.random() < 0.5:
+        if has_policies and rng.random() < 0.5:
             weights["policy"] = rng.choice((2, 6))
             self.policies = rng.choice((
                 ("none", "sync", "inherit"),

@@ -21,6 +21,7 @@ from simulation.harness.faults import Faults
 from simulation.harness.kernel import Kernel
 from simulation.harness.ledger import InSync, Ledger
 from simulation.harness.life import Life, World, acting
+from simulation.harness.mix import DEFAULT, Mix
 from simulation.harness.network import FakeLink, FakeListener, Network, Wire
 from simulation.harness.nodes import Member, is_connected, populate
 from simulation.harness.operator import Operator
@@ -62,14 +63,17 @@ class Gate:
 class Simulation:
     """One seed's run."""
 
-    def __init__(self, seed: int, base: Path, world: World, result: Result) -> None:
+    def __init__(
+        self, seed: int, base: Path, world: World, result: Result, mix: Mix = DEFAULT
+    ) -> None:
         self.seed = seed
+        self.mix = mix
         self.world = world
         self.result = result
         self.rng = random.Random(f"{seed} faults")
-        self.habits = Habits(random.Random(f"{seed} habits"))
+        self.habits = Habits(random.Random(f"{seed} habits"), has_policies=mix.has_policies)
         rng = random.Random(f"{seed} set-up")
-        count = rng.choice((1, 1, 1, 2, 3))
+        count = rng.choice(mix.replicas)
         names = NODES[: count + 1]
         for name in names:
             (base / name).mkdir()
@@ -92,7 +96,7 @@ class Simulation:
         self.budget = 0
         """Operations that the applications may still begin."""
         self.processes = rng.choice((1, 2, 4, 6))
-        self.rounds = rng.choice((0, 2, 5, 10))
+        self.rounds = rng.choice(mix.rounds)
         self.gate = Gate()
         self.verdicts = Verdicts(self)
         self.recovery = Recovery(self)

@@ -1,13 +1,15 @@
-"""Ranges of a file: written whole, digested, and read with the holes told apart."""
+"""Contents of a file: written whole, set with their time, digested, read with holes told apart."""
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Final
 
 import xxhash
 
 from replfs.core import ops
+from replfs.store import syscalls
 from replfs.store.holes import segments
 
 PIECE: Final = 256 << 10
@@ -36,6 +38,36 @@ def write_all(fd: int, data: bytes | memoryview, offset: int) -> int:
             break
         written += more
     return written
+
+
+def put(fd: int, data: bytes | memoryview, offset: int, mtime: int) -> ops.Done:
+    """Write *data*, and set the mtime (ns): what a write is, here and on every peer.
+
+    What became of it: errno 0, and how much was written; or the errno of a write of which nothing
+    was; or EIO, and nobody knows.
+    """
+    try:
+        done = ops.Done(0, write_all(fd, data, offset))
+    except OSError as error:
+        return ops.Done(error.errno or errno.EIO)
+    return _timed(fd, mtime, done)
+
+
+def resize(fd: int, size: int, mtime: int) -> ops.Done:
+    """Set the size, and the mtime (ns): what a truncation is, and what became of it, as `put`."""
+    try:
+        os.ftruncate(fd, size)
+    except OSError as error:
+        return ops.Done(error.errno or errno.EIO)
+    return _timed(fd, mtime, ops.Done(0))
+
+
+def _timed(fd: int, mtime: int, done: ops.Done) -> ops.Done:
+    try:
+        syscalls.utimens(fd, None, mtime)
+    except OSError:
+        return ops.Done(errno.EIO, done.written)
+    return done
 
 
 def digest_regions(fd: int, start: int, count: int, size: int) -> bytes:

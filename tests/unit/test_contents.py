@@ -1,4 +1,4 @@
-"""Writing all of what is there, in pieces."""
+"""Writing all of what is there, in pieces, and with it the time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from replfs.store.contents import PIECE, write_all
+from replfs.core import ops
+from replfs.store import syscalls
+from replfs.store.contents import PIECE, put, resize, write_all
 
 DATA = os.urandom(3 * PIECE + 5)
 
@@ -71,3 +73,15 @@ def test_it_is_one_where_nothing_was(fd, monkeypatch):
     limited(monkeypatch, lambda _number, _size: -errno.ENOSPC)
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
         write_all(fd, DATA, 0)
+
+
+def test_where_the_time_cannot_be_set_nobody_knows_what_was_done(fd, monkeypatch):
+    assert put(fd, DATA, 0, 12345) == ops.Done(0, len(DATA))
+    assert os.fstat(fd).st_mtime_ns == 12345
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(syscalls, "utimens", fail)
+    assert put(fd, DATA, 0, 12345) == ops.Done(errno.EIO, len(DATA))
+    assert resize(fd, 10, 12345) == ops.Done(errno.EIO)

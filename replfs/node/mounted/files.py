@@ -21,9 +21,8 @@ from replfs.node.mounted.view import View
 from replfs.node.pacing import flush
 from replfs.node.replication.flight import Flight
 from replfs.node.replication.pipeline import Pipeline
-from replfs.store import syscalls
 from replfs.store.activity import KIND_ATTRS, KIND_DATA, KIND_FILE, Slot
-from replfs.store.contents import write_all
+from replfs.store.contents import put, resize, write_all
 from replfs.store.inode import Handle, Inode
 from replfs.store.syscalls import failure
 
@@ -82,33 +81,27 @@ class Files(View):
             stamp = self.tree.now()
             if replicated and not inode.gone:
                 self.pipeline.send(ops.Write(inode.id, offset, stamp), data, flight, start, policy)
-            failed = 0
-            written = 0
-            try:
-                written = write_all(handle.fd, data, offset)
-                syscalls.utimens(handle.fd, None, stamp)
-            except OSError as error:
-                failed = error.errno or errno.EIO
-            if offset + written > inode.size:
-                inode.size = offset + written
-            if flight.waiting and written == size:
+            done = flight.here = put(handle.fd, data, offset, stamp)
+            if offset + done.written > inode.size:
+                inode.size = offset + done.written
+            if flight.waiting:
                 let_go = self.pipeline.let_go(flight, slots, inode, policy)
             if let_go:
                 slots = []
             else:
-                await self.pipeline.settled(flight, policy, failed=failed, written=written)
+                await self.pipeline.settled(flight, policy)
         finally:
             for slot in slots:
                 self.pipeline.activity.end(slot)
             self.pipeline.release_claim(ticket)
             self.pipeline.measure("write", began)
-        if failed:
-            raise failure(failed)
+        if done.errno:
+            raise failure(done.errno)
         if let_go:
             await self.pipeline.catch_up()
         if handle.synchronous:
             await self._flush(inode, data_only=handle.synchronous != os.O_SYNC)
-        return written
+        return done.written
 
     def _note_range(self, inode: Inode, start: int, stop: int) -> list[Slot]:
         first = start >> _REGION_SHIFT
@@ -147,7 +140,6 @@ class Files(View):
         slots: list[Slot] = []
         let_go = False
         flight = Flight(self.pipeline, "truncate")
-        failed = 0
         try:
             replicated = policy != Policy.NONE and bool(self.pipeline.peers)
             if replicated:
@@ -157,25 +149,22 @@ class Files(View):
             own = fd if fd >= 0 else self.tree.data_fd(inode)
             if replicated:
                 self.pipeline.send(ops.Truncate(inode.id, size, stamp), None, flight, low, policy)
-            try:
-                os.ftruncate(own, size)
-                syscalls.utimens(own, None, stamp)
-                inode.size = size
-            except OSError as error:
-                failed = error.errno or errno.EIO
-            if flight.waiting and not failed:
+            done = flight.here = resize(own, size, stamp)
+            # After an error rather too small: a write beyond the end counts from there.
+            inode.size = min(inode.size, size) if done.errno else size
+            if flight.waiting:
                 let_go = self.pipeline.let_go(flight, slots, inode, policy)
             if let_go:
                 slots = []
             else:
-                await self.pipeline.settled(flight, policy, failed=failed)
+                await self.pipeline.settled(flight, policy)
         finally:
             for slot in slots:
                 self.pipeline.activity.end(slot)
             self.pipeline.release_claim(ticket)
             self.pipeline.measure("truncate", began)
-        if failed:
-            raise failure(failed)
+        if done.errno:
+            raise failure(done.errno)
         if let_go:
             await self.pipeline.catch_up()
 

@@ -13,7 +13,7 @@ from replfs.core.unstable import Unstable
 from replfs.node.replica.beside import Beside
 from replfs.node.replica.objects import Objects
 from replfs.store import syscalls
-from replfs.store.contents import write_all
+from replfs.store.contents import put, resize
 from replfs.store.inode import Inode, close_quietly
 from replfs.store.syscalls import failure
 from replfs.store.tree import Tree
@@ -54,17 +54,11 @@ class Live:
         inode = self._tree.table.by_id.get(op.object)
         if inode is None:
             return _STALE
-        fd = self._tree.data_fd(inode)
-        written = write_all(fd, payload, op.offset)
-        syscalls.utimens(fd, None, op.mtime)
-        return ops.Done(0, written)
+        return put(self._tree.data_fd(inode), payload, op.offset, op.mtime)
 
     def _truncate(self, op: ops.Truncate) -> ops.AnyAnswer:
         inode = self._objects.known(op.object)
-        fd = self._tree.data_fd(inode)
-        os.ftruncate(fd, op.size)
-        syscalls.utimens(fd, None, op.mtime)
-        return _OK
+        return resize(self._tree.data_fd(inode), op.size, op.mtime)
 
     # Metadata ----------------------------------------------------------------------------------
 

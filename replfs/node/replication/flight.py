@@ -16,6 +16,16 @@ from replfs.transport.link import Link
 
 _BUCKETS: Final = 52
 
+_NOTHING_DONE: Final[dict[type, frozenset[int]]] = {
+    ops.Write: frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG}),
+    ops.Truncate: frozenset({errno.EFBIG}),
+}
+"""Errors of data operations that leave no doubt: nothing was done.
+
+Relies on: buffered write(2) looks for room before it takes a byte. ftruncate(2) that fails for want
+of room may have set the size.
+"""
+
 
 class Latencies:
     """How long operations of one class took, in buckets of half powers of two."""
@@ -86,8 +96,8 @@ class Flight:
     """An operation that was sent; the sink of its answers."""
 
     __slots__ = (
-        "bad", "group", "kind", "last", "length", "op", "owner", "sent_to", "slots", "start",
-        "task", "waiting",
+        "bad", "group", "here", "kind", "last", "length", "op", "owner", "sent_to", "slots",
+        "start", "task", "waiting",
     )  # fmt: skip
 
     def __init__(self, owner: Owner, kind: str, length: int = 0) -> None:
@@ -96,6 +106,8 @@ class Flight:
         self.length = length
         """Payload bytes that each side should apply."""
         self.op: ops.AnyOp | None = None
+        self.here: ops.Done | None = None
+        """What became of it here; None: all of it was done, before it was sent."""
         self.start = 0
         self.waiting = 0
         self.task: trio.lowlevel.Task | None = None
@@ -105,8 +117,8 @@ class Flight:
         """Activity log entries to end with the last answer, where its caller does not await it."""
         self.group: Group | None = None
         self.sent_to: list[Target] = []
-        self.bad: list[tuple[Target, int, int]] | None = None
-        """(peer, errno, bytes written) of answers that were not plain success; EIO if lost."""
+        self.bad: dict[Target, ops.Done] | None = None
+        """Answers that were not plain success; ETIMEDOUT: none came."""
 
     def sent(self, peer: Target, op: ops.AnyOp, start: int) -> None:
         """It is on its way to *peer*."""
@@ -128,24 +140,24 @@ class Flight:
         """One peer's answer."""
         self.last = link
         if isinstance(answer, ops.Done):
-            if answer.errno or answer.written != self.length:
-                self._note_bad(link, answer.errno, answer.written)
+            if not self._is_whole(answer):
+                self._note_bad(link, answer)
         else:
-            self._note_bad(link, errno.EPROTO, 0)
+            self._note_bad(link, ops.Done(errno.EPROTO))
         self._one_less()
 
     def lost(self, link: Link) -> None:
         """One peer's session ended before it answered."""
         self.last = link
-        self._note_bad(link, errno.ETIMEDOUT, 0)
+        self._note_bad(link, ops.Done(errno.ETIMEDOUT))
         self._one_less()
 
-    def _note_bad(self, link: Link, number: int, written: int) -> None:
+    def _note_bad(self, link: Link, answer: ops.Done) -> None:
         if self.bad is None:
-            self.bad = []
+            self.bad = {}
         for peer in self.sent_to:
             if peer.link is link:
-                self.bad.append((peer, number, written))
+                self.bad[peer] = answer
 
     def _one_less(self) -> None:
         self.waiting -= 1
@@ -180,11 +192,10 @@ class Flight:
         if self.group is not None:
             self.group.landed()
 
-    def settle(self, *, strict: bool, failed: int = 0, written: int | None = None) -> None:
-        """Compare what became of it here (*failed*, an errno) and on the peers.
+    def settle(self, *, strict: bool) -> None:
+        """Compare what became of it here and on the peers: what differs is recorded dirty.
 
-        The same errno with nothing written on both is the caller's error and changes nothing;
-        anything else that differs is recorded dirty and repaired from the local copy.
+        It is repaired from the local copy.
 
         Raises:
             NotInSync: *strict*, and fewer peers than needed confirmed what was applied here.
@@ -192,26 +203,32 @@ class Flight:
         op = self.op
         if op is None:
             return
-        if failed or (written is not None and written != self.length):
-            self._settle_local_failure(op, failed, written or 0)
+        here = self.here
+        if self.bad is None and not strict and (here is None or self._is_whole(here)):
             return
-        if self.bad is None and not strict:
-            return
-        bad = self.bad or []
-        for peer, number, _ in bad:
-            peer.failed(op, number, length=self.length, start=self.start)
-        if strict and len(self.sent_to) - len(bad) < self.owner.confirmations_needed():
+        whole = ops.Done(0, self.length)
+        here = here or whole
+        answers = self.bad or {}
+        confirmed = 0
+        for peer in self.sent_to:
+            answer = answers.get(peer, whole)
+            if _is_same(op, here, answer):
+                confirmed += 1
+            else:
+                number = answer.errno or here.errno
+                peer.failed(op, number, length=self.length, start=self.start)
+        if strict and not here.errno and confirmed < self.owner.confirmations_needed():
             raise NotInSync("applied here, unconfirmed on a peer")
 
-    def _settle_local_failure(self, op: ops.AnyOp, failed: int, written: int) -> None:
-        bad = {peer: (number, got) for peer, number, got in self.bad or ()}
-        for peer in self.sent_to:
-            number, got = bad.get(peer, (0, self.length))
-            if failed and number == failed and not got:
-                continue  # neither side has it, for the same reason
-            if not failed and not number and got == written:
-                continue  # as short on both sides
-            peer.failed(op, number or failed, length=self.length, start=self.start)
+    def _is_whole(self, done: ops.Done) -> bool:
+        return not done.errno and done.written == self.length
+
+
+def _is_same(op: ops.AnyOp, here: ops.Done, there: ops.Done) -> bool:
+    """Whether *op* has left both sides equal, for certain."""
+    if here != there:
+        return False
+    return not here.errno or (not here.written and here.errno in _NOTHING_DONE.get(type(op), ()))
 
 
 def describe(number: int) -> str:

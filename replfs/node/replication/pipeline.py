@@ -353,17 +353,15 @@ class Pipeline:
         if self.announcing:
             await self.announced()
 
-    async def settled(
-        self, flight: Flight, policy: int, *, failed: int = 0, written: int | None = None
-    ) -> None:
+    async def settled(self, flight: Flight, policy: int) -> None:
         """Wait for the answers to an operation, and compare them with what became of it here.
 
-        Arguments and errors as of `Flight.settle`. What began a generation is acknowledged only
-        when the peers that go on know of it.
+        Errors as of `Flight.settle`. What began a generation is acknowledged only when the peers
+        that go on know of it.
         """
         if flight.waiting:
             await self.confirmed(flight)
-        flight.settle(strict=policy == Policy.STRICT, failed=failed, written=written)
+        flight.settle(strict=policy == Policy.STRICT)
         if self.announcing:
             await self.announced()
 

@@ -135,7 +135,13 @@ class Life:
                 step = coroutine.send
             except BaseException as error:
                 step, value = coroutine.throw, error
-            if self.dead and not patient:
+            if not self.dead:
+                continue
+            nurseries = trio.lowlevel.current_task().child_nurseries if patient else []
+            if nurseries and not nurseries[-1]._nested_child_running:
+                # It ends as it must, but what comes after it does not happen.
+                nurseries[-1]._add_exc(Crashed(), reason=None)
+            else:
                 step, value = coroutine.throw, Crashed()
 
     def _abortable(self, trap: Any) -> Any:

@@ -44,22 +44,25 @@ def put(fd: int, data: bytes | memoryview, offset: int, mtime: int) -> ops.Done:
     """Write *data*, and set the mtime (ns): what a write is, here and on every peer.
 
     What became of it: errno 0, and how much was written; or the errno of a write of which nothing
-    was; or EIO, and nobody knows.
+    was, but that the mtime is *mtime* all the same; or EIO, and nobody knows.
     """
+    failed = written = 0
     try:
-        done = ops.Done(0, write_all(fd, data, offset))
+        written = write_all(fd, data, offset)
     except OSError as error:
-        return ops.Done(error.errno or errno.EIO)
-    return _timed(fd, mtime, done)
+        # The kernel changes the mtime before it looks for room.
+        failed = error.errno or errno.EIO
+    return _timed(fd, mtime, ops.Done(failed, written))
 
 
 def resize(fd: int, size: int, mtime: int) -> ops.Done:
     """Set the size, and the mtime (ns): what a truncation is, and what became of it, as `put`."""
+    failed = 0
     try:
         os.ftruncate(fd, size)
     except OSError as error:
-        return ops.Done(error.errno or errno.EIO)
-    return _timed(fd, mtime, ops.Done(0))
+        failed = error.errno or errno.EIO
+    return _timed(fd, mtime, ops.Done(failed))
 
 
 def _timed(fd: int, mtime: int, done: ops.Done) -> ops.Done:

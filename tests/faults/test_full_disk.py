@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -24,13 +24,15 @@ NO_SPACE = os.strerror(errno.ENOSPC)
 
 
 @contextmanager
-def pair_on_disk(side: Literal["primary", "secondary"], *, inodes: int = 0) -> Iterator[Pair]:
-    """A pair of which one store is on a small disk."""
+def pair_on_disk(*sides: Literal["primary", "secondary"], inodes: int = 0) -> Iterator[Pair]:
+    """A pair of which the stores of *sides* are on small disks."""
     base = make_base()
     try:
-        store = base / side
-        store.mkdir()
-        with disk(base / "image", store, DISK, inodes=inodes):
+        with ExitStack() as disks:
+            for side in sides:
+                store = base / side
+                store.mkdir()
+                disks.enter_context(disk(base / f"{side}.image", store, DISK, inodes=inodes))
             with Pair(base=base, mount_arguments=OPTIONS) as pair:
                 yield pair
     finally:
@@ -125,14 +127,39 @@ def test_a_full_primary_is_the_callers_error_and_the_sides_stay_equal():
         pair.check_alive()
 
 
+def test_a_write_for_which_neither_side_has_room_leaves_the_same_time_on_both():
+    """The kernel changes it, on each side for itself, before it looks for room."""
+    with pair_on_disk("primary", "secondary") as pair:
+        top = pair.mountpoint
+        write(top / "file", b"before")
+        pair.wait_in_sync()
+        generation = pair.mount.status()["generation"]
+        stores = (pair.primary_store, pair.secondary_store)
+        for store in stores:
+            with (store / ".replfs/ballast").open("wb", buffering=0) as ballast:
+                for size in (MIB, 4096):
+                    with fails(errno.ENOSPC):
+                        while True:
+                            ballast.write(bytes(size))
+                os.fsync(ballast.fileno())
+        for _ in range(30):  # the kernel's are often of the same tick of its clock
+            assert outcome(overwrite, top / "file", MIB) == error_name(errno.ENOSPC)
+            times = [(store / "file").stat().st_mtime_ns for store in stores]
+            assert times[0] == times[1]
+        assert pair.peer()["state"] == "in-sync"
+        assert pair.mount.status()["generation"] == generation
+        pair.assert_equal()
+
+
 def fill_fast(path: Path) -> None:
     with path.open("ab", buffering=0) as file:
         for _ in range(40):
             file.write(bytes(MIB))
 
 
-def overwrite(path: Path) -> None:
+def overwrite(path: Path, offset: int = 0) -> None:
     with path.open("r+b", buffering=0) as file:
+        file.seek(offset)
         file.write(b"changed again")
 
 

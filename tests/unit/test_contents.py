@@ -75,13 +75,35 @@ def test_it_is_one_where_nothing_was(fd, monkeypatch):
         write_all(fd, DATA, 0)
 
 
-def test_where_the_time_cannot_be_set_nobody_knows_what_was_done(fd, monkeypatch):
-    assert put(fd, DATA, 0, 12345) == ops.Done(0, len(DATA))
+@pytest.mark.parametrize(
+    ("end", "outcome"), [(PIECE, ops.Done(0, len(DATA))), (-errno.ENOSPC, ops.Done(errno.ENOSPC))]
+)
+def test_the_time_is_set_whatever_became_of_a_write(fd, monkeypatch, end, outcome):
+    """A kernel changes it, to its own, before it looks for room; a peer's does so, too."""
+    limited(monkeypatch, lambda _number, size: min(size, end))
+    assert put(fd, DATA, 0, 12345) == outcome
     assert os.fstat(fd).st_mtime_ns == 12345
+
+
+def test_the_time_is_set_whatever_became_of_a_truncation(fd, monkeypatch):
+    assert resize(fd, 10, 12345) == ops.Done(0)
+    assert (os.fstat(fd).st_size, os.fstat(fd).st_mtime_ns) == (10, 12345)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    monkeypatch.setattr(os, "ftruncate", refuse)
+    assert resize(fd, 20, 23456) == ops.Done(errno.EFBIG)
+    assert os.fstat(fd).st_mtime_ns == 23456
+
+
+@pytest.mark.parametrize("end", [PIECE, -errno.ENOSPC])
+def test_where_it_cannot_be_set_nobody_knows_what_was_done(fd, monkeypatch, end):
+    limited(monkeypatch, lambda _number, size: min(size, end))
 
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(syscalls, "utimens", fail)
-    assert put(fd, DATA, 0, 12345) == ops.Done(errno.EIO, len(DATA))
+    assert put(fd, DATA, 0, 12345) == ops.Done(errno.EIO, len(DATA) if end > 0 else 0)
     assert resize(fd, 10, 12345) == ops.Done(errno.EIO)

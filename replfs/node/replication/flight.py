@@ -20,7 +20,7 @@ _NOTHING_DONE: Final[dict[type, frozenset[int]]] = {
     ops.Write: frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG}),
     ops.Truncate: frozenset({errno.EFBIG}),
 }
-"""Errors of data operations that leave no doubt: nothing was done.
+"""Errors of data operations that leave no doubt: nothing was done, but that the mtime was set.
 
 Relies on: buffered write(2) looks for room before it takes a byte. ftruncate(2) that fails for want
 of room may have set the size.

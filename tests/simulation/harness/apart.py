@@ -16,7 +16,7 @@ import trio
 from simulation.harness import check
 from simulation.harness.ledger import COPY
 from simulation.harness.nodes import Member
-from simulation.harness.operator import Interference
+from simulation.harness.operator import DiskFailed, Interference
 from simulation.harness.outage import Outage
 from simulation.harness.result import Failure
 
@@ -170,8 +170,11 @@ class Apart:
                 )
             except ReplfsError as error:
                 sim.note(f"{action} on {asked.name}: {error}")
-                if action == "keep-both" and "strict" in str(error):
-                    action = "keep-mine"  # copies are made like any file, or not at all
+                if action == "keep-both" and (
+                    "strict" in str(error) or isinstance(error, DiskFailed)
+                ):
+                    # Copies are made like any file, and flushed before the decision, or not at all.
+                    action = "keep-mine"
             else:
                 sim.note(f"{action} on {asked.name}: {answer['message']!r}")
             await interference.end()

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from simulation.harness.world import Simulation
 
 
+class DiskFailed(ReplfsError):
+    """What an operator sees of a command that ended with an error of the node's disk."""
+
+
 class Operator:
     """Of one run."""
 
@@ -25,7 +29,11 @@ class Operator:
         self.sim = sim
 
     async def command(self, member: Member, name: str, **arguments: Any) -> dict[str, Any]:
-        """A command of the operator's, as the control socket would call it. Raises what it does."""
+        """A command of the operator's, as the control socket would call it.
+
+        Raises:
+            ReplfsError: it is refused; `DiskFailed` in place of an OSError.
+        """
         answers: list[dict[str, Any] | ReplfsError] = []
         life = member.life
         if life is None or life.dead or name not in member.commands:
@@ -37,6 +45,8 @@ class Operator:
                 answers.append(await answer if inspect.isawaitable(answer) else answer)
             except ReplfsError as error:
                 answers.append(error)
+            except OSError as error:
+                answers.append(DiskFailed(error.strerror or str(error)))
 
         with acting(life):
             self.sim.nursery.start_soon(call)

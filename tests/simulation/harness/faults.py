@@ -156,15 +156,18 @@ class Faults:
 
     async def _restart(self, _: Member) -> None:
         """A clean stop and a start."""
-        if not await self.sim.stand_still() or not self.sim.primary.is_ready:
+        primary = self.sim.primary
+        if not await self.sim.stand_still() or not primary.is_ready:
             self.sim.gate.open()
             return
         try:
-            await self.sim.operator.command(self.sim.primary, "stop")
+            await self.sim.operator.command(primary, "stop")
         except ReplfsError as error:
             self.sim.note(f"stop: {error}")
-            if self.sim.primary.life is not None:
-                self.sim.primary.life.die()
+            if primary.life is not None:
+                primary.life.die()
+        # The answer comes before the end of the process.
+        await self.sim.until("a stopped node ends", lambda: primary.life is None)
         self.sim.gate.open()
         await self.sim.recovery.revive()
 

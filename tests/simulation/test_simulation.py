@@ -35,6 +35,8 @@ FOUND = {
     1657: "a copy of the loser's version that could not be finished, and was held for ever",
     2081: "the same as 2160",
     2160: "a write that nobody awaited, whose bytes were written here and whose time was not set",
+    ("power", 12): "a peer that was told that it is whole just before its primary lost power, and "
+    "whose lacking what followed began no generation",
 }
 """Seeds that failed once (of another mix: that and the seed), each shown to fail without what
 mended it, and what they found.

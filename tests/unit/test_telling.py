@@ -11,6 +11,7 @@ import pytest
 import zmq
 
 from replfs.core.messages import Hello
+from replfs.core.relationship import State as Replication
 from replfs.errors import Refused
 from replfs.node.asking.identity import PROBE, YIELDING, hello_of, make_tellable
 from replfs.node.roles.primary import Primary
@@ -81,18 +82,60 @@ def test_no_greeting_tells_what_the_disk_does_not_take(state, fail):
 
 
 def test_peers_hear_of_a_generation_only_if_the_disk_took_it(state, fail):
-    told = []
-    peer: Any = SimpleNamespace(name="b", state=None, peer_generation=NOW)
-    home: Any = SimpleNamespace(state=state, _announce=lambda but: told.append(but))
+    home = Home(state)
+    away, there = home.pipeline.peers
     fail(True)
-    Primary.diverging(home, peer)
+    home.diverging(away)
     # What some peer does not get belongs to another generation all the same.
     assert state.identity().history == (NOW,)
-    assert not told
+    assert not home.told
     fail(False)
-    peer.peer_generation = state.identity().generation
-    Primary.diverging(home, peer)
-    assert told == [peer]
+    away.peer_generation = state.identity().generation
+    home.diverging(away)
+    assert home.told == [there]
+
+
+def test_that_a_peer_may_have_heard_of_a_generation_is_saved_before_it_has(state, fd):
+    """A later run that cannot reach it must not go on in that generation."""
+    home = Home(state)
+    away, _ = home.pipeline.peers
+    home.diverging(away)
+    state.close()
+    again = State(fd)
+    saved = {peer.name: peer.generation for peer in again.peers()}
+    assert saved == {"c": again.identity().generation}
+    again.close()
+
+
+def test_a_peer_that_is_told_that_its_first_copy_is_whole_gets_what_follows(state):
+    """Or that is another generation's, also before the peer has answered."""
+    home = Home(state)
+    copied, _ = home.pipeline.peers
+    copied.state = Replication.BASELINE
+    home.may_have(copied, state.identity().generation)
+    home.diverging(copied)
+    assert state.identity().history == (NOW,)
+
+
+class Home(Primary):
+    """As much of a primary as generations need: one peer is away, the other in sync."""
+
+    def __init__(self, state):
+        self.state = state
+        self.told = []
+        away: Any = SimpleNamespace(
+            name="b", state=Replication.OUT_OF_SYNC, live=False, peer_generation=NOW
+        )
+        there: Any = SimpleNamespace(
+            name="c", state=Replication.IN_SYNC, live=True, peer_generation=NOW,
+            understands=lambda _: True, announce=self._heard,
+        )  # fmt: skip
+        self.pipeline: Any = SimpleNamespace(peers=[away, there], announcing=0)
+
+    def _heard(self, generation, history, sink):
+        assert generation == self.state.identity().generation
+        self.told.append(self.pipeline.peers[1])
+        return True
 
 
 @pytest.fixture

@@ -61,6 +61,9 @@ class Home(Protocol):
     def changed(self, peer: Peer) -> None:
         """The peer's state is another one."""
 
+    def may_have(self, peer: Peer, generation: bytes) -> None:
+        """The peer is about to be told that it is at that generation. Raises OSError."""
+
     def can_record(self) -> bool:
         """Whether there is room kept back for dirty marks."""
 
@@ -260,8 +263,6 @@ class Peer(Places):
         if not self.understands(ops.Generation):
             self.doubt("it runs an older release, which only a resync tells of a new generation")
             return False
-        # It may have it from here on, whether that is confirmed or not.
-        self.peer_generation = generation
         try:
             self.link.send(ops.Generation(generation, history), None, sink, LIVE)
         except PeerLost:
@@ -297,6 +298,7 @@ class Peer(Places):
         self.features = frozenset(welcome.features)
         self.peer_node = welcome.node
         self.peer_generation = welcome.generation
+        self.diverged = welcome.generation != self.home.lineage()[0]
         self.advance(event, sentence)
         self.live = not self.paused and not self.congested
         self.wake_resync()

@@ -159,16 +159,16 @@ class Resync:
             peer.diverged = False
             await peer.align(lambda: self.work.pipeline.changes)
             generation, history = peer.home.lineage()
-            # A generation that a peer knows must not be forgotten here: this store would look
-            # outdated after a loss of power.
+            # It may have it from here on, whether that is confirmed or not: that, and the
+            # generation, must not be forgotten here. This store would look outdated after a loss
+            # of power, or begin no other generation before what the peer does not get.
+            peer.home.may_have(peer, generation)
             await peer.home.make_durable()
             if self._lacks_something() or peer.diverged:
                 # It failed to apply a change meanwhile, or was not sent one, which it then does not
                 # count. Told now that it has everything, it would pass for a whole replica of a
                 # generation of which it lacks something.
                 continue
-            # The peer may have it from here on, whether that is confirmed or not.
-            peer.peer_generation = generation
             await self._tell(ops.Phase(inconsistent=False, generation=generation, history=history))
             if self._lacks_something() or generation != peer.home.lineage()[0]:
                 continue

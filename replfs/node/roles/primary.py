@@ -15,6 +15,7 @@ import trio
 import zmq
 
 from replfs.core import generation as generations
+from replfs.core import ops
 from replfs.core.generation import Decision
 from replfs.core.marks import NotKept
 from replfs.core.messages import Hello, Identity, Welcome
@@ -373,13 +374,12 @@ class Primary:
 
     def diverging(self, peer: Peer) -> None:
         """A new generation begins, before the first change that *peer* does not get."""
-        if peer.state is State.UNINITIALIZED or peer.state is State.BASELINE:
-            return
         if peer.peer_generation and peer.peer_generation == self.state.identity().generation:
             self.state.new_generation()
             # Before what diverges can be on the disk: a power loss that took the generation and
             # not the change would leave two stores that differ and seem to be equal.
             try:
+                told = self._expect(but=peer)
                 self.state.flush(durable=True)
             except OSError as error:
                 # The change is applied: it must be recorded for all, and no fsync will return. Nor
@@ -387,17 +387,40 @@ class Primary:
                 log.error("the new generation is not on the disk yet: %s", error.strerror)
                 return
             log.info("a new generation begins: %s does not get what follows", peer.name)
-            self._announce(but=peer)
+            self._announce(told)
 
-    def _announce(self, but: Peer) -> None:
-        """Tell the peers in sync what generation it is from here on."""
+    def _expect(self, but: Peer) -> list[Peer]:
+        """The peers that are about to be told of the generation that it is now.
+
+        From here on each may have it, whether that is ever confirmed or not, and what it does not
+        get begins another one. That is saved with the generation: a later run must not take a peer
+        for one of an earlier generation that lacks something anyway. Raises OSError.
+        """
+        generation, _ = self.lineage()
+        told = [
+            other
+            for other in self.pipeline.peers
+            if other is not but and other.live and other.state is State.IN_SYNC
+        ]
+        for other in told:
+            if other.understands(ops.Generation):
+                self.may_have(other, generation)
+        return told
+
+    def _announce(self, told: list[Peer]) -> None:
+        """Tell peers what generation it is from here on."""
         generation, history = self.lineage()
-        for other in self.pipeline.peers:
-            if other is not but and other.live and other.state is State.IN_SYNC:
-                self.pipeline.announcing += 1
-                sink = _Announcement(self.pipeline, other)
-                if not other.announce(generation, history, sink):
-                    self.pipeline.announcement_ended()
+        for other in told:
+            self.pipeline.announcing += 1
+            sink = _Announcement(self.pipeline, other)
+            if not other.announce(generation, history, sink):
+                self.pipeline.announcement_ended()
+
+    def may_have(self, peer: Peer, generation: bytes) -> None:
+        """*peer* is about to be told that it is at that generation. Raises OSError."""
+        if peer in self.pipeline.peers:
+            self.state.save_peer(peer.name, generation=generation)
+        peer.peer_generation = generation
 
     def supersede(self, peer: Peer, theirs: Identity) -> None:
         """An operator decides a split brain for this store, durably, before anybody hears of it.
@@ -406,10 +429,11 @@ class Primary:
             OSError: that cannot be saved.
         """
         reign.supersede(self.state, theirs)
+        told = self._expect(but=peer)
         self.state.flush(durable=True)
         log.warning("what %s changed apart from this node is given up", peer.name)
         self._event("decided", peer=peer.name, winner=self.settings.name)
-        self._announce(but=peer)
+        self._announce(told)
 
     def is_self(self, node: bytes) -> bool:
         """Whether that is this node."""

@@ -70,7 +70,7 @@ class Secondary:
         if not state.identity().inconsistent:
             # In the middle of a resync what is in the root is the primary's already.
             self.replica.own.claim_root()
-        self._suspects = reign.suspects_of(state)
+        self._suspects: reign.Suspects | None = None
         """What this store may have on its own, since it gave up its role, and who is to know."""
         self.replica.handlers[ops.Generation] = self._generation
         self.replica.handlers[ops.Progress] = self._aligned
@@ -158,19 +158,21 @@ class Secondary:
         try:
             reign.suspect(self._state, hello.node, self.unstable())
             self._state.flush(durable=True)
+            self._keep_suspects()
         except OSError as error:
-            session.close(f"what this store has alone cannot be recorded: {error.strerror}")
+            session.close(f"what this store has alone cannot be kept: {error.strerror}")
             return False
         log.warning("%s never had what this store may have: that is kept beside", hello.name)
-        self._suspects = reign.suspects_of(self._state)
-        self._keep_suspects()
         return True
 
     def _keep_suspects(self) -> None:
-        found = self._suspects
+        """From here on what is on record as this store's alone is kept beside. Raises OSError."""
+        found = reign.suspects_of(self._state)
         if found is not None:
             beside = Beside(self.replica.tree, found.log, found.label, self._note_kept)
             self.replica.keep_beside(beside)
+            # Only now: what is known as suspect is taken to be kept.
+            self._suspects = found
 
     def closed(self, session: Session, reason: str) -> None:
         """The primary is gone, or came back with another session."""
@@ -265,10 +267,9 @@ class Secondary:
                 history=tuple(op.history),
             )
             self._state.compared()
-            if self._suspects is not None:
-                self._suspects = None
-                self.replica.keep_beside(None)
-                reign.forget_suspects(self._state)
+            self._suspects = None
+            self.replica.keep_beside(None)
+            reign.forget_suspects(self._state)
         self._state.flush(durable=True)
         if not op.inconsistent:
             self.keeper.release()

@@ -601,7 +601,12 @@ class FakeListener:
                 older.shut()
                 older.cut()
                 self.applier.closed(older, "began a new session")
-            self.applier.opened(wire)
+            try:
+                self.applier.opened(wire)
+            except OSError:
+                if not self.life.errors:
+                    raise
+                wire.close("it could not be opened")
 
     def died(self) -> None:
         """The process ended: what was under way arrives nowhere, and the primary finds out."""

@@ -1,0 +1,92 @@
+"""A secondary that may have more than the primary that comes, and a disk that fails just then."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import msgspec
+import pytest
+from helpers.states import opened
+
+from replfs.core.messages import Hello
+from replfs.node.asking.identity import welcome_of
+from replfs.node.roles import reign
+from replfs.node.roles import secondary as secondary_module
+from replfs.node.roles.secondary import Secondary
+from replfs.node.settings.config import Settings
+from replfs.store.progress import Progress
+
+GENERATION, BEFORE, WINNER = (bytes([n]) * 16 for n in (3, 4, 5))
+
+
+class Session:
+    """Remembers why it was closed."""
+
+    name = "winner"
+    node = WINNER
+
+    def __init__(self) -> None:
+        self.closed: list[str] = []
+
+    def close(self, reason):
+        self.closed.append(reason)
+
+
+@pytest.fixture
+def state(tree, tmp_path):
+    with opened(tmp_path / "store") as made:
+        made.update(role="secondary", volume=BEFORE, generation=BEFORE, uninitialized=False)
+        made.started()
+        yield made
+
+
+@pytest.fixture
+def secondary(state, tree, tmp_path):
+    settings = Settings(command="agent", store=str(tmp_path / "store"), name="me")
+    progress = Progress(str(tmp_path / "progress"), state.identity().node, 7)
+    made = Secondary(settings, state, tree, progress=progress, event=lambda *_, **__: None)
+    yield made
+    progress.close(clean=False)
+
+
+def hello_of(state):
+    """A primary that took the place of the one before when it had followed less far."""
+    mine: Any = msgspec.structs.asdict(welcome_of(state))
+    for key in ("session", "resumed", "applied", "progress"):
+        del mine[key]
+    more: Any = {"node": WINNER, "name": "winner", "store": "elsewhere", "role": "primary"}
+    more |= {"generation": GENERATION, "history": (BEFORE,), "base": BEFORE, "base_progress": 3}
+    return Hello(**(mine | more))
+
+
+def meet(secondary, state):
+    """The session that the primary gets."""
+    session: Any = Session()
+    secondary.welcome(hello_of(state))
+    secondary.opened(session)
+    return session
+
+
+def test_what_it_has_alone_is_kept_beside(secondary, state):
+    session = meet(secondary, state)
+    assert secondary.session is session
+    assert secondary.replica._live.beside is not None
+
+
+@pytest.mark.parametrize("what", ["suspect", "Beside"])
+def test_nothing_is_taken_from_that_primary_until_that_can_be_kept(
+    secondary, state, monkeypatch, what
+):
+    def fail(*_):
+        raise OSError(errno.EIO, "the disk fails")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(secondary_module if what == "Beside" else reign, what, fail)
+        session = meet(secondary, state)
+    assert [reason.rpartition(": ")[2] for reason in session.closed] == ["the disk fails"]
+    assert secondary.session is None
+
+    session = meet(secondary, state)
+    assert secondary.session is session
+    assert secondary.replica._live.beside is not None

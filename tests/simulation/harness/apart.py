@@ -234,7 +234,8 @@ class Apart:
     def _check_own(self, member: Member, what: str, before: check.Snapshot | None = None) -> None:
         """It has all that its applications were told, and copies of the other's besides.
 
-        *before*: what the other had, whose directories are made for the copies.
+        One that follows the other by now may have that one's instead. *before*: what the other
+        had, whose directories are made for the copies.
         """
         store = check.Snapshot(member.raw, primary=False)
         theirs = before.by_path if before is not None else {}
@@ -245,7 +246,8 @@ class Apart:
             or (seen.is_directory and path in theirs and theirs[path].is_directory)
         }
         missing = [line for line in member.ledger.missing(store) if line not in extra]
-        self.sim.verdict(what, missing)
+        if member.state.identity().role == "primary":
+            self.sim.verdict(what, missing)
         member.ledger.read(member.raw)
 
     def _join_ledgers(self, winner: Member, loser: Member) -> None:

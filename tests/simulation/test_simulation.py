@@ -33,6 +33,7 @@ FOUND = {
     759: "a loser that the winner had paused, so that it was never known to be apart there",
     1588: "a directory that a peer once had empty, believed so when the root became none",
     1657: "a copy of the loser's version that could not be finished, and was held for ever",
+    5409: "a file that became none while it was read, and was placed as if a replica's own",
     2081: "the same as 2160",
     2160: "a write that nobody awaited, whose bytes were written here and whose time was not set",
     ("power", 12): "a peer that was told that it is whole just before its primary lost power, and "

@@ -16,11 +16,13 @@ from replfs.core.relationship import State
 from replfs.node.pacing.courtesy import Applications
 from replfs.node.pacing.rate import Rate
 from replfs.node.replication.policies import Policies
+from replfs.node.resync import fill
 from replfs.node.resync.batch import Batches
 from replfs.node.resync.contents import Contents
 from replfs.node.resync.fill import Filling, can_fill
 from replfs.node.resync.names import Names as RealNames
 from replfs.node.resync.work import Work
+from replfs.store.fresh import read_fresh
 from replfs.store.record import PRIVILEGED, ROOT_ID
 
 
@@ -62,7 +64,9 @@ class Names:
 
 
 class Turns(Work):
-    """While a turn is awaited the policy is set."""
+    """While a turn is awaited the policy is set, unless that is `late`."""
+
+    late = False
 
     def __init__(self, pipeline, peer, source, inode):
         super().__init__(pipeline, peer, source)
@@ -70,9 +74,13 @@ class Turns(Work):
 
     @asynccontextmanager
     async def claim(self, claims):
+        if not self.late:
+            self.set_policy()
+        yield None
+
+    def set_policy(self):
         self.tree.set_policy(self._inode, Policy.NONE, 0)
         self.policies.changed()
-        yield None
 
 
 @pytest.fixture
@@ -123,8 +131,17 @@ async def test_it_is_not_placed_with_others(work, inode):
 
 
 @pytest.mark.skipif(not PRIVILEGED, reason="placing many at once is root's")
-async def test_nor_with_all_that_is_in_its_directory(work, tree):
+@pytest.mark.parametrize("late", [False, True], ids=["before it is read", "while it is read"])
+async def test_nor_with_all_that_is_in_its_directory(work, tree, late, monkeypatch):
     """Which begins only where no policy keeps anything from the peer."""
+
+    def read(*arguments):
+        if late:
+            work.set_policy()
+        return read_fresh(*arguments)
+
+    work.late = late
+    monkeypatch.setattr(fill, "read_fresh", read)
     work.policies = work.pipeline.policies = Policies(
         tree, Policy.SYNC, Ack.OP, used=False, on_used=lambda: None, generation=lambda: b""
     )

@@ -6,8 +6,9 @@ what cannot go so (a directory, a large file, one with several names) is marked 
 carry objects one by one.
 
 The names of a message are claimed while it is on its way: no object leaves a name, or comes to it,
-meanwhile. What is in an object is not. Until all names are done, every change of an object here is
-marked and not sent, and nothing here clears such a mark.
+meanwhile. What is in an object, and its policy, is not. Until all names are done, every change of
+an object here is marked and not sent, and nothing here clears such a mark; and once an object has a
+policy of its own, nothing is placed any more.
 """
 
 from __future__ import annotations
@@ -108,14 +109,12 @@ class Filling:
                 claim for name in names for claim in footprint.entry(directory, name)
             )
             async with self._work.claim(claims):
-                if not can_fill(self._work):
-                    # A policy was set: what the peer shall have is to be asked of each object.
-                    await self._expansion.mark_absent(directory, list(names))
-                    return True
                 read, count = await trio.to_thread.run_sync(
                     read_fresh, fd, names, WHOLE_MAX, ops.PAYLOAD_MAX, self._tree.new_id
                 )
                 sent = [one for one in read if self._is_alone(one)]
+                if not can_fill(self._work):
+                    sent = []  # a policy was set: each object is asked what becomes of it there
                 if sent:
                     await self._place(directory, sent)
             carried = {one.name for one in sent}

@@ -145,6 +145,12 @@ class Described(Reach):
 
         permitted(path, _stat.S_IWUSR, write, follow=follow)
 
+    def set_whole(self, inode: Inode) -> None:
+        """It has all that it shall have. Raises OSError."""
+        if inode.flags & _record.INCOMPLETE:
+            flags = inode.flags & ~_record.INCOMPLETE
+            self.set_record(inode, Record(inode.id, flags, inode.policy, inode.ack))
+
     def set_policy(self, inode: Inode, policy: int, ack: int) -> None:
         """Write the object's own policy."""
         self.ensure_id(inode)

@@ -63,7 +63,8 @@ def read_fresh(
 
     The first one that would bring all contents, or all extended attributes, to more than *limit*
     bytes is left to the next call. Left out for good is what is no file of at most *size_max*
-    bytes, has holes or other names, is of another file system, or cannot be read or given an id.
+    bytes, has holes or other names, is of another file system, is said to be incomplete, or cannot
+    be read or given an id.
     """
     read: list[Fresh] = []
     device = os.fstat(directory).st_dev
@@ -109,7 +110,7 @@ def _read(
         for key in map(os.fsencode, os.listxattr(fd)):
             if key == records.XATTR:
                 record = records.unpack(os.getxattr(fd, key), found.st_ino)
-                if record is None or not record.object:
+                if record is None or not record.object or record.flags & records.INCOMPLETE:
                     return None
             elif not key.startswith(records.HIDDEN_PREFIXES):
                 xattrs[key] = os.getxattr(fd, key)

@@ -36,6 +36,7 @@ FOUND = {
     5409: "a file that became none while it was read, and was placed as if a replica's own",
     2081: "the same as 2160",
     2160: "a write that nobody awaited, whose bytes were written here and whose time was not set",
+    2543: "what a cut-off resync left incomplete on a node that was promoted over it, for ever",
     ("power", 12): "a peer that was told that it is whole just before its primary lost power, and "
     "whose lacking what followed began no generation",
 }

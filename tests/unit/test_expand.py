@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +19,7 @@ from replfs.node.pacing.rate import Rate
 from replfs.node.replication.policies import Policies
 from replfs.node.resync.names import Names
 from replfs.node.resync.work import Work
-from replfs.store.record import ROOT_ID
+from replfs.store.record import INCOMPLETE, ROOT_ID
 
 
 class Link:
@@ -131,3 +133,29 @@ async def test_it_is_not_filled_if_something_was_placed_while_it_was_asked_about
     work.peer.link.meanwhile = lambda: expansion.is_placed_in(ROOT_ID)
     await look(work, expansion)
     assert list(expansion.empty()) == []
+
+
+async def test_what_a_resync_that_was_cut_off_left_incomplete_here_is_whole_from_then_on(
+    work, tree
+):
+    """This store was promoted over it: nobody else has more of it."""
+    for name in (b"k", b"n"):
+        inode, *_, fd = tree.make(
+            tree.root,
+            name,
+            stat.S_IFREG | 0o644,
+            owner=(0, 0),
+            object_id=name * 16,
+            flags=INCOMPLETE,
+        )
+        os.close(fd)
+        tree.drop_unused(inode)
+    work.peer.link.names = [b"k"]
+    expansion = expansion_of(work)
+    await look(work, expansion)
+    # What the peer has not is looked at where it is placed.
+    work.child(tree.root, b"n")
+    for name in (b"k", b"n"):
+        inode, _ = tree.lookup(tree.root, name)
+        tree.read_record(inode)
+        assert (inode.id, inode.flags) == (name * 16, 0)

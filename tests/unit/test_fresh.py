@@ -78,6 +78,10 @@ def test_what_cannot_go_so_is_left_out(tmp_path, read):
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "copied").touch()
     os.setxattr(tmp_path / "copied", records.XATTR, records.pack(Record(b"o" * 16, 0, 0, 0), 1))
+    (tmp_path / "incomplete").touch()
+    number = (tmp_path / "incomplete").stat().st_ino
+    value = records.pack(Record(b"i" * 16, records.INCOMPLETE, 0, 0), number)
+    os.setxattr(tmp_path / "incomplete", records.XATTR, value)
     (tmp_path / "good").write_bytes(b"x")
     names = sorted(map(os.fsencode, os.listdir(tmp_path)))
     found, count = read([b"gone", *names])

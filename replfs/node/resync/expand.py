@@ -33,7 +33,7 @@ from replfs.store import locators
 from replfs.store.inode import Inode
 from replfs.store.look import SMALL_DIRECTORY, Seen, directory_digest, look, sorted_names
 from replfs.store.reach import RESERVED
-from replfs.store.record import Record
+from replfs.store.record import INCOMPLETE, Record
 
 _NAMES_AHEAD: Final = 10000
 """Unknown directories are expanded only while fewer dirty names than this are waiting."""
@@ -291,6 +291,8 @@ class Expansion:
         record, found = one.record, one.found
         if not record.object or record.object != entry.object or not entry.complete:
             return False
+        if record.flags & INCOMPLETE:
+            return False  # it is to be known as whole here
         if deep and not (one.digest and one.digest == entry.digest):
             return False
         if found.st_nlink != 1:

@@ -202,8 +202,12 @@ class Work:
         return inode.parent is None or self.policies.effective(inode) != Policy.NONE
 
     def child(self, directory: Inode, name: bytes) -> Inode | None:
-        """What the peer shall have under a name, with its id; None: nothing."""
+        """What the peer shall have under a name, with its id; None: nothing.
+
+        What a primary has is whole: it was promoted over the resync that had not finished it.
+        """
         inode = self.policies.child(directory, name)
         if inode is not None:
             self.source.ensure_id(inode)
+            self.tree.set_whole(inode)
         return inode

@@ -106,6 +106,7 @@ def render_status(status: Json) -> str:
         ("policy", status.get("policy_default")),
         ("in flight", status.get("in_flight")),
         ("event loop", _hung_line(status)),
+        ("disk failed", status.get("disk_error")),
         ("held", ", ".join(f"{n} {why}" for why, n in (status.get("held") or {}).items() if n)),
         ("unrepresentable", status.get("unrepresentable")),
         ("removal pending", status.get("removal_pending")),

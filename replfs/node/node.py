@@ -47,7 +47,7 @@ from replfs.node.roles.roles import Roles
 from replfs.node.roles.secondary import Secondary
 from replfs.node.settings.config import Settings
 from replfs.node.settings.rundir import default_rundir, make_rundir
-from replfs.store import syscalls
+from replfs.store import cached
 from replfs.store.permitted import WITHOUT_ROOT, check_owner
 from replfs.store.record import PRIVILEGED
 from replfs.store.state import State
@@ -175,6 +175,9 @@ class Node:
                 on_unmounted=self._unmounted,
             )
             cleanup.callback(lambda: self.roles.close(clean=self._ending.is_clean))
+            if self.state.identity().disk_failed:
+                # What is to be compared is what it has, not what it should have.
+                await trio.to_thread.run_sync(cached.forget_all, store_fd)
             await self._fetch(context, curve)
             self.roles.build()
             self.board = StatusBoard(self)
@@ -375,7 +378,7 @@ class Node:
         if self.primary is not None:
             await self._ending.drain(EndOfPrimary(self.primary), began)
         else:
-            flush = partial(syscalls.syncfs, self.tree.root_fd)
+            flush = partial(self.roles.unwritten.flush, self.tree.root_fd)
             await self._ending.drain(EndOfSecondary(flush), began)
         if not self._ending.is_clean:
             self.exit_code = NotInSync.exit_code

@@ -57,6 +57,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """The last run ended with a drain and a checkpoint, or there was none."""
     memory_lost: bool = False
     """A power loss has happened since the store was last compared with its peers."""
+    disk_failed: bool = False
+    """Nor has its disk since then had all that it was given: a flush failed."""
     stopped_ns: int = 0
     """Until when all changes of the store are known to have gone through a node, in ns since the
     epoch: when the last run ended, or was last known to be at work. 0: not known. A hint."""

@@ -139,7 +139,8 @@ class State:
             self.unclean
             and (previous.boot_id != boot_id() or previous.mount_id != mount_id(self._root))
         )
-        """And since then the kernel that had its writes in memory, or the mount, has gone."""
+        """And since then the kernel that had its writes in memory, or the mount, has gone. Or the
+        disk did not take them."""
 
     def _enter(self, cleanup: contextlib.ExitStack) -> int:
         # Held for a moment: it keeps two first starts apart.
@@ -264,9 +265,18 @@ class State:
 
     def compared(self) -> None:
         """What a power loss may have taken is known now, or marked to be compared."""
-        if self.memory_lost:
+        if self.memory_lost or self._identity.disk_failed:
             self.memory_lost = False
-            self.update(memory_lost=False)
+            self.update(memory_lost=False, disk_failed=False)
+
+    def disk_failed(self) -> None:
+        """A flush failed: the next start is as after a loss of power. Durable when it returns.
+
+        Raises:
+            OSError: that cannot be saved.
+        """
+        self.update(memory_lost=True, disk_failed=True)
+        self.flush(durable=True)
 
     def stopped_cleanly(self, progress: int = 0) -> None:
         """The run ends, with a drain and a checkpoint. Durable when it returns.

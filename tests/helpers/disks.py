@@ -6,10 +6,11 @@ import contextlib
 import fcntl
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from helpers.nodes import unmount_all, wait_for
+from replfs.store import syscalls
 
 MAKE = {
     "ext4": ("mkfs.ext4", "-q", "-F", "-m", "0", "-b", "4096"),
@@ -19,11 +20,21 @@ MAKE = {
 """How each kind of file system is made."""
 SIZE_MIN = {"ext4": 4 << 20, "xfs": 300 << 20, "btrfs": 120 << 20}
 """Bytes below which none can be made."""
+_BLOCK = 4096
+_FIBMAP = 1
+"""Of linux/fs.h."""
 
 
 @contextlib.contextmanager
 def disk(
-    image: Path, place: Path, size: int, kind: str = "ext4", *, inodes: int = 0
+    image: Path,
+    place: Path,
+    size: int,
+    kind: str = "ext4",
+    *,
+    inodes: int = 0,
+    options: Sequence[str] = (),
+    whole: bool = False,
 ) -> Iterator[None]:
     """An empty file system of `size` bytes mounted on the directory `place`.
 
@@ -33,11 +44,16 @@ def disk(
         size: bytes, its own administration included.
         kind: which of `MAKE`.
         inodes: how many it has (ext4 only); 0: as many as usual.
+        options: more of mkfs(8).
+        whole: all of the image has room where it lies.
     """
     with image.open("wb") as file:
         file.truncate(size)
-    options = ["-N", str(inodes)] if inodes else []
-    _run(*MAKE[kind], *options, str(image))
+    few = ["-N", str(inodes)] if inodes else []
+    _run(*MAKE[kind], *few, *options, str(image))
+    if whole:
+        with image.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
     device = _run("losetup", "--find", "--show", str(image))
     try:
         _run("mount", "-t", kind, device, str(place))
@@ -50,6 +66,56 @@ def disk(
     finally:
         _run("losetup", "--detach", device)
         image.unlink()
+
+
+class BrokenDisk:
+    """An ext4 that cannot write to some blocks for a while, and has lost what was in them."""
+
+    def __init__(self, image: Path) -> None:
+        """*image* lies on a file system of its own, which has no room for anything else."""
+        self._image = image
+
+    @contextlib.contextmanager
+    def breaks(self, path: Path) -> Iterator[None]:
+        """Writing back what is written to a file fails; the kernel drops it then."""
+        blocks = _blocks_of(path)
+        with self._image.open("r+b") as image:
+            for block in blocks:
+                syscalls.punch_hole(image.fileno(), block * _BLOCK, _BLOCK)
+        filler = self._image.with_name("filler")
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(bytes(_BLOCK)):
+                pass
+        try:
+            yield
+        finally:
+            filler.unlink()
+
+
+def _blocks_of(path: Path) -> list[int]:
+    """Where on its disk a file is."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        found = []
+        for number in range(os.fstat(file.fileno()).st_size // _BLOCK):
+            answer = fcntl.ioctl(file.fileno(), _FIBMAP, number.to_bytes(4, "little"))
+            found.append(int.from_bytes(answer, "little"))
+    return found
+
+
+@contextlib.contextmanager
+def broken_disk(base: Path, place: Path) -> Iterator[BrokenDisk]:
+    """A `BrokenDisk` on `place`."""
+    outer = base / f"{place.name}.memory"
+    outer.mkdir()
+    _run("mount", "-t", "tmpfs", "-o", "size=25m", "replfs-test", str(outer))
+    try:
+        image = outer / "image"
+        with disk(image, place, 24 << 20, options=("-J", "size=4"), whole=True):
+            yield BrokenDisk(image)
+    finally:
+        unmount_all(outer)
+        outer.rmdir()
 
 
 _XFS_GOING_DOWN = 0x8004587D

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -163,6 +164,39 @@ async def test_an_error_there_is_recorded_whatever_comes_of_it_here(place, here)
         place.peer.answer(errno.ENOSPC)
     assert place.result == (here or "done")
     assert place.peer.failures == [errno.ENOSPC]
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
+async def test_what_failed_to_be_written_here_is_never_called_stable_again(place, error):
+    """The kernel tells of it once, and what it dropped is not what the peer has."""
+    place.disk.error = error
+    place.disk.finish()
+    unwritten = place.volume.pipeline.unwritten
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(place.fsync)
+        await wait_all_tasks_blocked()
+        place.peer.answer()
+    assert place.result == unwritten.number == error
+    place.disk.error = place.result = 0
+    await place.fsync()
+    assert place.result == error
+    assert place.disk.begun == 1
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(place.volume.fsync, place.handles[1], data_only=False))
+        await wait_all_tasks_blocked()
+        place.peer.answer()
+    assert place.disk.begun == 2
+
+
+async def test_what_cannot_be_flushed_at_all_has_not_failed(place):
+    place.disk.error = errno.EINVAL
+    place.disk.finish()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(place.fsync)
+        await wait_all_tasks_blocked()
+        place.peer.answer()
+    assert place.result == errno.EINVAL
+    assert not place.volume.pipeline.unwritten.number
 
 
 @pytest.mark.parametrize("flags", [os.O_SYNC, os.O_DSYNC])

@@ -14,12 +14,9 @@ from replfs.core import ops
 from replfs.core.relationship import State
 from replfs.core.unstable import Unstable
 from replfs.node.pacing.commit import GroupCommit
+from replfs.node.pacing.unwritten import Unwritten
 from replfs.node.recovery.checkpoints import Checkpoints, _Flush
 from replfs.store import syscalls
-
-
-def noted():
-    """It is noted that the disk may not have everything."""
 
 
 def a_peer(**changes):
@@ -43,7 +40,7 @@ def a_peer(**changes):
 )
 def test_a_checkpoint_is_wanted_while_something_is_unstable_or_a_peer_does_not_know(peer, wanted):
     pipeline: Any = SimpleNamespace(peers=[peer], scheduler=SimpleNamespace(admitted=-1))
-    checkpoints = Checkpoints(pipeline, 5.0, trio.lowlevel.checkpoint, lambda _: None, noted)
+    checkpoints = Checkpoints(pipeline, 5.0, trio.lowlevel.checkpoint, lambda _: None)
     assert checkpoints._is_wanted() == wanted
     pipeline.scheduler.admitted = 7
     assert checkpoints._is_wanted()
@@ -65,8 +62,8 @@ def test_who_has_taken_this_nodes_place_has_not_failed_to_flush(number, is_over,
     """It refuses, and what it is said to lack would begin a generation of a former primary."""
     failures = []
     peer = a_peer(changes=0, flush_failed=failures.append)
-    pipeline: Any = SimpleNamespace(peers=[peer], is_over=is_over)
-    checkpoints = Checkpoints(pipeline, 5.0, trio.lowlevel.checkpoint, lambda _: None, noted)
+    pipeline: Any = SimpleNamespace(peers=[peer], is_over=is_over, unwritten=Unwritten())
+    checkpoints = Checkpoints(pipeline, 5.0, trio.lowlevel.checkpoint, lambda _: None)
     link: Any = None
     flush = _Flush(peer)
     if number != errno.ETIMEDOUT:
@@ -104,7 +101,8 @@ async def test_a_flush_that_failed_here_counts_for_good(monkeypatch, there):
         is_over=False,
         changes=0,
         scheduler=SimpleNamespace(admitted=7),
-        tree=SimpleNamespace(root_fd=-1),
+        tree=SimpleNamespace(root_fd=0),
+        unwritten=Unwritten(noted_at.append),
         policies=SimpleNamespace(generation=lambda: b""),
     )
     errors = [OSError(errno.EIO, "disk"), None]
@@ -114,20 +112,37 @@ async def test_a_flush_that_failed_here_counts_for_good(monkeypatch, there):
             raise error
 
     monkeypatch.setattr(syscalls, "syncfs", syncfs)
-    checkpoints = Checkpoints(
-        pipeline, 5.0, trio.lowlevel.checkpoint, lambda _: None, lambda: noted_at.append(7)
-    )
+    checkpoints = Checkpoints(pipeline, 5.0, trio.lowlevel.checkpoint, lambda _: None)
     for _ in range(2):
         with pytest.raises(OSError, match=os.strerror(errno.EIO)):
             await checkpoints.take()
     assert not errors
-    assert noted_at == [7]
+    assert noted_at == [errno.EIO]
     assert not told
     assert len(failures) == (2 if there else 0)
     unstable = peer.unstable.snapshot(everywhere=False)
     assert unstable is not None
     assert set(unstable.objects()) == {object_id}
     assert checkpoints._is_wanted()
+    assert checkpoints.count == 0
+
+
+async def test_an_fsync_that_failed_here_counts_too(monkeypatch):
+    """What it could not write a flush of everything does not tell of."""
+    monkeypatch.setattr(syscalls, "syncfs", lambda _fd: None)
+    unwritten = Unwritten()
+    peer = a_peer(live=False, changes=0)
+    pipeline: Any = SimpleNamespace(
+        peers=[peer],
+        scheduler=SimpleNamespace(admitted=7),
+        tree=SimpleNamespace(root_fd=0),
+        unwritten=unwritten,
+    )
+    unwritten.failed_for(b"i" * 16, OSError(errno.EIO, "disk"))
+    checkpoints = Checkpoints(pipeline, 5.0, trio.lowlevel.checkpoint, lambda _: None)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        await checkpoints.take()
+    assert not peer.apart  # what is not on this disk, it may have
     assert checkpoints.count == 0
 
 

@@ -293,3 +293,18 @@ def test_what_another_primary_began_to_bring_to_a_peer_is_asked_for(peer, featur
     assert event is Event.DECIDED_QUICK
     assert peer.is_asked != asked
     assert peer.log.is_empty
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_peer_that_could_not_flush_is_brought_what_it_was_to_flush(peer, below, is_known):
+    """Where that is not known, everything: it would be in sync again with nothing sent."""
+    _, _, file = below
+    if is_known:
+        peer.unstable.begin()
+        peer.unstable.settle(everywhere=True)
+        peer.unstable.note(ops.Write(file.id, 0, 7), lambda _: b"handle", length=4)
+    peer.flush_failed("disk")
+    assert peer.diverged
+    marks = peer.log.marks(file.id if is_known else ROOT_ID)
+    assert marks is not None
+    assert marks.data if is_known else marks.deep

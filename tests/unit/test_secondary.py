@@ -11,6 +11,7 @@ from helpers.states import opened
 
 from replfs.core.messages import Hello
 from replfs.node.asking.identity import welcome_of
+from replfs.node.pacing.unwritten import Unwritten
 from replfs.node.roles import reign
 from replfs.node.roles import secondary as secondary_module
 from replfs.node.roles.secondary import Secondary
@@ -45,7 +46,9 @@ def state(tree, tmp_path):
 def secondary(state, tree, tmp_path):
     settings = Settings(command="agent", store=str(tmp_path / "store"), name="me")
     progress = Progress(str(tmp_path / "progress"), state.identity().node, 7)
-    made = Secondary(settings, state, tree, progress=progress, event=lambda *_, **__: None)
+    made = Secondary(
+        settings, state, tree, Unwritten(), progress=progress, event=lambda *_, **__: None
+    )
     yield made
     progress.close(clean=False)
 

@@ -5,6 +5,7 @@ Data operations go to both sides at once; barriers drain the object, then flush 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat as _stat
@@ -255,6 +256,8 @@ class Files(View):
         object do not wait for the disks.
         """
         began = time.monotonic_ns()
+        if self.pipeline.unwritten.number:
+            self.pipeline.unwritten.check(inode.id)
         ticket, policy = await self.pipeline.turn(footprint.whole(inode), "fsync", inode)
         flight = Flight(self.pipeline, "fsync")
         try:
@@ -271,7 +274,8 @@ class Files(View):
             self.pipeline.release_claim(ticket)
         try:
             await own.wait()
-        except BaseException:
+        except OSError as error:
+            self._note_unwritten(inode, error)
             # A peer that could not flush says so once: it is recorded whatever came of it here.
             if flight.waiting:
                 await self.pipeline.confirmed(flight)
@@ -286,6 +290,13 @@ class Files(View):
             for peer in self.pipeline.peers:
                 await peer.marks_durable()
         self.pipeline.measure("fsync", began)
+
+    def _note_unwritten(self, inode: Inode, error: OSError) -> None:
+        """What was written to the object may never be on the disk here, whatever comes later."""
+        object_id = b""
+        with contextlib.suppress(OSError):  # it is the same disk
+            object_id = self.tree.ensure_id(inode)
+        self.pipeline.unwritten.failed_for(object_id, error)
 
     # What contents take with them ---------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final, Protocol
 
 import trio
@@ -161,7 +161,7 @@ class EndOfPrimary:
 class EndOfSecondary:
     """A secondary as it is drained: what it was sent and has not confirmed is its primary's."""
 
-    def __init__(self, flush: Callable[[], object]) -> None:
+    def __init__(self, flush: Callable[[], Awaitable[None]]) -> None:
         self._flush = flush
 
     async def drained(self) -> None:
@@ -169,7 +169,7 @@ class EndOfSecondary:
 
     async def flushed(self) -> str:
         """What was applied is on stable storage."""
-        await trio.to_thread.run_sync(self._flush)
+        await self._flush()
         return "flushed"
 
     def cut_off(self) -> None:

@@ -12,6 +12,7 @@ from replfs.node.mounted.frontend import FrontEnd
 from replfs.node.replication.peer import Peer
 from replfs.node.resync.machine import Resync
 from replfs.node.roles.primary import Primary
+from replfs.node.roles.roles import Roles
 from replfs.node.roles.secondary import Secondary
 from replfs.node.settings.config import Settings
 from replfs.store.state import State as StoreState
@@ -29,6 +30,10 @@ class Shown(Protocol):
     listening: str
     metrics: str
     tree: Tree
+
+    @property
+    def roles(self) -> Roles:
+        """The node's roles."""
 
     @property
     def primary(self) -> Primary | None:
@@ -67,6 +72,7 @@ class StatusBoard:
             "listen": node.listening or None,
             "metrics": node.metrics or None,
             "policy_default": node.settings.policy,
+            "disk_error": os.strerror(number) if (number := node.roles.unwritten.number) else None,
             "process": {
                 "objects": len(node.tree.table.by_nodeid),
                 "memory_bytes": _resident_bytes(),

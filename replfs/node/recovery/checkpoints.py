@@ -12,6 +12,7 @@ Every `checkpoint-interval` while something is unstable, and when applications r
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -30,7 +31,6 @@ from replfs.node.replication import summaries
 from replfs.node.replication.flight import describe
 from replfs.node.replication.peer import Peer
 from replfs.node.replication.pipeline import Pipeline
-from replfs.store import syscalls
 from replfs.transport.link import Link
 
 log = logging.getLogger(__name__)
@@ -75,28 +75,19 @@ class Checkpoints:
         interval_s: float,
         make_durable: Callable[[], Awaitable[None]],
         on_taken: Callable[[int], None],
-        on_failed: Callable[[], None],
     ) -> None:
         """*make_durable* hardens marks and generation.
 
-        *on_taken* is called before that, with the time in ns when what is stable now was begun,
-        *on_failed* when it cannot be flushed here.
+        *on_taken* is called before that, with the time in ns when what is stable now was begun.
         """
         self._pipeline = pipeline
         self._interval_s = interval_s
         self._make_durable = make_durable
         self._on_taken = on_taken
-        self._on_failed = on_failed
         self.take = GroupCommit(self._take)
         """Everything acknowledged so far is stable, here and on all peers in sync. Raises OSError
-        where it cannot be flushed here, and ever after."""
+        where it cannot be flushed here, and ever after: see `Unwritten`."""
         self.count = 0
-        self._failure = 0
-        """The errno of a flush that failed here; 0: none has.
-
-        The kernel tells once that it could not write something, may drop it, and a later flush
-        succeeds without it. So one failure counts for as long as this process lives.
-        """
         self._taken_at = -1
         """Operations begun before the last one."""
 
@@ -139,15 +130,13 @@ class Checkpoints:
         everyone = pipeline.peers
         flushes = [flush for peer in everyone if (flush := _ask(peer, pipeline)) is not None]
         absent = [peer for peer in everyone if not peer.live]
-        try:
-            await trio.to_thread.run_sync(syscalls.syncfs, pipeline.tree.root_fd)
-        except OSError as error:
-            self._failed_here(error.errno or errno.EIO)
+        with contextlib.suppress(OSError):  # it is remembered there
+            await pipeline.unwritten.flush(pipeline.tree.root_fd)
         for flush in flushes:
             await flush.done.wait()
-        if self._failure:
+        if failure := pipeline.unwritten.number:
             self._settle(flushes, everyone)
-            raise OSError(self._failure, os.strerror(self._failure))
+            raise OSError(failure, os.strerror(failure))
         for peer in absent:
             if not peer.live:
                 peer.set_apart()
@@ -157,23 +146,12 @@ class Checkpoints:
         self._taken_at = admitted
         self.count += 1
 
-    def _failed_here(self, number: int) -> None:
-        if not self._failure:
-            log.error(
-                "this node's disk could not be flushed (%s): what was acknowledged since the last "
-                "checkpoint may never be on it, and no flush of everything succeeds from here on. "
-                "Promote a peer, or start this node again: it then fetches that from a peer",
-                os.strerror(number),
-            )
-            self._on_failed()
-        self._failure = number
-
     def _settle(self, flushes: list[_Flush], everyone: list[Peer]) -> None:
         everywhere = len(flushes) == len(everyone) and all(one.is_common for one in flushes)
         for flush in flushes:
             peer = flush.peer
             if not flush.number:
-                if self._failure:
+                if self._pipeline.unwritten.number:
                     continue  # it is on one disk only: what is lost here is to be had there
                 if flush.is_common:
                     peer.tell(ops.Stable(everywhere))

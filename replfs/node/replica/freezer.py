@@ -17,7 +17,6 @@ import trio
 
 from replfs.errors import NotInSync, Refused, UsageError
 from replfs.node.replica.replica import Replica
-from replfs.store import syscalls
 from replfs.store.state import State
 from replfs.transport.listener import Session
 
@@ -79,7 +78,7 @@ class Freezer:
         try:
             with trio.fail_after(_IDLE_S):
                 await self._replica.idle()
-            await trio.to_thread.run_sync(syscalls.syncfs, self._replica.tree.root_fd)
+            await self._replica.unwritten.flush(self._replica.tree.root_fd)
         except (trio.TooSlowError, OSError) as error:
             self.until = None
             reason = error.strerror if isinstance(error, OSError) else "it is still busy"

@@ -14,10 +14,12 @@ import trio
 
 from replfs.core import ops
 from replfs.node.asking.attributes import inspect
+from replfs.node.pacing.unwritten import Unwritten
 from replfs.node.replica.later import Later, Reply
 from replfs.node.replica.listings import Listings
 from replfs.node.replica.objects import Objects
 from replfs.node.replica.own import is_own
+from replfs.store import cached
 from replfs.store.contents import digest_regions, read_range
 from replfs.store.record import INCOMPLETE
 from replfs.store.tree import Tree
@@ -26,7 +28,8 @@ from replfs.store.tree import Tree
 class Looking:
     """Answers what a primary asks about *tree*."""
 
-    def __init__(self, tree: Tree, objects: Objects, later: Later) -> None:
+    def __init__(self, tree: Tree, objects: Objects, later: Later, unwritten: Unwritten) -> None:
+        self._unwritten = unwritten
         self._tree = tree
         self._objects = objects
         self._later = later
@@ -46,6 +49,8 @@ class Looking:
 
     def _list(self, op: ops.List, reply: Reply) -> ops.AnyAnswer | None:
         directory = self._objects.known(op.parent)
+        if self._unwritten.number:
+            op = ops.List(op.parent, op.after)  # they would be of what is in memory
         page = partial(self._listings.page, directory, op, self._later.still())
         return self._later.do(page, reply)
 
@@ -54,6 +59,8 @@ class Looking:
     def _digest(self, op: ops.Digest, reply: Reply) -> ops.AnyAnswer | None:
         inode = self._objects.known(op.object)
         fd = os.dup(self._tree.data_fd(inode))
+        if self._unwritten.number:
+            cached.forget(fd)
         return self._later.do(partial(self._digest_in_thread, op, fd), reply)
 
     async def _digest_in_thread(self, op: ops.Digest, fd: int) -> ops.AnyAnswer:

@@ -18,6 +18,7 @@ import trio
 from replfs.core import ops
 from replfs.core.policy import Policy
 from replfs.core.unstable import Unstable
+from replfs.node.pacing.unwritten import Unwritten
 from replfs.node.replica.beside import Beside
 from replfs.node.replica.later import Later, Reply
 from replfs.node.replica.limbo import Limbo
@@ -49,6 +50,7 @@ class Repair:
         unstable: Unstable,
         later: Later,
         own: Own,
+        unwritten: Unwritten,
         on_phase: Callable[[ops.Phase], None],
         prepare: Callable[[], Awaitable[None]] | None,
     ) -> None:
@@ -62,6 +64,7 @@ class Repair:
         self._later = later
         self._on_phase = on_phase
         self._prepare = prepare
+        self._unwritten = unwritten
         self._indexing = trio.Lock()
         self._writeback = Writeback(later)
         self.handlers: dict[type, Callable[[Any], ops.AnyAnswer]] = {
@@ -104,11 +107,7 @@ class Repair:
 
         A resync makes objects anew that an fsync had made stable.
         """
-        fd = os.dup(self._tree.root_fd)
-        try:
-            await trio.to_thread.run_sync(syscalls.syncfs, fd, limiter=self._later.flushes)
-        finally:
-            os.close(fd)
+        await self._unwritten.flush(self._tree.root_fd, self._later.flushes)
         if not is_wanted():
             return ops.Done(errno.EINTR)
         self._on_phase(op)

@@ -9,7 +9,6 @@ it dirty. Nothing here decides anything about replication: that is the primary's
 from __future__ import annotations
 
 import errno
-import os
 import stat as _stat
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -23,6 +22,7 @@ from replfs.core.policy import NO_PATTERNS, NamePatterns
 from replfs.core.unstable import Unstable
 from replfs.node.asking.suspects import Pages
 from replfs.node.pacing import flush
+from replfs.node.pacing.unwritten import Unwritten
 from replfs.node.replica.beside import Beside
 from replfs.node.replica.later import Later, Reply
 from replfs.node.replica.live import Live
@@ -30,7 +30,6 @@ from replfs.node.replica.looking import Looking
 from replfs.node.replica.objects import Objects
 from replfs.node.replica.own import Own
 from replfs.node.replica.repair import Repair
-from replfs.store import syscalls
 from replfs.store.tree import Tree
 
 _OK: Final = ops.Done(0)
@@ -49,6 +48,7 @@ class Replica:
         kept_names: NamePatterns = NO_PATTERNS,
         prepare: Callable[[], Awaitable[None]] | None = None,
         on_kept: Callable[[str], None] = lambda _: None,
+        unwritten: Unwritten | None = None,
     ) -> None:
         """*on_phase* records durably that the data became inconsistent or consistent again.
 
@@ -56,6 +56,8 @@ class Replica:
         (`Own`). *prepare* is awaited before the data becomes inconsistent.
         """
         self.tree = tree
+        self.unwritten = unwritten or Unwritten()
+        """What this node's disk could not write."""
         self.applied = 0
         """Operations applied since the process started."""
         self.unstable = Unstable()
@@ -70,9 +72,16 @@ class Replica:
         self._live = Live(tree, self._objects, self.unstable)
         self._write = self._live.write
         self._repair = Repair(
-            tree, self._objects, self.unstable, self._later, self.own, on_phase, prepare
+            tree,
+            self._objects,
+            self.unstable,
+            self._later,
+            self.own,
+            self.unwritten,
+            on_phase,
+            prepare,
         )
-        self._looking = Looking(tree, self._objects, self._later)
+        self._looking = Looking(tree, self._objects, self._later, self.unwritten)
         self.handlers: dict[type, Callable[[Any], ops.AnyAnswer]] = {
             **self._live.handlers,
             **self._repair.handlers,
@@ -156,7 +165,7 @@ class Replica:
     def _flush(self, op: ops.Sync | ops.Checkpoint, reply: Reply) -> ops.AnyAnswer | None:
         if isinstance(op, ops.Checkpoint):
             self.unstable.begin()
-            return self._later.do(partial(self._flush_all, os.dup(self.tree.root_fd)), reply)
+            return self._later.do(self._flush_all, reply)
         inode = self._objects.known(op.object)
         if inode.is_directory:
             fd = self.tree.directory_fd(inode)
@@ -166,18 +175,18 @@ class Replica:
             return _OK
         # Now, for the caller waits: what is done later is done when nothing else comes.
         begun = flush.begin(fd, data_only=op.data_only, threads=self._later.flushes)
-        return self._later.do(partial(self._flushed, begun), reply)
+        return self._later.do(partial(self._flushed, begun, inode.id), reply)
 
-    @staticmethod
-    async def _flushed(begun: flush.Flush) -> ops.AnyAnswer:
-        await begun.wait()
+    async def _flushed(self, begun: flush.Flush, object_id: bytes) -> ops.AnyAnswer:
+        try:
+            await begun.wait()
+        except OSError as error:
+            self.unwritten.failed_for(object_id, error)
+            raise
         return _OK
 
-    async def _flush_all(self, fd: int) -> ops.AnyAnswer:
-        try:
-            await trio.to_thread.run_sync(syscalls.syncfs, fd, limiter=self._later.flushes)
-        finally:
-            os.close(fd)
+    async def _flush_all(self) -> ops.AnyAnswer:
+        await self.unwritten.flush(self.tree.root_fd, self._later.flushes)
         return _OK
 
     def _stable(self, op: ops.Stable) -> ops.AnyAnswer:

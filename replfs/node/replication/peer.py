@@ -383,16 +383,16 @@ class Peer(Places):
     def flush_failed(self, reason: str) -> None:
         """The peer could not flush: what it should have on its disk is sent again.
 
-        Not compared: what it has in memory may be right, and what is on its disk not.
+        Not compared: what it has in memory may be right, and what is on its disk not. Where it is
+        not known what that is, a comparison of everything is all there is.
         """
         self.last_error = LastError("/", f"cannot be flushed: {reason}")
         lost = self.unstable.snapshot(everywhere=False)
-        if lost is None:
-            self.advance(Event.OP_LOST, f"the peer could not flush its store: {reason}")
-            self.wake_resync()
-            return
         self.begin_divergence()
-        self.log.absorb(lost)
+        if lost is None:
+            self.log.mark_unknown(ROOT_ID, directory=True, deep=True)
+        else:
+            self.log.absorb(lost)
         self.doubt(f"the peer could not flush its store: {reason}")
 
     def set_apart(self, *, apart: bool = True) -> None:

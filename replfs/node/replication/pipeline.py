@@ -26,6 +26,7 @@ from replfs.core.policy import Policy
 from replfs.core.scheduler import Claim, Scheduler, Ticket
 from replfs.errors import HalfDone, NotInSync
 from replfs.node.pacing.courtesy import Applications
+from replfs.node.pacing.unwritten import Unwritten
 from replfs.node.replication.flight import Flight, Latencies
 from replfs.node.replication.peer import Peer
 from replfs.node.replication.policies import Policies
@@ -56,8 +57,16 @@ Touched = tuple[Inode, int, int]
 class Pipeline:
     """What all changes of a volume go through; it owns the scheduler and knows the peers."""
 
-    def __init__(self, tree: Tree, activity: ActivityLog, policies: Policies) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        activity: ActivityLog,
+        policies: Policies,
+        unwritten: Unwritten | None = None,
+    ) -> None:
         self.tree = tree
+        self.unwritten = unwritten or Unwritten()
+        """What this node's disk could not write."""
         self.activity = activity
         self.policies = policies
         self.scheduler = Scheduler()

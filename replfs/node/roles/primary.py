@@ -26,6 +26,7 @@ from replfs.errors import UsageError
 from replfs.node.asking.identity import hello_of, make_tellable, side_of, side_of_message
 from replfs.node.mounted.volume import Volume
 from replfs.node.pacing.commit import GroupCommit
+from replfs.node.pacing.unwritten import Unwritten
 from replfs.node.recovery.checkpoints import Checkpoints
 from replfs.node.replication.congestion import Congestion
 from replfs.node.replication.peer import Peer
@@ -91,6 +92,7 @@ class Primary:
         activity: ActivityLog,
         context: zmq.Context[zmq.Socket[bytes]],
         curve: Curve | None,
+        unwritten: Unwritten,
         *,
         event: Callable[..., None],
         status: Callable[[], dict[str, Any]],
@@ -120,7 +122,7 @@ class Primary:
             generation=lambda: state.identity().generation,
             patterns=NamePatterns(settings.none_patterns),
         )
-        self.pipeline = Pipeline(tree, activity, self.policies)
+        self.pipeline = Pipeline(tree, activity, self.policies, unwritten)
         # No two runs give the same number to different changes, and later ones are higher.
         self.pipeline.changes = (state.identity().runs + 1) << _RUN_SHIFT
         self.snapshots = snapshots_of(tree.root_fd)
@@ -129,7 +131,6 @@ class Primary:
             settings.checkpoint_interval_s,
             self.make_durable,
             self._note_stable,
-            self._note_unstable,
         )
         self.volume = Volume(self.pipeline, status, self.checkpoints.take)
         self.pipeline.async_queue_bytes = settings.async_queue_bytes
@@ -481,12 +482,6 @@ class Primary:
         """Up to then all changes went through this node and are on the disk, for a later rescan."""
         with contextlib.suppress(OSError):  # a full disk: the rescan then looks at more
             self.state.update(stopped_ns=began)
-
-    def _note_unstable(self) -> None:
-        """The disk may not have what was acknowledged: the next start is as after a power loss."""
-        with contextlib.suppress(OSError):  # it is the same disk
-            self.state.update(memory_lost=True)
-            self.state.flush(durable=True)
 
     def set_apart(self, peer: Peer, *, apart: bool) -> None:
         """Remember whether the peer may have what a power loss here would take."""

@@ -25,6 +25,7 @@ from replfs.core.messages import Identity
 from replfs.errors import Refused, ReplfsError, StoreError
 from replfs.node.asking.probe import probe
 from replfs.node.mounted.frontend import FrontEnd
+from replfs.node.pacing.unwritten import Unwritten
 from replfs.node.replica.later import Reply
 from replfs.node.replication.peer import Peer
 from replfs.node.roles import reign
@@ -80,6 +81,8 @@ class Roles:
         self.on_mounting: Callable[[str], None] = lambda _mountpoint: None
         """Told of a mountpoint, before anything is mounted there."""
         self._memory = Memory(rundir, settings.store)
+        self.unwritten = Unwritten(self._note_unwritten)
+        """What this node's disk could not write, in either role."""
         self._activity: ActivityLog | None = None
         self._progress: Progress | None = None
         self.primary: Primary | None = None
@@ -234,6 +237,7 @@ class Roles:
             self._activity,
             self.context,
             self.curve,
+            self.unwritten,
             event=self.event,
             status=self._status,
             on_outdated=self._told_outdated,
@@ -243,21 +247,47 @@ class Roles:
         primary.recover([(one.object, one.kind, one.region, one.handle) for one in in_flight])
         self._activity.clear()
         self.primary = primary
+        if self.unwritten.number:
+            self._note_unwritten(self.unwritten.number)
         return primary
 
     def _build_secondary(self, number: int | None) -> None:
         """*number*: up to which change it has everything; None: as the last run left it."""
+        if self.unwritten.number:
+            self.state.memory_lost = True
         path = self._in_memory("progress")
         self._progress = Progress(path, self.state.identity().node, number)
         self.secondary = Secondary(
             self.settings,
             self.state,
             self.tree,
+            self.unwritten,
             progress=self._progress,
             event=self.event,
             on_handover=self._asked_to_take_over,
         )
         self.reception.follower = self.secondary
+
+    def _note_unwritten(self, number: int) -> None:
+        """The disk may lack what was acknowledged: the next start is as after a loss of power."""
+        reason = os.strerror(number)
+        if self.primary is not None:
+            log.error(
+                "this node's disk could not be flushed (%s): what was acknowledged since the last "
+                "checkpoint may never be on it, and no flush of everything succeeds from here on. "
+                "Promote a peer, or start this node again: it then fetches that from a peer",
+                reason,
+            )
+        else:
+            log.error(
+                "this node's disk could not be flushed (%s): what it was sent may never be on it, "
+                "until its primary has sent that again",
+                reason,
+            )
+            self.state.memory_lost = True
+        self.event("disk", error=reason)
+        with contextlib.suppress(OSError):  # it is the same disk
+            self.state.disk_failed()
 
     # Giving the role up --------------------------------------------------------------------------
 

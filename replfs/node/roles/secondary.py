@@ -17,6 +17,7 @@ from replfs.core.messages import Hello, Welcome
 from replfs.core.policy import NamePatterns
 from replfs.errors import Refused
 from replfs.node.asking.identity import side_of, side_of_message, welcome_of
+from replfs.node.pacing.unwritten import Unwritten
 from replfs.node.replica.beside import Beside
 from replfs.node.replica.freezer import Freezer
 from replfs.node.replica.keeper import Keeper
@@ -43,6 +44,7 @@ class Secondary:
         settings: Settings,
         state: State,
         tree: Tree,
+        unwritten: Unwritten,
         *,
         progress: Progress,
         event: Callable[..., None],
@@ -66,7 +68,10 @@ class Secondary:
             NamePatterns(settings.none_patterns),
             self.keeper.keep if self.keeper.can_keep else None,
             self._note_kept,
+            unwritten,
         )
+        self._failures = 0
+        """Flushes that had failed when the resync began that is going on, or was the last."""
         if not state.identity().inconsistent:
             # In the middle of a resync what is in the root is the primary's already.
             self.replica.own.claim_root()
@@ -255,7 +260,9 @@ class Secondary:
 
     def _phase(self, op: ops.Phase) -> None:
         """The primary says that a resync begins or has ended here; durable when it returns."""
+        unwritten = self.replica.unwritten
         if op.inconsistent:
+            self._failures = unwritten.count
             self._progress.number = 0
             self._state.update(inconsistent=True, follows=op.generation)
         else:
@@ -266,7 +273,10 @@ class Secondary:
                 follows=op.generation,
                 history=tuple(op.history),
             )
-            self._state.compared()
+            if unwritten.count == self._failures:
+                # What this disk failed to write before, it was sent again.
+                unwritten.mended()
+                self._state.compared()
             self._suspects = None
             self.replica.keep_beside(None)
             reign.forget_suspects(self._state)

@@ -57,6 +57,11 @@ class Verifier:
 
     async def command(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """The `verify` command: {peer, path, repair} -> {differences, message}."""
+        if arguments.get("repair") and self._pipeline.unwritten.number:
+            raise NotInSync(
+                "this node's disk failed to write something: where the two differ, its peer may be "
+                "right. Verify without --repair, or start this node again: it then fetches that"
+            )
         place = self._place(arguments.get("path"))
         name = arguments.get("peer")
         peers = [peer for peer in self._pipeline.peers if not name or peer.name == name]

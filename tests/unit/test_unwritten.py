@@ -1,0 +1,122 @@
+"""A secondary whose disk failed to write something, until its primary has sent that again."""
+
+from __future__ import annotations
+
+import errno
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
+from helpers.states import opened
+
+from replfs.core import ops
+from replfs.node.failover.promotion import of_state
+from replfs.node.pacing.unwritten import Unwritten
+from replfs.node.roles.roles import Roles
+from replfs.node.roles.secondary import Secondary
+from replfs.store import syscalls
+from replfs.store.tree import Tree
+
+GENERATION = b"g" * 16
+BEGIN = ops.Phase(inconsistent=True, generation=GENERATION, history=[])
+END = ops.Phase(inconsistent=False, generation=GENERATION, history=[])
+
+
+class Place:
+    """A secondary in sync with its primary, and a disk that fails when told to."""
+
+    def __init__(self, state: Any, tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.state = state
+        self.errors = [0]
+        monkeypatch.setattr(syscalls, "syncfs", self.syncfs)
+        self.events: list[str] = []
+        roles: Any = SimpleNamespace(
+            state=state, primary=None, event=lambda kind, **_: self.events.append(kind)
+        )
+        self.unwritten = Unwritten(lambda number: Roles._note_unwritten(roles, number))
+        settings: Any = SimpleNamespace(none_patterns=())
+        progress: Any = SimpleNamespace(number=7)
+        self.secondary = Secondary(
+            settings, state, tree, self.unwritten, progress=progress, event=lambda *_, **__: None
+        )
+
+    def syncfs(self, _fd: int) -> None:
+        if number := self.errors.pop() if self.errors else 0:
+            raise OSError(number, os.strerror(number))
+
+    async def ask(self, op: ops.AnyOp) -> int:
+        send, receive = trio.open_memory_channel[ops.AnyAnswer](1)
+        answer = self.secondary.replica.apply(0, op, None, send.send_nowait)
+        found = await receive.receive() if answer is None else answer
+        assert isinstance(found, ops.Done)
+        return found.errno
+
+
+@pytest.fixture
+async def place(tmp_path, monkeypatch, nursery):
+    (tmp_path / "store").mkdir()
+    fd = os.open(tmp_path / "store", os.O_RDONLY | os.O_DIRECTORY)
+    with opened(tmp_path / "store") as state:
+        state.update(
+            role="secondary", volume=GENERATION, generation=GENERATION, uninitialized=False
+        )
+        state.started()
+        tree = Tree(fd)
+        place = Place(state, tree, monkeypatch)
+        place.secondary.replica.run_in(nursery)
+        yield place
+        await place.secondary.replica.idle()
+        tree.close_all()
+    os.close(fd)
+
+
+async def test_it_is_not_promoted_before_it_was_sent_that_again(place):
+    place.errors = [errno.EIO]
+    assert not of_state(place.state)
+    assert await place.ask(ops.Checkpoint(GENERATION)) == errno.EIO
+    # The primary dies before it has heard of it. The next flush succeeds, and says nothing.
+    assert await place.ask(ops.Checkpoint(GENERATION)) == 0
+    assert of_state(place.state)
+    assert place.state.identity().disk_failed
+    assert place.secondary.progress == 0
+    assert place.events == ["disk"]
+    assert await place.ask(BEGIN) == 0
+    assert await place.ask(END) == 0
+    assert not place.unwritten.number
+    assert not of_state(place.state)
+    assert not place.state.identity().disk_failed
+
+
+async def test_what_failed_while_a_resync_went_on_is_not_mended_by_its_end(place):
+    assert await place.ask(BEGIN) == 0
+    place.errors = [errno.EIO]
+    assert await place.ask(ops.Checkpoint(GENERATION)) == errno.EIO
+    assert await place.ask(END) == 0
+    assert of_state(place.state)
+    assert await place.ask(BEGIN) == 0
+    assert await place.ask(END) == 0
+    assert not of_state(place.state)
+
+
+async def test_nothing_that_is_only_in_memory_is_told_as_what_the_disk_has(place, monkeypatch):
+    forgotten = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda *arguments: forgotten.append(arguments))
+    replica = place.secondary.replica
+    object_id = b"i" * 16
+    root = replica.tree.root.id
+    made = ops.Make(object_id, root, b"file", 0o100644, 0, 0, 0, b"", 7, 7)
+    assert replica.apply(0, made, None, lambda _: None) == ops.Done(0)
+
+    async def ask(op: ops.AnyOp) -> Any:
+        send, receive = trio.open_memory_channel[ops.AnyAnswer](1)
+        replica.apply(1, op, None, send.send_nowait)
+        return await receive.receive()
+
+    for is_broken in (False, True):
+        await ask(ops.Digest(object_id, 0, 1, 1 << 16))
+        assert bool(forgotten) == is_broken
+        listing = await ask(ops.List(root, b"", digests=True))
+        assert bool(listing.entries[0].digest) != is_broken
+        place.unwritten.failed(OSError(errno.EIO, "disk"))

@@ -55,7 +55,7 @@ def _promote_stopped(args: argparse.Namespace) -> int:
         cleanup.callback(os.close, fd)
         state = State(fd)
         cleanup.callback(state.close)
-        print(promote_stopped(state, force=args.force, tentative=args.tentative))
+        print(promote_stopped(state, fd, force=args.force, tentative=args.tentative))
     return ExitCode.OK
 
 

@@ -10,6 +10,7 @@ import trio
 
 from replfs.errors import UsageError
 from replfs.node.failover.promotion import Promotion
+from replfs.node.pacing.unwritten import Unwritten
 
 
 class Session:
@@ -38,7 +39,12 @@ class State:
 
     def identity(self) -> Any:
         return SimpleNamespace(
-            role="secondary", generation=b"G", volume=b"V", uninitialized=False, inconsistent=False
+            role="secondary",
+            generation=b"G",
+            volume=b"V",
+            uninitialized=False,
+            inconsistent=False,
+            disk_failed=False,
         )
 
 
@@ -52,9 +58,10 @@ def promotion(session, monkeypatch):
         state=State(),
         settings=SimpleNamespace(peer_timeout_s=1.0),
         taken=[],
+        unwritten=Unwritten(),
     )
 
-    async def take_over(promote: Any) -> None:
+    async def take_over(promote: Any, *, by_force: bool) -> None:
         roles.taken.append(promote)
 
     roles.take_over, roles.begin_reign = take_over, None

@@ -138,7 +138,7 @@ def test_the_logs_of_a_store_promoted_while_stopped_begin_with_that(store):
         reign.keep_unstable(state, unstable())
         state.stopped_cleanly(7)
     with opened(store) as state:
-        promote_stopped(state, force=False, tentative=False)
+        promote_stopped(state, state._root, force=False, tentative=False)
     with opened(store) as state:
         reign.begin_stopped(state, [PeerSetting("b", "tcp://b:1")])
         log = state.load_log("b")
@@ -158,7 +158,7 @@ def test_the_logs_of_a_store_promoted_while_stopped_begin_with_that(store):
 
 def test_a_store_promoted_after_a_kill_knows_nothing_of_others(store):
     with opened(store) as state:
-        promote_stopped(state, force=False, tentative=False)
+        promote_stopped(state, state._root, force=False, tentative=False)
     with opened(store) as state:
         reign.begin_stopped(state, [PeerSetting("b", "tcp://b:1")])
         assert state.peer("b") is None
@@ -170,7 +170,7 @@ def test_nor_does_one_that_was_promoted_by_force(store):
         reign.keep_unstable(state, unstable())
         state.stopped_cleanly()
     with opened(store) as state:
-        promote_stopped(state, force=True, tentative=False)
+        promote_stopped(state, state._root, force=True, tentative=False)
         assert state.peer(UNSTABLE) is None
 
 

@@ -1,9 +1,10 @@
-"""A secondary whose disk failed to write something, until its primary has sent that again."""
+"""A secondary whose disk fails to write something: what it is worth, and that none is promoted."""
 
 from __future__ import annotations
 
 import errno
 import os
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,8 @@ import trio
 from helpers.states import opened
 
 from replfs.core import ops
-from replfs.node.failover.promotion import of_state
+from replfs.errors import NotInSync
+from replfs.node.failover.promotion import of_state, promote_stopped
 from replfs.node.pacing.unwritten import Unwritten
 from replfs.node.roles.roles import Roles
 from replfs.node.roles.secondary import Secondary
@@ -120,3 +122,47 @@ async def test_nothing_that_is_only_in_memory_is_told_as_what_the_disk_has(place
         listing = await ask(ops.List(root, b"", digests=True))
         assert bool(listing.entries[0].digest) != is_broken
         place.unwritten.failed(OSError(errno.EIO, "disk"))
+
+
+@pytest.mark.parametrize("by_force", [False, True])
+@pytest.mark.parametrize("error", [0, errno.EIO])
+async def test_all_that_was_acknowledged_is_on_the_disk_before_a_reign_begins(
+    place, tmp_path, error, by_force
+):
+    """Nobody has it once the record of it is dropped, and what the disk has would overwrite it."""
+    done = []
+
+    class Promoted(Exception):
+        """As far as this test goes."""
+
+    def promote() -> None:
+        done.append("promoted")
+        raise Promoted
+
+    roles: Any = SimpleNamespace(
+        secondary=place.secondary,
+        unwritten=place.unwritten,
+        tree=place.secondary.replica.tree,
+        state=place.state,
+        _activity_path=lambda: str(tmp_path / "activity"),
+        _go_on=lambda _: done.append("goes on"),
+    )
+    roles._flush_before_reign = partial(Roles._flush_before_reign, roles)
+    place.errors = [error]
+    with pytest.raises(NotInSync if error and not by_force else Promoted):
+        await Roles.take_over(roles, promote, by_force=by_force)
+    assert not place.errors
+    assert done == (["goes on"] if error and not by_force else ["promoted", "goes on"])
+    assert place.unwritten.number == error
+
+
+@pytest.mark.parametrize("by_force", [False, True])
+async def test_nor_is_a_stopped_one_promoted_whose_disk_cannot_be_flushed(place, by_force):
+    place.errors = [errno.EIO]
+    with pytest.raises(NotInSync, match="cannot be flushed"):
+        promote_stopped(place.state, 0, force=False, tentative=False)
+    assert place.state.identity().role == "secondary"
+    place.errors = [errno.EIO if by_force else 0]
+    promote_stopped(place.state, 0, force=by_force, tentative=False)
+    assert place.state.identity().role == "primary"
+    assert place.state.identity().disk_failed == by_force

@@ -19,10 +19,10 @@ from replfs.front import mounting
 from replfs.node.asking.identity import side_of, side_of_message
 from replfs.node.asking.probe import probe
 from replfs.node.roles import reign
-from replfs.node.roles.roles import Roles
+from replfs.node.roles.roles import UNFLUSHED, Roles
 from replfs.node.settings.config import check_nesting
 from replfs.node.settings.values import PeerSetting
-from replfs.store import locators
+from replfs.store import locators, syscalls
 from replfs.store.state import State
 from replfs.transport.listener import Session
 
@@ -84,12 +84,15 @@ class Promotion:
             if tentative:
                 return {"message": "\n".join([*_would(objections), *lines])}
             refuse(objections, force=bool(arguments.get("force")))
+            was_unwritten = roles.unwritten.number
             silent = await self._check_silence()
             if silent is not None:
                 silent.close("silent, and another node is promoted")
-            await roles.take_over(roles.begin_reign)
+            await roles.take_over(roles.begin_reign, by_force=bool(arguments.get("force")))
             if mountpoint is not None:
                 roles.mount(mountpoint)
+        if roles.unwritten.number and not was_unwritten:
+            lines.insert(0, UNFLUSHED)
         lines = [one.loss for one in objections] + lines
         return {"message": "\n".join(["this node is the primary now", *lines])}
 
@@ -219,7 +222,15 @@ def of_state(state: State, before_resync: str | None = None) -> list[Objection]:
                 "a resync into this store was cut off: it is half old and half new",
             )
         )
-    if state.memory_lost:
+    if identity.disk_failed:
+        found.append(
+            Objection(
+                "this store's disk failed to write something, and its primary has not sent all of "
+                "that again",
+                "this store's disk failed to write something: it may be missing, or older",
+            )
+        )
+    elif state.memory_lost:
         found.append(
             Objection(
                 "this store lost power since it was last compared with its primary",
@@ -244,8 +255,8 @@ def _would(objections: Sequence[Objection]) -> list[str]:
     ]
 
 
-def promote_stopped(state: State, *, force: bool, tentative: bool) -> str:
-    """Make the store of a stopped node the primary's; what to tell the person.
+def promote_stopped(state: State, root_fd: int, *, force: bool, tentative: bool) -> str:
+    """Make the store of a stopped node, open on *root_fd*, the primary's; what to tell the person.
 
     Raises:
         UsageError, NotInSync: why not.
@@ -253,6 +264,13 @@ def promote_stopped(state: State, *, force: bool, tentative: bool) -> str:
     objections = of_state(state)
     if tentative:
         return "\n".join(_would(objections))
+    has_failed = False
+    try:
+        # As in `Roles.take_over`: a node that was killed left what it had applied in memory.
+        syscalls.syncfs(root_fd)
+    except OSError as error:
+        has_failed = True
+        objections.append(Objection(f"{UNFLUSHED} ({error.strerror})", UNFLUSHED))
     refuse(objections, force=force)
     if objections or reign.kept_unstable(state) is None:
         # Where something is missing here, what was kept says nothing.
@@ -260,6 +278,8 @@ def promote_stopped(state: State, *, force: bool, tentative: bool) -> str:
     for peer in state.peers():
         state.forget_log(peer.name)
     reign.promote(state, progress=0 if state.unclean else state.identity().progress, clean=True)
+    if has_failed:
+        state.disk_failed()
     state.flush(durable=True)
     lines = ["it is the primary now: mount it with 'replfs mount'", *(o.loss for o in objections)]
     return "\n".join(lines)

@@ -22,7 +22,7 @@ import zmq
 from replfs.core import ops
 from replfs.core.dirty import DirtyLog
 from replfs.core.messages import Identity
-from replfs.errors import Refused, ReplfsError, StoreError
+from replfs.errors import NotInSync, Refused, ReplfsError, StoreError
 from replfs.node.asking.probe import probe
 from replfs.node.mounted.frontend import FrontEnd
 from replfs.node.pacing.unwritten import Unwritten
@@ -44,6 +44,9 @@ from replfs.transport.security import Curve
 
 log = logging.getLogger(__name__)
 
+UNFLUSHED: Final = (
+    "this node's disk cannot be flushed: what was acknowledged may be in its memory only"
+)
 _LOOK_S: Final = 0.01
 _FAREWELL_S: Final = 1.0
 """How long the one that handed its role over has to end its session, before it is ended here."""
@@ -413,12 +416,16 @@ class Roles:
         self,
         promote: Callable[[], None],
         confirm: Callable[[], Awaitable[None]] | None = None,
+        *,
+        by_force: bool = False,
     ) -> None:
         """Become the primary: *promote* changes the state. The lock is the caller's.
 
         *confirm* is called when that is durable, while whoever asked for it is still connected.
+        *by_force*: also where the disk cannot be flushed.
 
         Raises:
+            NotInSync: it cannot; nothing has changed.
             OSError: the mount cannot be made read-write; the role is the new one all the same.
         """
         secondary = self.secondary
@@ -427,6 +434,7 @@ class Roles:
         secondary.is_over = True
         try:
             await secondary.replica.idle()
+            await self._flush_before_reign(by_force=by_force)
             # Should this process die once the role is written, the next one is to know that
             # nothing was in flight.
             ActivityLog(self._activity_path(), self.state.identity().node).close()
@@ -452,6 +460,21 @@ class Roles:
         if self.front is not None:
             await self.front.exchange(self.primary)
             await self.front.thaw()
+
+    async def _flush_before_reign(self, *, by_force: bool) -> None:
+        """What the last primary had acknowledged is on this disk, before its record is dropped.
+
+        Who begins a reign is nobody's replica: should its power fail before the first checkpoint,
+        there is nobody of whom it could have back what it applied and had in memory only. Worse,
+        what its disk has would overwrite what the last primary still has.
+        """
+        try:
+            await self.unwritten.flush(self.tree.root_fd)
+        except OSError as error:
+            if not by_force:
+                raise NotInSync(
+                    f"{UNFLUSHED} ({error.strerror}; --force does it all the same)"
+                ) from error
 
     def _go_on(self, secondary: Secondary) -> None:
         """It is not promoted, and may apply again: what was kept for the promotion is not all."""
@@ -504,7 +527,7 @@ class Roles:
 
             try:
                 await self.take_over(self.begin_reign, confirm)
-            except OSError as error:
+            except (OSError, NotInSync) as error:
                 log.error("the role could not be taken over: %s", error)
                 if self.state.identity().role != "primary":
                     reply(ops.Done(error.errno or errno.EIO))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import random
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -96,6 +97,7 @@ class Operator:
             else:
                 self.sim.ledger.lost(chosen.raw, chosen.name)
             self.sim.use(chosen)
+            await self._fail_at_once(chosen, is_whole=chosen in best and self.sim.confirms)
             if not old.is_alive and self.sim.rng.random() < 0.3:
                 self.sim.recovery.lose_power(old)
         self.sim.gate.open()
@@ -109,6 +111,26 @@ class Operator:
                 await trio.sleep(0.1)
         if old is not self.sim.primary and old.primary is not None:
             self.sim.may_split = True
+
+    async def _fail_at_once(self, chosen: Member, *, is_whole: bool) -> None:
+        """Perhaps the new primary loses power before it has done anything as one.
+
+        *is_whole*: it had all that was acknowledged. It still has, in memory or not.
+        """
+        # Drawn apart, so that the other numbers stay what they are.
+        if random.Random(f"{self.sim.seed} promoted at {self.sim.world.clock.now}").random() > 0.6:
+            return
+        if chosen.life is not None:
+            chosen.life.die()
+        await self.sim.recovery.buried(chosen)
+        self.sim.note(f"{chosen.name} lost power: {chosen.lose_power(self.sim.rng)}")
+        if is_whole:
+            store = check.Snapshot(chosen.raw, primary=False)
+            what = f"{chosen.name} was promoted, and lost what was acknowledged before"
+            self.sim.verdict(what, self.sim.ledger.missing(store))
+            self.sim.note("checked: what a new primary has after a loss of power")
+        else:
+            self.sim.ledger.lost(chosen.raw, chosen.name)
 
     async def take_over(self, chosen: Member) -> bool:
         """Promote a node; whether it is the primary now."""

@@ -39,6 +39,8 @@ FOUND = {
     2543: "what a cut-off resync left incomplete on a node that was promoted over it, for ever",
     ("power", 12): "a peer that was told that it is whole just before its primary lost power, and "
     "whose lacking what followed began no generation",
+    ("splits", 145): "a directory made for a copy in one that had been flushed, in the harness",
+    ("splits", 156): "a copy torn by a loss of power and fetched from a follower, in the harness",
 }
 """Seeds that failed once (of another mix: that and the seed), each shown to fail without what
 mended it, and what they found.

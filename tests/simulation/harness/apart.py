@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import trio
 from simulation.harness import check
-from simulation.harness.ledger import COPY
+from simulation.harness.ledger import COPY, is_made_for_copies
 from simulation.harness.nodes import Member
 from simulation.harness.operator import DiskFailed, Interference
 from simulation.harness.outage import Outage
@@ -114,12 +114,18 @@ class Apart:
         before: check.Snapshot | None = None,
         outage: Outage | None = None,
     ) -> None:
+        """*outage*: its power may fail, and nothing is changed until the decision is made."""
         sim = self.sim
         await sim.recovery.buried(member)
         if outage is not None:
-            outage.befall(member)
+            outage.befall(member, before)
         self._check_own(member, f"{member.name} lacks what was acknowledged", before)
+        if outage is None:
+            member.ledger.read(member.raw)
         await sim.start(member)
+        if outage is not None:
+            # Not before: what is lost of a copy it fetches from who follows it.
+            member.ledger.read(member.raw)
 
     # Decisions ---------------------------------------------------------------------------------
 
@@ -190,10 +196,12 @@ class Apart:
         await sim.until(f"{winner.name} serves", lambda: winner.kernel is not None)
         await _begin_anew(winner)
         self._check_own(winner, f"{winner.name} lacks what it acknowledged", before)
+        winner.ledger.read(winner.raw)
         self._join_ledgers(winner, loser)
         if winner in await outage.strike(loser, winner):
             await sim.until(f"{winner.name} serves again", lambda: winner.kernel is not None)
             self._check_own(winner, f"{winner.name} lacks what it had", before)
+            winner.ledger.read(winner.raw)
         await sim.recovery.revive()
         sim.resume_all()  # no decision ends what an operator has paused
         await sim.until("it is one volume again", lambda: self._is_one(winner))
@@ -238,17 +246,14 @@ class Apart:
         had, whose directories are made for the copies.
         """
         store = check.Snapshot(member.raw, primary=False)
-        theirs = before.by_path if before is not None else {}
         extra = {
             f"{path!r} is there"
             for path, seen in store.by_path.items()
-            if COPY.search(path)
-            or (seen.is_directory and path in theirs and theirs[path].is_directory)
+            if COPY.search(path) or is_made_for_copies(seen, before)
         }
         missing = [line for line in member.ledger.missing(store) if line not in extra]
         if member.state.identity().role == "primary":
             self.sim.verdict(what, missing)
-        member.ledger.read(member.raw)
 
     def _join_ledgers(self, winner: Member, loser: Member) -> None:
         """What the loser's side promised to hold is void: it follows now."""

@@ -344,8 +344,11 @@ class Ledger:
             else:
                 found += _other_data(full, below.data, there.data, below.unsure + below.flying)
 
-    def broken(self, store: Snapshot, node: str) -> list[str]:
-        """What *node* promised to be stable and its store does not hold."""
+    def broken(self, store: Snapshot, node: str, brought: Snapshot | None = None) -> list[str]:
+        """What *node* promised to be stable and its store does not hold.
+
+        *brought*: what another one had, of which copies may have been brought here meanwhile.
+        """
         found: list[str] = []
         for thing in self.things():
             promise = thing.promises.get(node)
@@ -361,6 +364,8 @@ class Ledger:
                 if name in promise.unsure_names or COPY.search(name):
                     continue
                 below, there = promise.names.get(name), seen.names.get(name)
+                if there is not None and is_made_for_copies(there, brought):
+                    continue
                 same = below is not None and there is not None
                 if same and below is not None and there is not None and below.identity:
                     # The id is written after the object is made, and may be lost with the rest.
@@ -368,6 +373,12 @@ class Ledger:
                 if not same:
                     found.append(f"{seen.path!r}/{name!r} is not what it was at an fsync")
         return found
+
+
+def is_made_for_copies(seen: Seen, brought: Snapshot | None) -> bool:
+    """Whether it may be a directory in which copies of what is in *brought* are to stand."""
+    there = brought.by_path.get(seen.path) if brought is not None else None
+    return there is not None and there.is_directory and seen.is_directory
 
 
 def _names(path: bytes, *, is_root: bool) -> list[bytes]:

@@ -11,6 +11,7 @@ import random
 from typing import TYPE_CHECKING
 
 import trio
+from simulation.harness import check
 from simulation.harness.nodes import Member
 
 if TYPE_CHECKING:
@@ -31,10 +32,13 @@ class Outage:
             for one in sim.members:
                 one.disk.syncfs()
 
-    def befall(self, member: Member) -> None:
-        """It is dead and buried: perhaps its machine lost power."""
+    def befall(self, member: Member, brought: check.Snapshot | None) -> None:
+        """It is dead and buried: perhaps its machine lost power.
+
+        *brought*: what the other one had, of which copies may have been brought here.
+        """
         if self._happens and self._rng.random() < 0.7:
-            self.sim.recovery.lose_power(member)
+            self.sim.recovery.lose_power(member, brought)
 
     async def strike(self, loser: Member, winner: Member) -> list[Member]:
         """Perhaps one of them loses power while the loser is resynchronised; those that did."""

@@ -96,11 +96,12 @@ class Recovery:
         while member.life is not None:
             await trio.sleep(0.001)
 
-    def lose_power(self, member: Member) -> None:
+    def lose_power(self, member: Member, brought: check.Snapshot | None = None) -> None:
+        """*brought*: what another one had, of which copies may have been brought here."""
         is_inconsistent = member.is_inconsistent
         self.sim.note(f"{member.name} lost power: {member.lose_power(self.sim.rng)}")
         if is_inconsistent:
             return  # in the middle of a resync things stand in limbo
         store = check.Snapshot(member.raw, primary=False)
-        found = member.ledger.broken(store, member.name)
+        found = member.ledger.broken(store, member.name, brought)
         self.sim.verdict(f"{member.name} lacks what was flushed", found)

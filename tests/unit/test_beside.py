@@ -6,7 +6,7 @@ import os
 
 import pytest
 import trio
-from helpers.replicas import FILE, Store, object_id
+from helpers.replicas import DIRECTORY, FILE, Store, object_id
 
 from replfs.core import ops
 from replfs.core.dirty import DirtyLog
@@ -145,3 +145,48 @@ async def test_what_is_in_a_directory_in_limbo_is_kept_under_the_path_that_it_ha
     inode = tree.lookup(tree.lookup(directory, b"b")[0], b"file")[0]
     await beside.keep_contents(inode)
     assert (store / ".replfs/kept/a-now/a/b/file").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("is_below", [True, False], ids=["in a suspect directory", "by itself"])
+async def test_what_the_primary_could_not_find_is_not_whole_where_it_is_placed(tmp_path, is_below):
+    """It was moved and changed here, out of a directory that was then removed."""
+    store = Store(tmp_path / "store")
+    store.make(11, b"known", mode=DIRECTORY)
+    store.make(12, b"dir", mode=DIRECTORY)
+    store.make(13, b"moved", object_id(12))
+    store.make(14, b"same", object_id(12))
+    suspects = DirtyLog()
+    if is_below:
+        suspects.mark_unknown(object_id(12), directory=True, deep=True)
+    else:
+        suspects.mark_data(object_id(13), 0, 5)
+
+    def place(number: int, name: bytes, mode: int) -> ops.Place:
+        attributes = ops.Attributes(
+            mode=mode, uid=0, gid=0, rdev=0, size=0, mtime=7, target=b"", policy=0, ack=0, xattrs={}
+        )
+        return ops.Place(object_id(number), object_id(11), name, attributes, [], whole=True)
+
+    async def entries(*, digests: bool) -> dict[bytes, bool]:
+        listing = await store.asked(ops.List(object_id(12), b"", digests))
+        assert isinstance(listing, ops.Listing)
+        return {entry.name: entry.complete for entry in listing.entries}
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(store.replica.run)
+        assert await entries(digests=False) == {b"moved": True, b"same": True}
+        store.replica.keep_beside(Beside(store.tree, suspects, "a-now", lambda _: None))
+        assert await entries(digests=False) == {b"moved": False, b"same": not is_below}
+        # Who compares all that is in them needs no doubts.
+        assert await entries(digests=True) == {b"moved": True, b"same": True}
+        moved = await store.asked(place(13, b"moved", FILE))
+        assert moved == ops.Placed(complete=False, created=False)
+        same = await store.asked(place(14, b"same", FILE))
+        assert same == ops.Placed(complete=not is_below, created=False)
+        again = await store.asked(place(13, b"moved", FILE))
+        assert again == ops.Placed(complete=False, created=False)
+        store.replica.keep_beside(None)
+        again = await store.asked(place(13, b"moved", FILE))
+        assert again == ops.Placed(complete=True, created=False)
+        nursery.cancel_scope.cancel()
+    store.close()

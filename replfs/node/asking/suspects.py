@@ -194,8 +194,10 @@ def find(tree: Tree, places: dict[bytes, tuple[bytes, bytes]], object_id: bytes)
 def mark(tree: Tree, log: DirtyLog, suspicion: Suspicion | None) -> bool:
     """Mark in *log*, a peer's, what that peer may have on its own; False: everything was marked.
 
-    An object that cannot be found here was made there, and then its name is suspect too and will be
-    removed, or it was removed here: that needs a look at everything.
+    An object that cannot be found here was made there, or renamed out of a directory that is not
+    there any more; then its name is suspect too, and what stands at it will be removed, or placed
+    where it belongs, and the peer says then that it is not whole. Or it was removed here: that
+    needs a look at everything.
 
     Raises:
         OSError: as `DirtyLog.mark_data`.

@@ -68,6 +68,16 @@ class Beside:
         marks = self._suspects.marks(inode.id)
         return (marks is not None and marks.data) or self._is_unknown_from(inode.parent)
 
+    def is_suspect(self, inode: Inode) -> bool:
+        """Whether anything of an object may be this store's alone, and its primary not know that.
+
+        What it could not find under the name that the object has here, it did not mark. It marked
+        everything where it was told of everything.
+        """
+        if self._everything:
+            return False
+        return self._suspects.marks(inode.id) is not None or self._is_unknown_from(inode.parent)
+
     def is_suspect_name(self, parent: Inode, name: bytes) -> bool:
         """Whether what stands at a name may stand there in this store alone."""
         return not self._suspects.name_is_clean(parent.id, name) or self._is_unknown_from(parent)

@@ -16,23 +16,24 @@ import trio
 from replfs.core import ops
 from replfs.core.policy import Policy
 from replfs.node.pacing.courtesy import Slice
+from replfs.node.replica.objects import Objects
 from replfs.node.replica.own import is_own
 from replfs.store.inode import Inode
 from replfs.store.look import SMALL_DIRECTORY, Seen, directory_digest, look, sorted_names
 from replfs.store.reach import RESERVED
 from replfs.store.record import INCOMPLETE, Record
-from replfs.store.tree import Tree
 
 _KEPT: Final = 16
 """Directories of which the names are kept from one page to the next."""
 
 
 class Listings:
-    """The directories of *tree*, as they are asked for."""
+    """The directories of a replica, as they are asked for."""
 
-    def __init__(self, tree: Tree, limit: trio.CapacityLimiter) -> None:
+    def __init__(self, objects: Objects, limit: trio.CapacityLimiter) -> None:
         """*limit*: how many threads there may be."""
-        self._tree = tree
+        self._objects = objects
+        self._tree = objects.tree
         self._limit = limit
         self._names: dict[bytes, list[bytes]] = {}
         """Of directories of which there is more to tell, by id; the one asked for last at the end.
@@ -76,7 +77,9 @@ class Listings:
         start = _after(names, op.after)
         if not op.digests:
             stop = start + ops.NAMES_PER_MESSAGE
-        entries = await self._entries(directory, names[start:stop], seen, is_wanted)
+        entries = await self._entries(
+            directory, names[start:stop], seen, is_wanted, digests=op.digests
+        )
         if entries is None:
             return ops.Done(errno.EINTR)
         more = stop < len(names)
@@ -92,6 +95,8 @@ class Listings:
         names: list[bytes],
         seen: dict[bytes, Seen],
         is_wanted: Callable[[], bool],
+        *,
+        digests: bool,
     ) -> list[ops.Entry] | None:
         tree = self._tree
         entries = []
@@ -114,8 +119,9 @@ class Listings:
             tree.read_record(inode)
             is_same = one is not None and one.found.st_ino == inode.ino
             digest = one.digest if one is not None and is_same else b""
-            complete = not inode.flags & INCOMPLETE
-            entry = ops.Entry(name, inode.id, complete, digest)
+            # Who asks for digests compares what is below, suspect or not.
+            is_whole = not inode.flags & INCOMPLETE if digests else self._objects.is_whole(inode)
+            entry = ops.Entry(name, inode.id, is_whole, digest)
             entries.append(_own(name) if is_own(inode) else entry)
             tree.drop_unused(inode)
         return entries

@@ -33,7 +33,7 @@ class Looking:
         self._tree = tree
         self._objects = objects
         self._later = later
-        self._listings = Listings(tree, later.reads)
+        self._listings = Listings(objects, later.reads)
         self.handlers: dict[type, Callable[[Any], ops.AnyAnswer]] = {ops.Inspect: self._inspect}
         """What is answered at once, for each kind; they raise OSError."""
         self.slow: dict[type, Callable[[Any, Reply], ops.AnyAnswer | None]] = {

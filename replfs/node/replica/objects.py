@@ -6,9 +6,11 @@ import errno
 import os
 
 from replfs.core import ops
+from replfs.node.replica.beside import Beside
 from replfs.node.replica.own import Own
 from replfs.store import locators
 from replfs.store.inode import Inode
+from replfs.store.record import INCOMPLETE
 from replfs.store.syscalls import failure
 from replfs.store.tree import Tree
 
@@ -18,7 +20,15 @@ class Objects:
 
     def __init__(self, tree: Tree, own: Own) -> None:
         self.tree = tree
+        self.beside: Beside | None = None
+        """What this store may have on its own, and its primary not."""
         self._own = own
+
+    def is_whole(self, inode: Inode) -> bool:
+        """Whether its primary has to compare nothing of an object that it finds here."""
+        if inode.flags & INCOMPLETE:
+            return False
+        return self.beside is None or not self.beside.is_suspect(inode)
 
     def directory(self, object_id: bytes, name: bytes) -> Inode:
         """A directory in which *name* may be changed. Raises OSError."""

@@ -187,7 +187,7 @@ class Repair:
             self._limbo.take(parent, op.name, current)
             current = None
         if current is not None and current.id == op.object and self._is_sure(current, op):
-            return ops.Placed(not current.flags & INCOMPLETE, created=False)
+            return ops.Placed(self._objects.is_whole(current), created=False)
         found = self._find(op, current)
         if current is not None:
             if found is None and self._may_adopt(current, op.attributes):
@@ -198,7 +198,7 @@ class Repair:
             self._limbo.take(parent, op.name, current)
         if found is not None:
             self._bring(found, parent, op.name)
-            return ops.Placed(not found.flags & INCOMPLETE, created=False)
+            return ops.Placed(self._objects.is_whole(found), created=False)
         attributes = op.attributes
         self._tree.set_umask(0)
         made, _, _, fd = self._tree.make(

@@ -111,7 +111,7 @@ class Replica:
 
     def keep_beside(self, beside: Beside | None) -> None:
         """What this store may have on its own, and the primary not, is kept there from here on."""
-        self._live.beside = beside
+        self._live.beside = self._objects.beside = beside
         self._repair.keep_beside(beside)
 
     def forget_all(self) -> None:

@@ -13,7 +13,8 @@
 
 Every class carries `errno`, what an application sees, and `exit_code`, what a script sees.
 System call failures stay `OSError`: their errno is already right. One in the middle of a change
-that takes several calls is `HalfDone`, an `OSError`, where what the earlier calls did remains.
+that takes several calls is `HalfDone`, an `OSError`, where what the earlier calls did remains;
+one of the state, which then does not say what it was told, is `NotRecorded`.
 """
 
 from __future__ import annotations
@@ -77,3 +78,7 @@ class NotInSync(ReplfsError):
 
 class HalfDone(OSError):
     """A change failed here after a part of it was made; errno of the call that failed."""
+
+
+class NotRecorded(OSError):
+    """The state could not be written; what was to be recorded may have happened all the same."""

@@ -27,7 +27,7 @@ from typing import Any, Final
 
 import msgspec
 
-from replfs.errors import StoreError
+from replfs.errors import NotRecorded, StoreError
 
 FILE: Final = "state.db"
 LOG: Final = "state.db-wal"
@@ -347,12 +347,12 @@ class Database:
         code = getattr(error, "sqlite_errorcode", 0)
         path = f"{self._where}/.replfs/{FILE}"
         if code in _FULL:
-            return OSError(errno.ENOSPC, f"no space for the state ({error})", path)
+            return NotRecorded(errno.ENOSPC, f"no space for the state ({error})", path)
         if code & 0xFF == sqlite3.SQLITE_READONLY:
-            return OSError(errno.EROFS, f"the state cannot be written ({error})", path)
+            return NotRecorded(errno.EROFS, f"the state cannot be written ({error})", path)
         if code & 0xFF in _DAMAGE:
             return self.damaged(str(error))
-        return OSError(errno.EIO, f"the state cannot be used ({error})", path)
+        return NotRecorded(errno.EIO, f"the state cannot be used ({error})", path)
 
 
 def damaged(where: str, problem: str) -> StoreError:

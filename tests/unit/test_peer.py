@@ -15,7 +15,7 @@ from replfs.core import features, ops
 from replfs.core.dirty import DirtyLog
 from replfs.core.generation import Action, Decision
 from replfs.core.relationship import Event, State
-from replfs.errors import UsageError
+from replfs.errors import NotRecorded, UsageError
 from replfs.node.failover.switchover import Switchover
 from replfs.node.replication.flight import Flight
 from replfs.node.replication.peer import Peer
@@ -308,3 +308,12 @@ def test_a_peer_that_could_not_flush_is_brought_what_it_was_to_flush(peer, below
     marks = peer.log.marks(file.id if is_known else ROOT_ID)
     assert marks is not None
     assert marks.data if is_known else marks.deep
+
+
+def test_where_what_it_lacks_cannot_be_recorded_everything_is_compared(peer):
+    peer.state = State.IN_SYNC
+    error = NotRecorded(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert peer.doubt_all(error) is error
+    assert peer.unrecorded
+    assert peer.state is State.INCREMENTAL
+    assert os.strerror(errno.ENOSPC) in peer.last_error.reason

@@ -177,6 +177,9 @@ async def test_where_a_change_may_be_cut_off_the_names_that_it_is_about_are_note
         def __init__(self):
             self.peers = [self]
 
+        def record(self, mark):
+            mark(self)
+
         async def claim(self, _claims, _kind):
             return None
 

@@ -10,9 +10,10 @@ from typing import Final
 
 from replfs.core import footprint, ops
 from replfs.core.policy import Ack, Policy
+from replfs.errors import HalfDone
 from replfs.node.mounted.files import Files
 from replfs.node.mounted.view import Found
-from replfs.node.replication.flight import Flight
+from replfs.node.replication.flight import UNRECORDED, Flight
 from replfs.node.replication.pipeline import Touched
 from replfs.store import syscalls
 from replfs.store.activity import KIND_ATTRS, KIND_NAMES, Slot
@@ -442,8 +443,7 @@ class Volume(Files):
             )
         finally:
             if not announced:
-                for peer in self.pipeline.peers:
-                    peer.mark_touched(((parent, KIND_NAMES, 0),))
+                self.pipeline.record(lambda peer: peer.mark_touched(((parent, KIND_NAMES, 0),)))
             tree.release(whiteout)
 
     # Extended attributes -----------------------------------------------------------------------
@@ -525,8 +525,12 @@ class Volume(Files):
             if inode.gone:
                 pass
             elif (before == Policy.NONE) != (after == Policy.NONE):
-                for peer in self.pipeline.peers:
-                    peer.mark_policy_change(inode, removal=after == Policy.NONE)
+                removal = after == Policy.NONE
+                failed = self.pipeline.record(
+                    lambda peer: peer.mark_policy_change(inode, removal=removal)
+                )
+                if failed is not None:
+                    raise HalfDone(errno.EIO, UNRECORDED) from failed
             elif after != Policy.NONE:
                 self.pipeline.send(ops.SetPolicy(inode.id, policy, ack), None, flight, 0)
             if flight.waiting:

@@ -10,10 +10,11 @@ from typing import Final, Protocol
 import trio
 
 from replfs.core import ops
-from replfs.errors import NotInSync
+from replfs.errors import HalfDone, NotInSync
 from replfs.store.activity import ActivityLog, Slot
 from replfs.transport.link import Link
 
+UNRECORDED: Final = "applied here, and what a peer lacks of it cannot be recorded"
 _BUCKETS: Final = 52
 
 _NOTHING_DONE: Final[dict[type, frozenset[int]]] = {
@@ -97,7 +98,7 @@ class Flight:
 
     __slots__ = (
         "bad", "group", "here", "kind", "last", "length", "op", "owner", "sent_to", "slots",
-        "start", "task", "waiting",
+        "start", "task", "unrecorded", "waiting",
     )  # fmt: skip
 
     def __init__(self, owner: Owner, kind: str, length: int = 0) -> None:
@@ -119,6 +120,8 @@ class Flight:
         self.sent_to: list[Target] = []
         self.bad: dict[Target, ops.Done] | None = None
         """Answers that were not plain success; ETIMEDOUT: none came."""
+        self.unrecorded: OSError | None = None
+        """Why it could not be recorded what a peer lacks of it."""
 
     def sent(self, peer: Target, op: ops.AnyOp, start: int) -> None:
         """It is on its way to *peer*."""
@@ -199,15 +202,24 @@ class Flight:
 
         Raises:
             NotInSync: *strict*, and fewer peers than needed confirmed what was applied here.
+            HalfDone: what a peer lacks of it could not be recorded.
         """
         op = self.op
-        if op is None:
-            return
         here = self.here
-        if self.bad is None and not strict and (here is None or self._is_whole(here)):
+        is_whole = self.bad is None and (here is None or self._is_whole(here))
+        if op is None or (is_whole and not strict and self.unrecorded is None):
             return
+        confirmed = self._compare(op)
+        is_applied = here is None or not here.errno
+        if strict and is_applied and confirmed < self.owner.confirmations_needed():
+            raise NotInSync("applied here, unconfirmed on a peer")
+        if self.unrecorded is not None:
+            raise HalfDone(errno.EIO, UNRECORDED) from self.unrecorded
+
+    def _compare(self, op: ops.AnyOp) -> int:
+        """Record what may differ on the peers; how many of them have confirmed it."""
         whole = ops.Done(0, self.length)
-        here = here or whole
+        here = self.here or whole
         answers = self.bad or {}
         confirmed = 0
         for peer in self.sent_to:
@@ -217,8 +229,7 @@ class Flight:
             else:
                 number = answer.errno or here.errno
                 peer.failed(op, number, length=self.length, start=self.start)
-        if strict and not here.errno and confirmed < self.owner.confirmations_needed():
-            raise NotInSync("applied here, unconfirmed on a peer")
+        return confirmed
 
     def _is_whole(self, done: ops.Done) -> bool:
         return not done.errno and done.written == self.length

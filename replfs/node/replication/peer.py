@@ -395,6 +395,13 @@ class Peer(Places):
             self.log.absorb(lost)
         self.doubt(f"the peer could not flush its store: {reason}")
 
+    def doubt_all(self, error: OSError) -> OSError:
+        """What it lacks could not be recorded: everything is compared. Returns *error*."""
+        self.unrecorded = True
+        self.last_error = LastError("/", f"what it lacks cannot be recorded: {error.strerror}")
+        self.doubt(self.last_error.reason)
+        return error
+
     def set_apart(self, *, apart: bool = True) -> None:
         """The peer has nothing that this side's disk does not have, or may have from here on."""
         if self.apart != apart:
@@ -508,9 +515,7 @@ class Peer(Places):
             else:
                 self.mark(op, length=length, start=start)
         except OSError as error:
-            # It is applied already, so it cannot fail any more: nothing is in sync from here on.
-            self.unrecorded = True
-            self.note_error(op, f"cannot be recorded: {error.strerror}")
+            self.doubt_all(error)
         if number == errno.ESTALE:
             # Something, perhaps far above it, is not where it was located once: all is told anew.
             self.located[LIVE].intersection_update({ROOT_ID})

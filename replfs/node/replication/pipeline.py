@@ -24,7 +24,7 @@ import trio
 from replfs.core import ops
 from replfs.core.policy import Policy
 from replfs.core.scheduler import Claim, Scheduler, Ticket
-from replfs.errors import HalfDone, NotInSync
+from replfs.errors import HalfDone, NotInSync, NotRecorded
 from replfs.node.pacing.courtesy import Applications
 from replfs.node.pacing.unwritten import Unwritten
 from replfs.node.replication.flight import Flight, Latencies
@@ -252,9 +252,11 @@ class Pipeline:
         start: int,
         policy: int = Policy.SYNC,
     ) -> None:
-        """To every peer on which *op* is clean; into the log of the others."""
+        """To every peer on which *op* is clean; into the log of the others.
+
+        What cannot be recorded is told when it is settled: by then it has been applied.
+        """
         queue_bytes = self.async_queue_bytes if policy == Policy.ASYNC else 0
-        length = len(payload) if payload is not None else 0
         flight.op = op
         if type(op) is not ops.Sync:
             self.changes += 1
@@ -262,10 +264,18 @@ class Pipeline:
             # Those that get it learn first that it belongs to another generation.
             for peer in self.peers:
                 if not peer.diverged and not peer.is_whole(queue_bytes):
-                    peer.begin_divergence()
+                    try:
+                        peer.begin_divergence()
+                    except OSError as error:
+                        flight.unrecorded = peer.doubt_all(error)
+        length = len(payload) if payload is not None else 0
         for peer in self.peers:
-            if not peer.send(op, payload, flight, start, queue_bytes):
-                peer.mark(op, length=length, start=start)
+            # What keeps it from one of them is no reason not to send it to the others.
+            try:
+                if not peer.send(op, payload, flight, start, queue_bytes):
+                    peer.mark(op, length=length, start=start)
+            except OSError as error:
+                flight.unrecorded = peer.doubt_all(error)
 
     async def announced(self) -> None:
         """Wait until the peers that go on know of the generation that has begun.
@@ -321,6 +331,8 @@ class Pipeline:
 
         The answers then end *slots*, and what they say is recorded.
         """
+        if flight.unrecorded is not None:
+            return False  # its caller is to know
         if policy == Policy.ASYNC:
             flight.detach(slots)
             return True
@@ -408,10 +420,10 @@ class Pipeline:
             try:
                 op = apply()
             except OSError as error:
-                # Of a call that fails with EIO nobody knows what it did; any other did nothing.
-                if isinstance(error, HalfDone) or error.errno == errno.EIO:
-                    for peer in self.peers:
-                        peer.mark_touched(touched)
+                # Of a call that fails with EIO nobody knows what it did, and what could not be
+                # recorded was done; any other did nothing.
+                if isinstance(error, HalfDone | NotRecorded) or error.errno == errno.EIO:
+                    self.record(lambda peer: peer.mark_touched(touched))
                 raise
             if op is not None:
                 self.send(op, None, flight, 0, policy)
@@ -429,6 +441,16 @@ class Pipeline:
         if let_go:
             await self.catch_up()
         return not let_go
+
+    def record(self, mark: Callable[[Peer], None]) -> OSError | None:
+        """Record that every peer lacks something; the error, where that cannot be kept."""
+        failure = None
+        for peer in self.peers:
+            try:
+                mark(peer)
+            except OSError as error:
+                failure = peer.doubt_all(error)
+        return failure
 
     def measure(self, kind: str, began: int) -> None:
         """Count an operation of this class, and how long it took since *began* (monotonic ns)."""

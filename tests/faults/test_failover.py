@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 
 import pytest
+from helpers import acl
 from helpers.children import spawn
 from helpers.group import Group, Member
 from helpers.nodes import Node, Pair, wait_for
@@ -515,6 +516,11 @@ def test_a_split_brain_is_listed_and_changes_nothing(apart):
 
 
 OWN = ("changed", "by-the-other", "same", "new")
+ATTRIBUTES = {"user.of": b"the loser", acl.ACCESS: acl.pack(6, 4, 4, users={1: 6})}
+
+
+def attributes_of(path: Path) -> dict[str, bytes]:
+    return {name: os.getxattr(path, name) for name in ATTRIBUTES if name in os.listxattr(path)}
 
 
 @pytest.mark.parametrize("decision", ["keep-mine", "keep-theirs", "keep-both"])
@@ -535,6 +541,8 @@ def test_a_split_brain_is_decided(apart, decision):
         )
         if (loser.top / name).is_file()
     }
+    for name, value in ATTRIBUTES.items():
+        os.setxattr(loser.top / "both", name, value)
     own_won, own_lost = ("own-a", "own-b") if winner is a else ("own-b", "own-a")
     gone = [f"{own_won}/{name}" for name in ("changed", "by-the-other", "same")]
     versions |= {name: (loser.top / name).read_bytes() for name in gone}
@@ -569,7 +577,10 @@ def test_a_split_brain_is_decided(apart, decision):
         for path in winner.top.rglob("*")
         if ".b-" in path.name and path.is_file()
     }
+    (of_both,) = (loser.store / ".replfs/kept").glob(f"{loser.store.name[-1]}-*/both")
+    assert attributes_of(of_both) == ATTRIBUTES
     if decision == "keep-both":
+        assert attributes_of(brought["both"]) == ATTRIBUTES
         # It was made so shortly before that b may have changed it, for all that is known.
         brought.pop("own-a/changed", None)
         assert {name: path.read_bytes() for name, path in brought.items()} == {

@@ -6,6 +6,7 @@ import os
 
 import pytest
 import trio
+from helpers import acl
 from helpers.replicas import DIRECTORY, FILE, Store, object_id
 
 from replfs.core import ops
@@ -44,6 +45,25 @@ async def test_a_file_is_kept_where_a_file_has_the_name_of_its_directory(tree, b
     inode = tree.lookup(inode.parent, b"g")[0]
     await beside.keep_contents(inode)
     assert (kept / "b.~1/c/g").read_bytes() == b"too"
+
+
+async def test_a_file_is_kept_with_its_extended_attributes_and_acl(tree, beside, tmp_path):
+    path = tmp_path / "store/file"
+    path.write_bytes(b"alone")
+    path.chmod(0o640)
+    os.setxattr(path, "user.one", b"1")
+    os.setxattr(path, acl.ACCESS, acl.pack(6, 0, 0, users={1: 4}))
+    found = path.stat()
+    inode = tree.lookup(tree.root, b"file")[0]
+    record = tree.ensure_id(inode)
+    await beside.keep_contents(inode)
+    kept = tmp_path / "store/.replfs/kept/a-now/file"
+    for name in ("user.one", acl.ACCESS):
+        assert os.getxattr(kept, name) == os.getxattr(path, name)
+    assert kept.stat().st_mode == found.st_mode
+    assert kept.stat().st_mtime_ns == found.st_mtime_ns
+    assert record
+    assert not any("replfs" in name for name in os.listxattr(kept))
 
 
 @pytest.fixture

@@ -25,6 +25,8 @@ class Volume:
         self.tree = SimpleNamespace(root=SimpleNamespace(nodeid=1, is_directory=True))
         self.references: dict[int, int] = {}
         self.open: set[int] = set()
+        self.xattrs = {b"system.posix_acl_access": b"of the directory's default"}
+        self.done: list[str] = []
 
     def lookup(self, _parent, name):
         raise FileNotFoundError(name)
@@ -39,6 +41,22 @@ class Volume:
     def _new(self, nodeid, *, is_directory):
         self.references[nodeid] = 1
         return SimpleNamespace(nodeid=nodeid, is_directory=is_directory)
+
+    def listxattr(self, _nodeid):
+        return list(self.xattrs)
+
+    async def setxattr(self, _nodeid, name, value, **_):
+        self.done.append("xattr")
+        self.xattrs[name] = value
+
+    async def removexattr(self, _nodeid, name):
+        del self.xattrs[name]
+
+    async def write(self, _number, _offset, _data):
+        self.done.append("write")
+
+    async def setattr(self, _nodeid, _number, **changes):
+        self.done += [name for name, value in changes.items() if value is not None]
 
     async def release(self, number):
         self.open.remove(number)
@@ -80,6 +98,32 @@ async def test_nothing_is_held_of_what_was_begun():
     assert volume.references == {DIRECTORY: 0, FILE: 0}
     assert not volume.open
     assert copies.count == 0
+
+
+async def test_a_copy_has_the_extended_attributes_of_what_it_is_a_copy_of(monkeypatch):
+    """And no others; after all that would take a capability away, before the times."""
+    values = {b"security.capability": b"c", b"user.one": b"1"}
+
+    async def at(*_):
+        found = ops.Attributes(
+            _stat.S_IFREG | 0o644, 0, 0, 0, 5, 7, b"", policy=0, ack=0,
+            xattrs=dict.fromkeys(values, b"a digest"),
+        )  # fmt: skip
+        return ops.Inspected(b"f" * 16, complete=True, attributes=found)
+
+    async def fetch(*_):
+        return ops.Fetched(b"12345", [], 5)
+
+    async def xattr(_object_id, name):
+        return values[name]
+
+    volume: Any = Volume()
+    inspector: Any = SimpleNamespace(at=at, fetch=fetch, xattr=xattr)
+    copies = Copies(volume, inspector, b".b")
+    await copies.copy(b"f")
+    assert volume.xattrs == values
+    assert volume.done == ["write", "size", "mode", "xattr", "xattr", "mtime"]
+    copies.close()
 
 
 async def test_the_kernel_is_told_of_what_is_there_all_the_same(monkeypatch):

@@ -143,6 +143,13 @@ class Inspector:
             raise _failure(answer)
         return answer
 
+    async def xattr(self, object_id: bytes, name: bytes) -> bytes:
+        """An extended attribute there. Raises OSError where it cannot be read."""
+        answer = await self.ask(ops.Fetch(object_id, 0, ops.XATTR_VALUE_MAX, name))
+        if not isinstance(answer, ops.Fetched):
+            raise _failure(answer)
+        return answer.data
+
 
 def _is_directory(found: ops.Inspected) -> bool:
     return found.attributes is not None and _stat.S_ISDIR(found.attributes.mode)

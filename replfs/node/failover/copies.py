@@ -65,11 +65,26 @@ class Copies:
                 await self._fill(handle.number, there.object, found.size)
                 await self._volume.setattr(
                     inode.nodeid, handle.number, size=found.size, mode=found.mode & 0o7777,
+                    uid=None, gid=None, atime=None, mtime=None,
+                )  # fmt: skip
+                # Only now: a write or another size takes a capability away.
+                await self._set_xattrs(inode, there.object, set(found.xattrs))
+                await self._volume.setattr(
+                    inode.nodeid, handle.number, size=None, mode=None,
                     uid=None, gid=None, atime=None, mtime=found.mtime,
                 )  # fmt: skip
             finally:
                 await self._volume.release(handle.number)
         self.count += 1
+
+    async def _set_xattrs(self, inode: Inode, object_id: bytes, names: set[bytes]) -> None:
+        """Those that it has there, and no others: its directory here may give it an ACL."""
+        for name in self._volume.listxattr(inode.nodeid):
+            if name not in names:
+                await self._volume.removexattr(inode.nodeid, name)
+        for name in sorted(names):
+            value = await self._inspector.xattr(object_id, name)
+            await self._volume.setxattr(inode.nodeid, name, value, uid=0, groups=set)
 
     async def _fill(self, number: int, object_id: bytes, size: int) -> None:
         for offset in range(0, size, ops.PAYLOAD_MAX):

@@ -28,7 +28,7 @@ from replfs.core.dirty import DirtyLog
 from replfs.store import locators, syscalls
 from replfs.store.inode import Inode
 from replfs.store.reach import KEPT, LIMBO
-from replfs.store.record import ROOT_ID
+from replfs.store.record import HIDDEN_PREFIXES, ROOT_ID
 from replfs.store.tree import Tree
 
 log = logging.getLogger(__name__)
@@ -219,6 +219,7 @@ class Beside:
                 await trio.to_thread.run_sync(_copy, source, target)
                 os.fchown(target, found.st_uid, found.st_gid)
                 os.fchmod(target, _stat.S_IMODE(found.st_mode))
+                _copy_xattrs(source, target)
                 syscalls.utimens(target, found.st_atime_ns, found.st_mtime_ns)
                 await trio.to_thread.run_sync(self._harden, target, directory)
             except BaseException:
@@ -300,6 +301,13 @@ def _exists(name: bytes, directory: int) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def _copy_xattrs(source: int, target: int) -> None:
+    """All but the record: ACLs, which agree with the mode, capabilities, what users set."""
+    for name in map(os.fsencode, os.listxattr(source)):
+        if not name.startswith(HIDDEN_PREFIXES):
+            os.setxattr(target, name, os.getxattr(source, name))
 
 
 def _copy(source: int, target: int) -> None:

@@ -22,7 +22,7 @@ import errno
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -75,7 +75,15 @@ class DatabaseStatistics(msgspec.Struct, frozen=True):
 class Database:
     """The open database. Belongs to the thread that made it, but for `harden`."""
 
-    def __init__(self, directory: int, where: str, *, application: int, version: int) -> None:
+    def __init__(
+        self,
+        directory: int,
+        where: str,
+        *,
+        application: int,
+        version: int,
+        on_log: Callable[[int], None],
+    ) -> None:
         """Open the database in *directory*, which remains the caller's.
 
         Args:
@@ -83,6 +91,8 @@ class Database:
             where: STORE, for messages.
             application: what `PRAGMA application_id` must be.
             version: what `PRAGMA user_version` must be.
+            on_log: told after each commit how long the log is, in bytes. It becomes no shorter
+                before `close`.
 
         Raises:
             StoreError: the database is damaged, or not of this kind and version.
@@ -90,6 +100,7 @@ class Database:
         """
         self._directory = directory
         self._where = where
+        self._on_log = on_log
         self._commits = self._commits_kept = self._checkpoints = 0
         self._keeping = threading.Lock()
         self._log = self._reserve = -1
@@ -129,6 +140,8 @@ class Database:
         db.execute("PRAGMA synchronous = NORMAL")
         db.execute(f"PRAGMA wal_autocheckpoint = {0 if keeps else _BACKSTOP_PAGES}")
         db.execute("PRAGMA temp_store = MEMORY")
+        # Relies on: without a limit a log that starts anew keeps its length; see `Lock.log_size`.
+        db.execute("PRAGMA journal_size_limit = -1")
         # Nor is a frame of the log ever written twice: see `wal.problem`.
         db.execute("PRAGMA cache_spill = OFF")
         return db
@@ -229,6 +242,7 @@ class Database:
                     raise self._translated(error) from error
             else:
                 self._commits += 1
+                self._on_log(os.fstat(self._log).st_size)
                 return
 
     def _transaction(self, changes: Sequence[Statement]) -> None:

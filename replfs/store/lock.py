@@ -4,6 +4,10 @@
 is going on, its second line names boot and mount: whoever finds it there knows that the run was
 killed, whatever the state says. It is written after the state says that a run has begun, and taken
 away before the state may say that it has ended, so that the lock is never the later word.
+
+A third line says how long the log of the state's database was, which never becomes shorter while a
+run is going on. Like the rest it is in the kernel's memory when the call returns, and no more: it
+says something of a process that was killed, and nothing after a loss of power.
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ from replfs.errors import StoreBusy
 NAME: Final = "lock"
 _SIZE_MAX: Final = 256
 """Bytes; more than there are."""
+_DIGITS: Final = 20
+"""Of the log's length."""
 
 
 class Lock:
@@ -35,6 +41,7 @@ class Lock:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         self._fd = os.open(NAME, flags, 0o600, dir_fd=directory)
         self._this = run.encode()
+        self._size = self._at = 0
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -43,7 +50,9 @@ class Lock:
             raise StoreBusy(
                 f"{where} is in use by another replfs process ({first or 'unknown'})"
             ) from None
-        self._run = os.pread(self._fd, _SIZE_MAX, 0).partition(b"\n")[2]
+        _, self._run, size, *_ = *os.pread(self._fd, _SIZE_MAX, 0).split(b"\n"), b"", b""
+        if self._run and size.isdigit():
+            self._size = int(size)
         with contextlib.suppress(OSError):  # a full disk: nothing is missed but a check
             self._note(self._run)
 
@@ -61,11 +70,27 @@ class Lock:
         """And nothing that it had handed to the kernel has been lost since."""
         return self._run == self._this
 
+    @property
+    def log_size(self) -> int:
+        """How long the log was at least, in bytes; 0: that is not known."""
+        return self._size
+
     def _note(self, run: bytes) -> None:
         text = b"%d\n%b" % (os.getpid(), run)
+        if run:
+            self._at = len(text) + 1
+            text += b"\n%0*d" % (_DIGITS, self._size)
         os.pwrite(self._fd, text, 0)
         os.ftruncate(self._fd, len(text))
         self._run = run
+
+    def note_log(self, size: int) -> None:
+        """The log is that long, in bytes; called after each commit."""
+        if size > self._size:
+            self._size = size
+            if self._run:
+                with contextlib.suppress(OSError):  # as above
+                    os.pwritev(self._fd, (b"%0*d" % (_DIGITS, size),), self._at)
 
     def begin(self) -> None:
         """A run has begun, and the state says so on the disk."""

@@ -122,7 +122,11 @@ class State:
             if self._lock.is_killed:
                 self._check_log()
             self._database = Database(
-                self._directory, self._where, application=tables.APPLICATION, version=tables.FORMAT
+                self._directory,
+                self._where,
+                application=tables.APPLICATION,
+                version=tables.FORMAT,
+                on_log=self._lock.note_log,
             )
             cleanup.callback(self._database.abandon)
             self._identity = self._read("identity", Identity)
@@ -179,7 +183,7 @@ class State:
         except FileNotFoundError:
             raise damaged(self._where, f"its log, {LOG}, is missing") from None
         try:
-            problem = wal.problem(log)
+            problem = wal.problem(log, self._lock.log_size)
         finally:
             os.close(log)
         if problem:

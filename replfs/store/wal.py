@@ -36,10 +36,11 @@ def _sum(data: bytes, one: int, two: int, *, big: bool) -> tuple[int, int]:
     return one, two
 
 
-def problem(fd: int) -> str:
+def problem(fd: int, size_min: int = 0) -> str:
     """Why the log open on *fd* is not what a process leaves that was killed; empty: it may be.
 
-    It had committed something. Reads all of it: 4,000 frames take a quarter of a second.
+    It had committed something, and the log was *size_min* bytes long when it had done so last.
+    Reads all of it: 4,000 frames take a quarter of a second.
     """
     size = os.fstat(fd).st_size
     head = os.pread(fd, _HEADER.size, 0)
@@ -50,7 +51,7 @@ def problem(fd: int) -> str:
     if magic & ~1 != _MAGIC or list(_sum(head[:24], 0, 0, big=big)) != sums:
         return "its log, state.db-wal, is not one"
     step = _FRAME.size + page
-    if (size - _HEADER.size) % step not in {0, _FRAME.size}:
+    if (size - _HEADER.size) % step not in {0, _FRAME.size} or size < size_min:
         return "its log, state.db-wal, is cut short"
     at = _HEADER.size
     one, two = sums

@@ -16,8 +16,8 @@ import pytest
 from helpers.states import opened
 
 from replfs.errors import StoreError
+from replfs.store import database, wal
 from replfs.store import state as state_module
-from replfs.store import wal
 from replfs.store.state import State
 
 FRAME = 24 + 4096
@@ -98,6 +98,46 @@ def test_a_log_that_was_cut_is_refused(killed, size, words):
     log = log_of(killed)
     os.truncate(log, size if size >= 0 else log.stat().st_size + size)
     assert words in refusal(killed)
+
+
+@pytest.mark.parametrize("frames", [1, 2, MARKS // 2])
+def test_a_log_that_was_cut_between_two_commits_is_refused(killed, frames):
+    """It is the log of an earlier moment, with nothing wrong in itself."""
+    log = log_of(killed)
+    os.truncate(log, log.stat().st_size - frames * FRAME)
+    assert "cut short" in refusal(killed)
+
+
+def test_an_earlier_state_of_the_same_run_is_refused(tmp_path):
+    """A copy from before some of the marks, put back after a kill."""
+    original, store = tmp_path / "original", tmp_path / "store"
+    original.mkdir()
+    with opened(original) as state:
+        state.started()
+        state.save_peer("a")
+        log = state.load_log("a")
+        log.mark_data(bytes(16), 0, 1)
+        shutil.copytree(original / ".replfs", tmp_path / "earlier")
+        log.mark_data(b"1" * 16, 0, 1)
+        shutil.copytree(original, store)
+    for name in ("state.db", "state.db-wal"):
+        shutil.copy(tmp_path / "earlier" / name, store / ".replfs")
+    assert "cut short" in refusal(store)
+
+
+def test_a_log_that_began_anew_is_as_long_as_before(killed, tmp_path, monkeypatch):
+    """What is in it then is shorter, and nothing of that is missing."""
+    monkeypatch.setattr(database, "_CHECKPOINT_COMMITS", 1)
+    store = tmp_path / "another"
+    with opened(killed) as state:
+        state.started()
+        log = state.load_log("a")
+        for number in range(MARKS):
+            log.mark_data(bytes([number + 1]) * 16, 1 << 20, 2 << 20)
+        state.harden()
+        log.mark_data(b"x" * 16, 0, 1)
+        shutil.copytree(killed, store)
+    assert marks(store) == MARKS + 1
 
 
 def test_a_log_that_is_gone_is_refused(killed):

@@ -24,6 +24,7 @@ from replfs.node.settings.config import check_nesting
 from replfs.node.settings.values import PeerSetting
 from replfs.store import locators, syscalls
 from replfs.store.state import State
+from replfs.store.twins import UNPARTED, part_stopped
 from replfs.transport.listener import Session
 
 _SIGN_S: Final = 0.05
@@ -272,6 +273,11 @@ def promote_stopped(state: State, root_fd: int, *, force: bool, tentative: bool)
         has_failed = True
         objections.append(Objection(f"{UNFLUSHED} ({error.strerror})", UNFLUSHED))
     refuse(objections, force=force)
+    if state.identity().inconsistent:
+        try:
+            part_stopped(root_fd)
+        except OSError as error:
+            raise NotInSync(f"{UNPARTED} ({error.strerror})") from error
     if objections or reign.kept_unstable(state) is None:
         # Where something is missing here, what was kept says nothing.
         reign.keep_unstable(state, None)

@@ -45,6 +45,7 @@ from replfs.store.identity import Peer
 from replfs.store.reach import KEPT, LIMBO, RESERVED
 from replfs.store.state import State
 from replfs.store.tree import Tree
+from replfs.store.twins import part_twins
 from replfs.transport.link import Link
 from replfs.transport.security import Curve
 
@@ -221,7 +222,7 @@ class Fetch:
             if (done and any_will_do) or not awaited:
                 break
             if trio.current_time() >= until:
-                self._alone(awaited)
+                await self._alone(awaited)
                 return frozenset()
             await trio.sleep(_LOOK_S)
         if not done:
@@ -265,7 +266,7 @@ class Fetch:
         )
         self._state.flush(durable=True)
 
-    def _alone(self, awaited: list[_Source]) -> None:
+    async def _alone(self, awaited: list[_Source]) -> None:
         """Nobody answers: an operator has said that it shall serve all the same, or it does not."""
         who = "; ".join(f"{source.peer.name} ({source.reason})" for source in awaited)
         if not self._settings.start_alone:
@@ -277,6 +278,7 @@ class Fetch:
         log.warning("starting alone: what was lost is given up; it may be on %s", who)
         if self._state.identity().inconsistent:
             self._keep_limbo()
+            await part_twins(self._tree)
         self._state.new_generation()
         self._state.update(inconsistent=False)
         self._event("start-alone", waited_for=who)

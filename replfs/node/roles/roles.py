@@ -39,6 +39,7 @@ from replfs.store.activity import ActivityLog, is_lost, recover
 from replfs.store.progress import Progress
 from replfs.store.state import UNSTABLE, State
 from replfs.store.tree import Tree
+from replfs.store.twins import UNPARTED, part_twins
 from replfs.transport.listener import Session
 from replfs.transport.security import Curve
 
@@ -434,6 +435,8 @@ class Roles:
         secondary.is_over = True
         try:
             await secondary.replica.idle()
+            if self.state.identity().inconsistent:
+                await self._part_twins()
             await self._flush_before_reign(by_force=by_force)
             # Should this process die once the role is written, the next one is to know that
             # nothing was in flight.
@@ -460,6 +463,15 @@ class Roles:
         if self.front is not None:
             await self.front.exchange(self.primary)
             await self.front.thaw()
+
+    async def _part_twins(self) -> None:
+        """What a resync made anew, and was cut off before it removed the old one."""
+        try:
+            number = await part_twins(self.tree)
+        except OSError as error:
+            raise NotInSync(f"{UNPARTED} ({error.strerror})") from error
+        if number:
+            log.warning("%d objects got another id: the resync had made them anew", number)
 
     async def _flush_before_reign(self, *, by_force: bool) -> None:
         """What the last primary had acknowledged is on this disk, before its record is dropped.

@@ -1,0 +1,109 @@
+"""Objects of which several have one id, in a store that a resync left half old and half new.
+
+A resync makes an object anew that the store has already, where it does not come by the old one
+first; that one is removed at the end. If the resync is cut off, and the store becomes a primary's
+as it is, both stay. To its peers they would be one object, which is in one place: whoever was
+placed first would be missing there, or two files would be two names of one. So before it reigns
+each of them but one gets an id of its own. Which keeps it is a matter of `Tree.read_record`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat as _stat
+from array import array
+from collections.abc import Container, Iterator
+from contextlib import ExitStack
+from itertools import pairwise
+from typing import Final
+
+import trio
+
+from replfs.store import record as _record
+from replfs.store import syscalls
+from replfs.store.inode import proc_path
+from replfs.store.reach import RESERVED
+from replfs.store.tree import Tree
+
+UNPARTED: Final = "what a resync that was cut off has made anew cannot be told from what it was"
+"""Why such a store cannot be a primary's."""
+
+
+def find_twins(root_fd: int) -> list[list[bytes]]:
+    """Paths of objects that claim one id, one of each object; for a thread.
+
+    It reads the records of the whole store twice: some 15 us an object. Memory: 40 bytes an object
+    for a moment. What cannot be read is passed over, and so are mounts inside STORE.
+    """
+    numbers = array("q", (hash(found) for found, _, _ in _records(root_fd)))
+    ordered = sorted(numbers)
+    repeated = {one for one, other in pairwise(ordered) if one == other}
+    if not repeated:
+        return []
+    paths: dict[bytes, dict[int, bytes]] = {}
+    for found, number, path in _records(root_fd, repeated):
+        paths.setdefault(found, {})[number] = path
+    return [sorted(one.values()) for _, one in sorted(paths.items()) if len(one) > 1]
+
+
+async def part_twins(tree: Tree) -> int:
+    """Give ids of their own to all but one of the objects that have one, and say to how many.
+
+    Raises:
+        OSError: a record cannot be written; some are.
+    """
+    found = await trio.to_thread.run_sync(find_twins, tree.root_fd)
+    for paths in found:
+        await trio.lowlevel.checkpoint()
+        _part(tree, paths)
+    return sum(len(paths) - 1 for paths in found)
+
+
+def part_stopped(root_fd: int) -> None:
+    """As `part_twins`, in a store that no node serves; that is on the disk then. Raises OSError."""
+    found = find_twins(root_fd)
+    tree = Tree(root_fd)
+    try:
+        for paths in found:
+            _part(tree, paths)
+    finally:
+        tree.close_all()
+    if found:
+        syscalls.syncfs(root_fd)
+
+
+def _part(tree: Tree, paths: list[bytes]) -> None:
+    with ExitStack() as holds:
+        twins = [inode for inode in map(tree.at, paths) if inode is not None]
+        for inode in twins:
+            holds.enter_context(tree.held(inode))
+        for inode in twins:
+            tree.read_record(inode)
+        # All are known by now: only one of them has the id, whatever the disk says.
+        for inode in twins:
+            tree.ensure_id(inode)
+
+
+def _records(
+    root_fd: int, wanted: Container[int] | None = None
+) -> Iterator[tuple[bytes, int, bytes]]:
+    """(id, inode number, path) of every object with a record; only of *wanted* hashes of ids."""
+    device = os.fstat(root_fd).st_dev
+    for top, directories, files, fd in os.fwalk(b".", dir_fd=root_fd, follow_symlinks=False):
+        if top == b".":
+            directories[:] = [name for name in directories if name != RESERVED]
+        here = os.fstat(fd).st_dev == device
+        if not here:
+            directories.clear()
+            continue
+        for name in (*directories, *files):
+            try:
+                found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                if found.st_dev != device or not _record.can_carry(_stat.S_IFMT(found.st_mode)):
+                    continue
+                value = os.getxattr(proc_path(fd, name), _record.XATTR, follow_symlinks=False)
+            except OSError:
+                continue
+            own = _record.unpack(value, found.st_ino)
+            if own is not None and own.object and (wanted is None or hash(own.object) in wanted):
+                yield own.object, found.st_ino, os.path.normpath(os.path.join(top, name))

@@ -257,7 +257,11 @@ def simulated(seed: int) -> Iterator[World]:
         patch.setattr(os, "urandom", world.rng.randbytes)
         # Each node has a umask of its own, and here only one process has them all.
         patch.setattr(Tree, "set_umask", lambda self, umask: os.umask(umask))
-        yield world
+        umask = os.umask(0o022)
+        try:
+            yield world
+        finally:
+            os.umask(umask)
 
 
 def _patch_time(patch: pytest.MonkeyPatch, world: World) -> None:

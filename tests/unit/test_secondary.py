@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from helpers.states import opened
 
-from replfs.core.messages import Hello
+from replfs.core.messages import Hello, Welcome
 from replfs.node.asking.identity import welcome_of
 from replfs.node.pacing.unwritten import Unwritten
 from replfs.node.roles import reign
@@ -24,10 +24,11 @@ GENERATION, BEFORE, WINNER = (bytes([n]) * 16 for n in (3, 4, 5))
 class Session:
     """Remembers why it was closed."""
 
-    name = "winner"
-    node = WINNER
-
-    def __init__(self) -> None:
+    def __init__(self, hello: Hello, offered: Welcome) -> None:
+        self.hello = hello
+        self.offered = offered
+        self.name = hello.name
+        self.node = hello.node
         self.closed: list[str] = []
 
     def close(self, reason):
@@ -65,10 +66,14 @@ def hello_of(state):
 
 def meet(secondary, state):
     """The session that the primary gets."""
-    session: Any = Session()
-    secondary.welcome(hello_of(state))
+    session = offer(secondary, hello_of(state))
     secondary.opened(session)
     return session
+
+
+def offer(secondary, hello) -> Any:
+    """A session that a primary has been offered, and may take."""
+    return Session(hello, secondary.welcome(hello))
 
 
 def test_what_it_has_alone_is_kept_beside(secondary, state):
@@ -93,3 +98,29 @@ def test_nothing_is_taken_from_that_primary_until_that_can_be_kept(
     session = meet(secondary, state)
     assert secondary.session is session
     assert secondary.replica._live.beside is not None
+
+
+def other_of(state):
+    """Another one that was promoted, and does not know of the first."""
+    hello = hello_of(state)
+    hello.node, hello.name, hello.generation = b"o" * 16, "other", b"G" * 16
+    return hello
+
+
+def test_it_remembers_whom_it_lets_in_whoever_asked_last(secondary, state):
+    session = offer(secondary, hello_of(state))
+    offer(secondary, other_of(state))
+    secondary.opened(session)
+    assert secondary.primary_name == "winner"
+    assert (state.identity().leader, state.identity().follows) == (WINNER, GENERATION)
+
+
+def test_who_was_told_what_it_is_no_more_is_not_let_in(secondary, state):
+    """It would not ask what the other one has brought meanwhile."""
+    late = offer(secondary, hello_of(state))
+    session = offer(secondary, other_of(state))
+    secondary.opened(session)
+    secondary.opened(late)
+    assert late.closed
+    assert secondary.session is session
+    assert state.identity().leader == session.node

@@ -6,6 +6,7 @@ import errno
 import logging
 from collections.abc import Callable
 from functools import partial
+from typing import Final
 
 import trio
 
@@ -34,6 +35,13 @@ from replfs.transport.listener import Session
 HandOver = Callable[[Session, ops.Handover, Reply], None]
 
 log = logging.getLogger(__name__)
+
+_DECIDED_BY: Final = (
+    "volume", "node", "role", "generation", "history", "uninitialized", "memory_lost", "features",
+    "base", "leader", "discarded",
+)  # fmt: skip
+"""What a primary decides by that a secondary says of itself; but for how far it has followed, by
+which only the secondary does, when it lets the primary in."""
 
 
 class Secondary:
@@ -82,7 +90,6 @@ class Secondary:
         self.replica.suspects.source = self._suspected
         self._keep_suspects()
         self.freezer = Freezer(state, self.replica, lambda: self.session, event)
-        self._hello: Hello | None = None
 
     def _note_kept(self, path: str) -> None:
         self.kept.append(path)
@@ -123,7 +130,6 @@ class Secondary:
             raise Refused(
                 f"{hello.name} is not what this store can follow: {decision.sentence}", "refused"
             )
-        self._hello = hello
         return welcome_of(self._state, self.progress)
 
     def _decide(self, hello: Hello) -> generations.Decision:
@@ -134,21 +140,24 @@ class Secondary:
         if self.freezer.until is not None:
             session.close("frozen")  # it was welcomed just before
             return
-        hello = self._hello
-        if hello is not None and not self._keep_what_is_beyond(session, hello):
+        if not _says_the_same(session.offered, welcome_of(self._state)):
+            # Another primary was let in meanwhile, say: this one has decided by what is no longer.
+            session.close("this store is not as it said any more")
+            return
+        hello = session.hello
+        if not self._keep_what_is_beyond(session, hello):
             return
         self.session = session
         self.primary_name = session.name
         self.replica.forget_all()
-        if hello is not None:
-            known = self._state.identity().discarded
-            self._state.update(
-                role="secondary",
-                volume=hello.volume,
-                follows=hello.generation,
-                leader=hello.node,
-                discarded=tuple(dict.fromkeys((*hello.discarded, *known))),
-            )
+        known = self._state.identity().discarded
+        self._state.update(
+            role="secondary",
+            volume=hello.volume,
+            follows=hello.generation,
+            leader=hello.node,
+            discarded=tuple(dict.fromkeys((*hello.discarded, *known))),
+        )
         self._event("primary", name=session.name, link="up")
         log.info("following %s", session.name)
 
@@ -284,3 +293,8 @@ class Secondary:
         if not op.inconsistent:
             self.keeper.release()
         self._event("data", state="inconsistent" if op.inconsistent else "up-to-date")
+
+
+def _says_the_same(one: Welcome, other: Welcome) -> bool:
+    """Whether a primary would make the same of either."""
+    return all(getattr(one, field) == getattr(other, field) for field in _DECIDED_BY)

@@ -120,9 +120,16 @@ class Wire:
     """One session as the network has it. The replica sees it as its `Session`."""
 
     def __init__(
-        self, network: Network, link: FakeLink, listener: FakeListener, number: int, hello: Hello
+        self,
+        network: Network,
+        link: FakeLink,
+        listener: FakeListener,
+        number: int,
+        hello: Hello,
+        offered: Welcome,
     ):
         self.hello = hello
+        self.offered = offered
         self.network = network
         self.link = link
         self.listener = listener
@@ -527,7 +534,7 @@ class FakeLink:
             raise welcome
         if self._listener() is not listener:
             return
-        wire = Wire(network, self, listener, next(network.sessions), hello)
+        wire = Wire(network, self, listener, next(network.sessions), hello, welcome)
         listener.open(wire)
         await trio.sleep(network.delay_s())
         if listener.wire is not wire or self._listener() is not listener:

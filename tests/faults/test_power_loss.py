@@ -504,8 +504,10 @@ def test_a_primary_whose_disk_dies_says_so_and_has_everything_when_it_comes_back
 class GroupOnADisk(Group):
     """A group whose first node's store is on a disk that can lose power."""
 
-    def __init__(self, count: int, kind: str, options: tuple[str, ...]) -> None:
-        super().__init__(count, mounted=False, arguments=options)
+    def __init__(
+        self, count: int, kind: str, options: tuple[str, ...], *, mounted: bool = False
+    ) -> None:
+        super().__init__(count, mounted=mounted, arguments=options)
         self._kind = kind
         self._disks = ExitStack()
         self.disk: CrashDisk
@@ -563,3 +565,49 @@ def test_a_primary_that_lost_power_fetches_from_the_peer_that_followed_furthest(
         group.assert_equal()
         for writer in writers:
             writer.check(c.store, writer.files, exactly=True)
+
+
+def kept_of(store: Path) -> dict[str, bytes]:
+    """What is kept beside, by its name."""
+    return {path.name: path.read_bytes() for path in (store / ".replfs/kept").glob("a-*/*")}
+
+
+def test_a_loser_of_a_split_brain_that_loses_power_has_all_of_its_versions():
+    """Of each file the disk has the original or a copy of it, whenever that is."""
+    names = [f"f{number}" for number in range(16)]
+    theirs = {name: random.Random(name).randbytes(256 << 10) for name in names}
+    with GroupOnADisk(
+        2, "xfs", ("--checkpoint-interval", "1h", "--resync-rate", "3MiB"), mounted=True
+    ) as group:
+        a, b = group.nodes
+        for name in names:
+            (a.top / name).write_bytes(b"before")
+        a.stop()
+        b.replfs("promote", b.store)
+        for name in names:
+            (b.top / name).write_bytes(theirs[name][::-1])
+        b.kill9()
+        a.start()
+        for name in names:
+            (a.top / name).write_bytes(theirs[name])
+        a.replfs("sync", a.store)
+        b.start()
+        wait_for(lambda: group.peer(b, "a")["state"] == "split-brain", 30, "b to see it", 0.02)
+        b.replfs("split-brain", b.store, "keep-mine")
+        wait_for(lambda: len(kept_of(a.store)) > 3, 30, "copies to be made", 0.005)
+        group.lose_power()
+        kept = kept_of(a.store)
+        here = {name: (a.store / name).read_bytes() for name in names}
+        assert len(kept) > 3
+        assert any(here[name] == theirs[name] for name in names), "it was in the middle of it"
+        for name in names:
+            assert theirs[name] in {here[name], kept.get(name)}
+        a.start()
+        group.wait_in_sync(b)
+        group.assert_equal()
+        assert {name: (b.top / name).read_bytes() for name in names} == {
+            name: data[::-1] for name, data in theirs.items()
+        }
+        # Beside what an earlier process had kept, and this one cannot know of.
+        kept = kept_of(a.store)
+        assert {name: kept[name] for name in names} == theirs

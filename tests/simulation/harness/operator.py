@@ -80,7 +80,8 @@ class Operator:
         chosen = self.sim.rng.choice(best or others or [replica])
         if not self.sim.confirms or not best:
             await trio.sleep(self.sim.rng.choice((0.0, 3.0)))
-        before = old.state.identity().generation
+        # Where it died before it had read its state, nobody can know.
+        before = old.state.identity().generation if old.is_built else b""
         chosen.ledger = self.sim.ledger
         if await self.take_over(chosen):
             identity = chosen.state.identity()

@@ -78,13 +78,8 @@ class Verdicts:
         self.sim.verdict("handles are open", [repr(number) for number in table.handles])
 
     def acknowledged(self) -> None:
-        """The dead primary and all that are whole have what applications were told.
-
-        They are those that were in sync with it, and those that say that they are at its
-        generation: what it changes without a peer begins another one.
-        """
-        whole = {one.name for one in self.sim.replicas if self._is_at_its_generation(one)}
-        for name in sorted(whole | {name for name, _ in self.sim.primary.in_sync_at_death}):
+        """The dead primary and all that were in sync with it have what applications were told."""
+        for name, _ in sorted(self.sim.primary.in_sync_at_death):
             member = self.sim.named(name)
             is_bound = self.sim.confirms and not member.is_other and not self.sim.may_split
             if member is not self.sim.primary and not is_bound:
@@ -92,13 +87,6 @@ class Verdicts:
             store = check.Snapshot(member.raw, primary=False)
             self.sim.verdict(f"{name} lacks what was acknowledged", self.sim.ledger.missing(store))
         self.sim.note(f"checked: {self.sim.ledger.noted} acknowledged changes")
-
-    def _is_at_its_generation(self, replica: Member) -> bool:
-        if replica.node is None or not replica.is_built or self.sim.primary.node is None:
-            return False
-        identity = replica.state.identity()
-        is_whole = not (identity.inconsistent or identity.uninitialized)
-        return is_whole and identity.generation == self.sim.primary.state.identity().generation
 
 
 def _held(node: Member) -> list[str]:

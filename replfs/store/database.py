@@ -179,14 +179,23 @@ class Database:
             OSError: the disk failed.
         """
         try:
+            self.empty_log()
+        finally:
+            self.abandon(covered=covered)
+
+    def empty_log(self) -> None:
+        """Move the log into the database, durably, and cut it off where there is room for that.
+
+        Raises:
+            OSError: the disk failed.
+        """
+        try:
             os.fsync(self._log)
             self._keeper.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except sqlite3.DatabaseError as error:
             # A full disk costs nothing but the log's staying where it is.
             if error.sqlite_errorcode not in _FULL:
                 raise self._translated(error) from error
-        finally:
-            self.abandon(covered=covered)
 
     def abandon(self, *, covered: bool = False) -> None:
         """Close without saving anything further."""

@@ -51,7 +51,8 @@ class Lock:
                 f"{where} is in use by another replfs process ({first or 'unknown'})"
             ) from None
         _, self._run, size, *_ = *os.pread(self._fd, _SIZE_MAX, 0).split(b"\n"), b"", b""
-        if self._run and size.isdigit():
+        if self.is_killed and size.isdigit():
+            # Else the log is what a loss of power has left of it: what this run makes counts.
             self._size = int(size)
         with contextlib.suppress(OSError):  # a full disk: nothing is missed but a check
             self._note(self._run)

@@ -134,6 +134,9 @@ class State:
                 raise self._database.damaged(
                     f"it is older than the last run, which has not ended: {LOG} is not its log"
                 )
+            if self._lock.is_unended and not self._lock.is_killed:
+                # What a loss of power left of the log is not what a kill may leave of this run's.
+                self._database.empty_log()
             self.has_acls = _has_acls(self._root)
             self._cleanup = cleanup.pop_all()
         previous = self._identity

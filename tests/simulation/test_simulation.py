@@ -42,6 +42,7 @@ FOUND = {
     ("splits", 145): "a directory made for a copy in one that had been flushed, in the harness",
     ("splits", 156): "a copy torn by a loss of power and fetched from a follower, in the harness",
     4327: "a loser's directory that was moved and changed there, out of one that it then removed",
+    7999: "a log of the state that a loss of power had shortened, and a kill after that",
 }
 """Seeds that failed once (of another mix: that and the seed), each shown to fail without what
 mended it, and what they found.

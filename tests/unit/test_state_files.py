@@ -162,6 +162,18 @@ def test_what_a_loss_of_power_cut_is_taken_as_far_as_it_goes(killed, monkeypatch
         assert 0 < len(state.load_log("a")) < MARKS
 
 
+@pytest.mark.parametrize("cut", [20 * FRAME, 20 * FRAME + 100], ids=["whole", "torn"])
+def test_so_it_is_by_a_run_that_was_killed_after_that(killed, tmp_path, monkeypatch, cut):
+    monkeypatch.setattr(state_module, "boot_id", lambda: "a later boot")
+    log = log_of(killed)
+    os.truncate(log, log.stat().st_size - cut)
+    with opened(killed) as state:
+        state.started()
+        found = len(state.load_log("a"))
+        shutil.copytree(killed, tmp_path / "again", symlinks=True)
+    assert marks(tmp_path / "again") == found
+
+
 @pytest.mark.parametrize("at", [3, 17, 32 + 10 * FRAME + 9, 32 + 20 * FRAME + 1000])
 def test_a_log_that_was_overwritten_is_refused(killed, at):
     with log_of(killed).open("r+b") as log:

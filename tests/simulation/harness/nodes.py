@@ -98,6 +98,7 @@ class Member:
         """Its store was replaced or lost power, and the primary does not know that yet."""
         self.is_alone = False
         """It was started without what its peers may have."""
+        self._was_inconsistent = False
         self.slots_at_death: Slots = set()
         self.in_sync_at_death: set[InSync] = set()
         self.ledger: Ledger
@@ -151,7 +152,9 @@ class Member:
     @property
     def is_inconsistent(self) -> bool:
         """It was in the middle of a resync when it ended."""
-        return self.node is not None and self.state.identity().inconsistent
+        state = getattr(self.node, "state", None)
+        # Where it died before it had read its state, that is as it was before.
+        return self._was_inconsistent if state is None else state.identity().inconsistent
 
     def peer(self, name: str) -> Peer:
         """What this primary knows of another node."""
@@ -182,6 +185,7 @@ class Member:
         self.kernel = None
         self.slots_at_death = set()
         self.in_sync_at_death = {(self.name, 0)}
+        self._was_inconsistent = self.is_inconsistent
         self.node = None
         self._put_back = None
 
@@ -243,7 +247,8 @@ class Member:
     def wipe(self) -> None:
         """The disk is replaced by an empty one."""
         self.is_other = True
-        self.was_primary = False
+        self.was_primary = self._was_inconsistent = False
+        self.node = None
         # Whatever it was, it begins again as a secondary.
         self.settings = msgspec.structs.replace(self.settings, command="agent")
         shutil.rmtree(self.path)

@@ -44,6 +44,10 @@ FOUND = {
     4327: "a loser's directory that was moved and changed there, out of one that it then removed",
     7999: "a log of the state that a loss of power had shortened, and a kill after that",
     ("power", 329): "a primary that died before it had read its state, in the harness",
+    (
+        "firstcopies",
+        1012,
+    ): "a directory that a peer died over while it made it, and its primary next",
 }
 """Seeds that failed once (of another mix: that and the seed), each shown to fail without what
 mended it, and what they found.

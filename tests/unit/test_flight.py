@@ -18,7 +18,7 @@ from replfs.node.replication.flight import Flight
 from replfs.node.replication.pipeline import Pipeline
 from replfs.node.replication.policies import Policies
 from replfs.store import syscalls
-from replfs.store.activity import ActivityLog
+from replfs.store.activity import KIND_ATTRS, KIND_NAMES, ActivityLog, recover
 
 EVERYTHING = SimpleNamespace(is_empty=True)
 WRITE = ops.Write(b"o" * 16, 0, 1)
@@ -160,3 +160,21 @@ async def test_a_time_that_cannot_be_set_is_recorded(volume, kind, monkeypatch):
     ((op, number),) = peer.failures
     assert (op.object, number) == (inode.id, errno.EIO)
     await volume.release(handle.number)
+
+
+async def test_an_object_is_in_flight_itself_while_it_is_made(volume, tmp_path, monkeypatch):
+    """A peer that dies over it has it under its name, perhaps without its mode and times."""
+    peer = volume.pipeline.peers[0]
+    noted: set[tuple[bytes, int]] = set()
+    send = peer.send
+
+    def sent(op: ops.AnyOp, *arguments: Any) -> bool:
+        found = recover(str(tmp_path / "activity"))
+        noted.update((one.object, one.kind) for one in found)
+        return bool(send(op, *arguments))
+
+    monkeypatch.setattr(peer, "send", sent)
+    owner = os.geteuid(), os.getegid()
+    inode, _ = await volume.make(1, b"new", 0o40755, owner=owner, kind="mkdir")
+    assert noted == {(volume.tree.root.id, KIND_NAMES), (inode.id, KIND_ATTRS)}
+    peer.pump()

@@ -32,7 +32,7 @@ from replfs.node.replication.peer import Peer
 from replfs.node.replication.policies import Policies
 from replfs.node.replication.window import Window, not_cancelled
 from replfs.store import locators
-from replfs.store.activity import ActivityLog, Slot
+from replfs.store.activity import KIND_ATTRS, ActivityLog, Slot
 from replfs.store.inode import Inode
 from replfs.store.tree import Tree
 from replfs.transport.spin import Spin
@@ -426,6 +426,9 @@ class Pipeline:
                     self.record(lambda peer: peer.mark_touched(touched))
                 raise
             if op is not None:
+                if slots and type(op) is ops.Make:
+                    # A peer that dies over it has it under its name, and not all of its attributes.
+                    slots += self.note(((self.tree.table.by_id[op.object], KIND_ATTRS, 0),))
                 self.send(op, None, flight, 0, policy)
                 if flight.waiting:
                     let_go = self.let_go(flight, slots, subject, policy)

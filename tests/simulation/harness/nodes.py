@@ -140,6 +140,12 @@ class Member:
         return self.node.tree
 
     @property
+    def unwritten(self) -> int:
+        """The errno of a flush that failed; 0: none has."""
+        roles = self.node._roles if self.node is not None else None
+        return roles.unwritten.number if roles is not None else 0
+
+    @property
     def is_busy(self) -> bool:
         """Applications wait for it."""
         return self.kernel is not None and self.kernel.inside > 0

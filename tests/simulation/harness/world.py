@@ -245,8 +245,10 @@ class Simulation:
             try:
                 await process.step(lambda text: self.note(f"[{number}] {text}"))
             except OSError as error:
-                # A failed clean-up may have left a symlink that the kernel does not know of.
-                is_failing = life.errors != errors or (errors and error.errno == errno.ELOOP)
+                # A failed clean-up may have left a symlink that the kernel does not know of, and
+                # what a failed flush was of is never flushed again.
+                lasting = (errno.ELOOP, member.unwritten)
+                is_failing = life.errors != errors or (errors and error.errno in lasting)
                 if not is_failing and not (error.errno == errno.EROFS and member.is_leaving):
                     raise
             kernel.inside -= 1

@@ -37,6 +37,7 @@ FOUND = {
     2081: "the same as 2160",
     2160: "a write that nobody awaited, whose bytes were written here and whose time was not set",
     2543: "what a cut-off resync left incomplete on a node that was promoted over it, for ever",
+    776: "a truncation that failed here, and whose size was believed by the resync",
     ("power", 12): "a peer that was told that it is whole just before its primary lost power, and "
     "whose lacking what followed began no generation",
     ("splits", 145): "a directory made for a copy in one that had been flushed, in the harness",

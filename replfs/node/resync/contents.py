@@ -261,9 +261,15 @@ class Contents:
         if not marks.data:
             return True
         inode = self._tree.table.by_id.get(object_id)
-        size = inode.size if inode is not None else 0
+        if inode is None:
+            return False
+        try:
+            # Not what is known of it: after a truncation that failed here it may be larger.
+            size = self._tree.stat(inode).st_size
+        except OSError:
+            return False  # why is found out, and told, where its data is read
         end = (size + REGION_SIZE - 1) >> REGION_SHIFT
-        return inode is not None and self._log.next_run(object_id, 0, end) is None
+        return self._log.next_run(object_id, 0, end) is None
 
     async def _finish_claimed(self, key: object, inode: Inode, version: int) -> None:
         attributes = read_attributes(self._tree, inode)

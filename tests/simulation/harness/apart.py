@@ -120,10 +120,11 @@ class Apart:
         if outage is not None:
             outage.befall(member, before)
         self._check_own(member, f"{member.name} lacks what was acknowledged", before)
-        if outage is None:
+        is_follower = member.state.identity().role != "primary"
+        if outage is None or is_follower:
             member.ledger.read(member.raw)
         await sim.start(member)
-        if outage is not None:
+        if outage is not None and member.primary is not None:
             # Not before: what is lost of a copy it fetches from who follows it.
             member.ledger.read(member.raw)
 

@@ -40,8 +40,6 @@ FOUND = {
     776: "a truncation that failed here, and whose size was believed by the resync",
     ("power", 12): "a peer that was told that it is whole just before its primary lost power, and "
     "whose lacking what followed began no generation",
-    ("splits", 145): "a directory made for a copy in one that had been flushed, in the harness",
-    ("splits", 156): "a copy torn by a loss of power and fetched from a follower, in the harness",
     4327: "a loser's directory that was moved and changed there, out of one that it then removed",
     7999: "a log of the state that a loss of power had shortened, and a kill after that",
     ("power", 329): "a primary that died before it had read its state, in the harness",

@@ -47,7 +47,6 @@ FOUND = {
         "firstcopies",
         1012,
     ): "a directory that a peer died over while it made it, and its primary next",
-    ("splits", 476): "a loser looked at while it was being resynchronised, in the harness",
 }
 """Seeds that failed once (of another mix: that and the seed), each shown to fail without what
 mended it, and what they found.

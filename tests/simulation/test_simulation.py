@@ -42,7 +42,6 @@ FOUND = {
     "whose lacking what followed began no generation",
     4327: "a loser's directory that was moved and changed there, out of one that it then removed",
     7999: "a log of the state that a loss of power had shortened, and a kill after that",
-    ("power", 329): "a primary that died before it had read its state, in the harness",
     (
         "firstcopies",
         1012,

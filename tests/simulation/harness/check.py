@@ -227,13 +227,14 @@ class _Coverage:
             if not equal and not marked:
                 yield f"{ours.path!r}/{name!r}: {_who(mine)} here, {_who(other)} there, no mark"
             if mine is not None:
-                yield from self.object(mine, placed_again=marked)
+                # Where one was made anew before its old self was found, it is the one that counts.
+                yield from self.object(mine, other if equal else None, placed_again=marked)
         if ours.policy != Policy.NONE:  # the root can be: it is on both sides all the same
             yield from self.attributes(ours, theirs)
 
-    def object(self, mine: Seen, *, placed_again: bool) -> Iterator[str]:
-        """Differences of one object that is somewhere on both sides."""
-        theirs = self.right.by_id.get(mine.identity) if mine.identity else None
+    def object(self, mine: Seen, there: Seen | None, *, placed_again: bool) -> Iterator[str]:
+        """Differences of one object that is somewhere on both sides; *there*: at the same name."""
+        theirs = there or (self.right.by_id.get(mine.identity) if mine.identity else None)
         if theirs is None or (placed_again and not theirs.is_complete):
             return
         if mine in self.seen:

@@ -182,6 +182,9 @@ class Apart:
                 ):
                     # Copies are made like any file, and flushed before the decision, or not at all.
                     action = "keep-mine"
+                if "promote --force" in str(error):
+                    # It stepped down before it was known to have something alone.
+                    await self._promote_again(asked)
             else:
                 sim.note(f"{action} on {asked.name}: {answer['message']!r}")
             await interference.end()
@@ -210,6 +213,15 @@ class Apart:
         for one, had in followers.items():
             self._check_follower(one, had, before, base, winner)
         return loser, winner
+
+    async def _promote_again(self, member: Member) -> None:
+        """As the operator is told to, where a secondary is to win."""
+        try:
+            answer = await self.sim.operator.command(member, "promote", force=True)
+        except ReplfsError as error:
+            self.sim.note(f"promote {member.name}: {error}")
+        else:
+            self.sim.note(f"promote {member.name}: {answer['message']!r}")
 
     async def _list(self, asked: Member, other: Member) -> None:
         """What differs is listed, and nothing is changed."""

@@ -199,7 +199,7 @@ def not_covered(
     slots: Slots = frozenset(),  # type: ignore[assignment]
 ) -> list[str]:
     """Every difference of a replica that neither its log nor an operation in flight stands for."""
-    return list(_Coverage(left, right, log, slots).directory(left.root, deep=False))
+    return list(_Coverage(left, right, log, slots).directory(left.root, right.root))
 
 
 class _Coverage:
@@ -210,14 +210,11 @@ class _Coverage:
         self.slots = slots
         self.seen: set[Seen] = set()
 
-    def directory(self, ours: Seen, *, deep: bool) -> Iterator[str]:
+    def directory(self, ours: Seen, theirs: Seen) -> Iterator[str]:
         """Differences in and below a directory that is on both sides."""
         marks = self.log.marks(ours.identity) if ours.identity else None
-        if deep or (marks is not None and marks.names_all and marks.deep):
+        if marks is not None and marks.names_all and marks.deep:
             return
-        theirs = self.right.by_id.get(ours.identity)
-        if theirs is None:
-            return  # its name differs, and that was looked at
         unknown = (ours.identity, KIND_NAMES, 0) in self.slots
         for name in sorted(ours.names.keys() | theirs.names.keys()):
             mine, other = ours.names.get(name), theirs.names.get(name)
@@ -241,7 +238,7 @@ class _Coverage:
             return
         self.seen.add(mine)
         if mine.is_directory:
-            yield from self.directory(mine, deep=False)
+            yield from self.directory(mine, theirs)
             return
         yield from self.attributes(mine, theirs)
         if stat.S_ISREG(mine.status.st_mode):

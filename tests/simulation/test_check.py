@@ -6,6 +6,7 @@ import os
 
 import pytest
 from simulation.harness.check import Snapshot, not_covered
+from simulation.harness.ledger import Ledger
 
 from replfs.core.dirty import DirtyLog
 from replfs.store import record
@@ -61,3 +62,46 @@ class TestWhatWasMadeAnew:
         file(theirs / "away" / "file")
         [found] = self.uncovered(stores)
         assert "nothing there, no mark" in found
+
+
+class TestAPromiseOfWhatHadNoId:
+    """An fsync of what had no id yet is kept; the id that it got later is not promised."""
+
+    @pytest.fixture
+    def store(self, tmp_path):
+        (tmp_path / "file").write_bytes(b"flushed")
+        return tmp_path
+
+    def broken(self, ledger, store):
+        return ledger.broken(Snapshot(os.fsencode(store), primary=False), "a")
+
+    def flushed(self, store):
+        ledger = Ledger(os.fsencode(store))
+        ledger.flush_begins(ledger.things())([("a", 0)])
+        return ledger
+
+    def named(self, ledger, store):
+        give_id(store / "file", FILE)
+        ledger.read(os.fsencode(store))
+        assert self.broken(ledger, store) == []
+
+    def test_the_id_may_be_lost(self, store):
+        ledger = self.flushed(store)
+        self.named(ledger, store)
+        os.removexattr(store / "file", record.XATTR)
+        assert self.broken(ledger, store) == []
+
+    def test_the_bytes_may_not(self, store):
+        ledger = self.flushed(store)
+        self.named(ledger, store)
+        os.removexattr(store / "file", record.XATTR)
+        (store / "file").write_bytes(b"changed")
+        [found] = self.broken(ledger, store)
+        assert "other data" in found
+
+    def test_nor_an_id_that_was_there(self, store):
+        give_id(store / "file", FILE)
+        ledger = self.flushed(store)
+        os.removexattr(store / "file", record.XATTR)
+        [found] = self.broken(ledger, store)
+        assert "is not there" in found

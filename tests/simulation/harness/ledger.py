@@ -35,6 +35,8 @@ InSync = tuple[str, int]
 class Promise:
     """What an fsync has promised of one thing: what it was when the fsync began."""
 
+    identity: bytes
+    """Empty: it had no id, or none that was known. One that it got later may be lost."""
     data: bytes
     names: dict[bytes, Thing]
     unsure: list[Range]
@@ -297,7 +299,8 @@ class Ledger:
         for thing in things:
             unsure = [*thing.unsure, *thing.flying]
             names = dict(thing.names)
-            one = Promise(bytes(thing.data), names, unsure, set(thing.unsure_names))
+            unsure_names = set(thing.unsure_names)
+            one = Promise(thing.identity, bytes(thing.data), names, unsure, unsure_names)
             if thing.is_unknown:
                 continue
             thing.flushing.append(one)
@@ -356,23 +359,39 @@ class Ledger:
                 continue
             seen = store.by_id.get(thing.identity)
             if seen is None:
-                if not promise.is_unnamed:
+                if promise.identity and not promise.is_unnamed:
                     found.append(f"{self._path_of(thing)} is not there")
                 continue
-            found += _other_data(seen.path, promise.data, seen.data, promise.unsure)
-            for name in promise.names.keys() | seen.names.keys():
-                if name in promise.unsure_names or COPY.search(name):
-                    continue
-                below, there = promise.names.get(name), seen.names.get(name)
-                if there is not None and is_made_for_copies(there, brought):
-                    continue
-                same = below is not None and there is not None
-                if same and below is not None and there is not None and below.identity:
-                    # The id is written after the object is made, and may be lost with the rest.
-                    same = there.identity in {below.identity, b""}
-                if not same:
-                    found.append(f"{seen.path!r}/{name!r} is not what it was at an fsync")
+            self._broken_there(promise, seen, node, brought, found)
         return found
+
+    def _broken_there(
+        self,
+        promise: Promise,
+        seen: Seen,
+        node: str,
+        brought: Snapshot | None,
+        found: list[str],
+    ) -> None:
+        """The same of one thing, and of what stands in it without an id to be found by."""
+        found += _other_data(seen.path, promise.data, seen.data, promise.unsure)
+        for name in promise.names.keys() | seen.names.keys():
+            if name in promise.unsure_names or COPY.search(name):
+                continue
+            below, there = promise.names.get(name), seen.names.get(name)
+            if there is not None and is_made_for_copies(there, brought):
+                continue
+            # The id is written after the object is made, and may be lost with the rest.
+            if (
+                below is None
+                or there is None
+                or (below.identity and there.identity not in {below.identity, b""})
+            ):
+                found.append(f"{seen.path!r}/{name!r} is not what it was at an fsync")
+                continue
+            promised = below.promises.get(node)
+            if promised is not None and not there.identity:
+                self._broken_there(promised, there, node, brought, found)
 
 
 def is_made_for_copies(seen: Seen, brought: Snapshot | None) -> bool:

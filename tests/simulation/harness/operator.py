@@ -75,6 +75,8 @@ class Operator:
         if old.is_alive:
             self.sim.cut_off(old)
         in_sync = {name for name, _ in old.in_sync_at_death}
+        if old.is_alive:
+            old.in_sync_at_death = {(old.name, 0)}  # who is in sync may change until it ends
         others = [one for one in self.sim.replicas if one.is_ready and one.is_alive]
         best = [one for one in others if one.name in in_sync and not one.is_other]
         chosen = self.sim.rng.choice(best or others or [replica])

@@ -175,6 +175,10 @@ class Marked:
             if not self.attrs_are_clean(object_id):
                 yield object_id
 
+    def has_unknown_trees(self) -> bool:
+        """Whether there is a directory all below which is dirty without marks of its own."""
+        return any(self._objects[one].deep for one in self._directories)
+
     def directories_unknown(self) -> Iterator[ObjectId]:
         """Ids of directories in which every name is dirty."""
         for directory in list(self._directories):

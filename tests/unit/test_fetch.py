@@ -8,6 +8,7 @@ import msgspec
 import pytest
 import trio
 
+from replfs.core import ops
 from replfs.core.messages import Refuse, Welcome
 from replfs.errors import PeerLost
 from replfs.node.asking.identity import welcome_of
@@ -15,6 +16,7 @@ from replfs.node.recovery.fetch import Fetch, _Source, _Standing
 from replfs.node.roles import reign
 from replfs.node.settings.config import Settings
 from replfs.node.settings.values import PeerSetting
+from replfs.store.record import ROOT_ID
 from replfs.store.state import SUSPECTS, State
 from replfs.store.tree import Tree
 
@@ -161,3 +163,69 @@ def test_of_one_that_was_decided_against_nothing_is_fetched_that_it_had_alone(
     source.welcomed(link, says(state, node=B, generation=OTHER, history=[NOW]))
     assert source.standing is standing
     assert source.is_partial == (standing is _Standing.READY)
+
+
+# Of one that was not complete since ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "met_at", "is_partial"),
+    [
+        # What it may lack was on this disk when the reign began; it may have half of it.
+        ({"base": OTHER}, OTHER, True),
+        ({"base": OTHER}, B, True),
+        # It was in sync in this reign: what is only unknown may be lost here, and is there.
+        ({"base": OTHER}, NOW, False),
+        # No reign began, or its beginning is too long ago.
+        ({}, OTHER, False),
+        ({"base": VOLUME}, OTHER, False),
+        # The disk may lack anything.
+        ({"base": OTHER, "disk_failed": True}, OTHER, False),
+    ],
+)
+def test_of_one_that_was_not_in_sync_since_a_promotion_nothing_is_fetched_that_it_may_lack(
+    state, changes, met_at, is_partial
+):
+    state.update(generation=LATER, history=(NOW, OTHER), **changes)
+    source = _Source(state, state.save_peer("b", generation=met_at))
+    link: Any = None
+    source.welcomed(link, says(state, node=B, generation=OTHER, history=[]))
+    assert source.standing is _Standing.READY
+    assert source.is_partial == is_partial
+    assert source.is_replica
+
+
+class Asked:
+    """A link to a peer that is lost with the first question."""
+
+    def __init__(self) -> None:
+        self.asked: list[type] = []
+
+    def has_room(self, _stream: int) -> bool:
+        return True
+
+    def send(self, op: ops.AnyOp, _payload: None, sink: Any, _stream: int) -> None:
+        self.asked.append(type(op))
+        sink.lost(self)
+
+
+@pytest.mark.parametrize("is_unknown", [True, False])
+async def test_a_tree_all_of_which_it_may_lack_is_not_fetched_from_it(state, fd, is_unknown):
+    """It may name objects in it: only where the log knows them one by one it is asked for them."""
+    state.load_log("b").mark_names_all(ROOT_ID, deep=is_unknown)
+    state.update(generation=LATER, history=(NOW, OTHER), base=OTHER)
+    source = _Source(state, state.save_peer("b", generation=OTHER))
+    link: Any = Asked()
+    source.welcomed(link, says(state, node=B, generation=OTHER, history=[]))
+    source.link = link
+    tree = Tree(fd)
+    settings = Settings(command="mount", store="/s", name="a")
+    nobody: Any = None
+    fetch = Fetch(settings, state, tree, PEERS, nobody, nobody, event=lambda *_a, **_k: None)
+    try:
+        with pytest.RaisesGroup(PeerLost, flatten_subgroups=True, allow_unwrapped=True):
+            await fetch._from(source, own_counts=True)
+    finally:
+        tree.close_all()
+    # Of the whole tree only the attributes of the root are looked at; no name in it.
+    assert link.asked == [ops.Inspect if is_unknown else ops.Suspects]

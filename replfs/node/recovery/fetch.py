@@ -77,7 +77,9 @@ class _Source:
         self.standing = _Standing.AWAITED
         self.reason = _Standing.AWAITED.value
         self.is_partial = False
-        """It does not have all yet: what this store's log of it covers is not there."""
+        """It does not have all yet: what this store's log of it covers is right here."""
+        self.is_replica = False
+        """It had all once, and knows what it was sent since."""
         self.progress = 0
         self.superseded_by: Identity | None = None
         """It, or the primary it follows, was made one in place of this store."""
@@ -100,7 +102,8 @@ class _Source:
             is_loser = welcome.generation in self._state.identity().discarded
             if not welcome.memory_lost and not (is_loser and not self._was_asked(welcome)):
                 self.progress = welcome.progress
-                self.is_partial = decision.action is Action.BASELINE or is_loser
+                self.is_replica = decision.action is not Action.BASELINE and not is_loser
+                self.is_partial = not self.is_replica or not self._was_complete()
                 self.standing = _Standing.READY
                 return
         self.standing = _Standing.NOTHING
@@ -111,6 +114,18 @@ class _Source:
         Before, it was sent nothing; and what it has alone an operator decided against.
         """
         return self.peer.is_asked and self.peer.generation == welcome.generation
+
+    def _was_complete(self) -> bool:
+        """Whether it may have been in sync since this store's reign began.
+
+        What the log called unknown at the beginning was on the disk here by then, and nothing was
+        sent on top of it since; the peer may have an older version of it, or half of one.
+        """
+        own = self._state.identity()
+        if own.disk_failed or own.base not in own.history:
+            return True  # what is on this disk is not known to be right
+        reign = (own.generation, *own.history[: own.history.index(own.base)])
+        return self.peer.generation in reign
 
     def refused(self, link: Link, refuse: Refuse) -> None:
         """One side said no."""
@@ -311,7 +326,7 @@ class Fetch:
         own_counts = own_counts or source.is_partial
         own = self._state.load_log(name) if own_counts else DirtyLog()
         found = None
-        if not source.is_partial:
+        if source.is_replica and not (source.is_partial and own.has_unknown_trees()):
             found = await suspects.ask(source.ask, everywhere=False)
         if found is None:
             log.warning("%s does not know what is unstable: everything is compared with it", name)

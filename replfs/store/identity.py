@@ -87,6 +87,9 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     apart: bool = False
     """Whatever the peer has, a power loss of this STORE cannot take: it was flushed since the peer
     was last there."""
+    led_apart: bool = False
+    """Another primary had begun a resync into it that did not end, nor has one of this one since:
+    what it has may be from there."""
     base: bytes = b""
     """The generation from which on the log holds all that this primary changed, where it was begun
     by a promotion: for whatever node answers there, if it was at that generation. Empty: the log

@@ -43,6 +43,10 @@ FOUND = {
     4327: "a loser's directory that was moved and changed there, out of one that it then removed",
     7999: "a log of the state that a loss of power had shortened, and a kill after that",
     (
+        "splits",
+        1119,
+    ): "what a loser had begun to bring to a peer, fetched from it by the winner that lost power",
+    (
         "firstcopies",
         1012,
     ): "a directory that a peer died over while it made it, and its primary next",

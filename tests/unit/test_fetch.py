@@ -229,3 +229,25 @@ async def test_a_tree_all_of_which_it_may_lack_is_not_fetched_from_it(state, fd,
         tree.close_all()
     # Of the whole tree only the attributes of the root are looked at; no name in it.
     assert link.asked == [ops.Inspect if is_unknown else ops.Suspects]
+
+
+@pytest.mark.parametrize(
+    ("is_known", "leader", "features", "standing"),
+    [
+        (False, C, ["inconsistent"], _Standing.NOTHING),
+        (False, C, [], _Standing.READY),
+        (False, b"", ["inconsistent"], _Standing.READY),
+        # It was let in here since.
+        (True, b"self", ["inconsistent"], _Standing.NOTHING),
+        (False, b"self", ["inconsistent"], _Standing.READY),
+    ],
+)
+def test_of_one_that_another_primary_had_begun_to_resynchronise_nothing_is_fetched(
+    state, is_known, leader, features, standing
+):
+    source = _Source(state, state.save_peer("b", led_apart=is_known))
+    link: Any = None
+    leader = state.identity().node if leader == b"self" else leader
+    said = says(state, node=B, generation=NOW, history=[], leader=leader, features=features)
+    source.welcomed(link, said)
+    assert source.standing is standing

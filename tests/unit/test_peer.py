@@ -295,6 +295,29 @@ def test_what_another_primary_began_to_bring_to_a_peer_is_asked_for(peer, featur
     assert peer.log.is_empty
 
 
+@pytest.mark.parametrize("leader", [b"other" * 3 + b"!", b"self" * 4])
+def test_what_another_primary_began_to_bring_to_a_peer_is_remembered_before_it_counts(peer, leader):
+    """While it is apart nothing is fetched from it; from then on it would be."""
+    noted = []
+    peer.apart = True
+    peer.home.decide = lambda *_: Decision(Action.QUICK, "it lacks what was recorded")
+    peer.home.is_discarded = lambda _: False
+    peer.home.is_self = lambda node: node == b"self" * 4
+    peer.home.lineage = lambda: (b"g" * 16, [])
+    peer.home.note_led_apart = lambda _: noted.append("led apart")
+    peer.home.set_apart = lambda _, *, apart: noted.append(apart)
+    peer.peer_node = b"n" * 16
+    welcome: Any = SimpleNamespace(
+        node=peer.peer_node,
+        generation=b"g" * 16,
+        history=[],
+        features=["inconsistent"],
+        leader=leader,
+    )
+    peer.welcomed(peer.link, welcome)
+    assert noted == ([False] if peer.home.is_self(leader) else ["led apart", False])
+
+
 @pytest.mark.parametrize("is_known", [True, False])
 def test_a_peer_that_could_not_flush_is_brought_what_it_was_to_flush(peer, below, is_known):
     """Where that is not known, everything: it would be in sync again with nothing sent."""

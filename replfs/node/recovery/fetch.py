@@ -100,7 +100,8 @@ class _Source:
             raise Refused(decision.sentence, "refused")
         elif welcome.node == self.peer.node:
             is_loser = welcome.generation in self._state.identity().discarded
-            if not welcome.memory_lost and not (is_loser and not self._was_asked(welcome)):
+            is_strange = self._is_led_apart(welcome) or (is_loser and not self._was_asked(welcome))
+            if not welcome.memory_lost and not is_strange:
                 self.progress = welcome.progress
                 self.is_replica = decision.action is not Action.BASELINE and not is_loser
                 self.is_partial = not self.is_replica or not self._was_complete()
@@ -114,6 +115,12 @@ class _Source:
         Before, it was sent nothing; and what it has alone an operator decided against.
         """
         return self.peer.is_asked and self.peer.generation == welcome.generation
+
+    def _is_led_apart(self, welcome: Welcome) -> bool:
+        """Whether what it has may be what another primary began to bring to it."""
+        leader = welcome.leader
+        is_foreign = bool(leader) and leader != self._state.identity().node
+        return self.peer.led_apart or (is_foreign and "inconsistent" in welcome.features)
 
     def _was_complete(self) -> bool:
         """Whether it may have been in sync since this store's reign began.

@@ -79,6 +79,9 @@ class Home(Protocol):
     async def make_durable(self) -> None:
         """Dirty marks and generation are on stable storage when this returns."""
 
+    def note_led_apart(self, peer: Peer) -> None:
+        """Remember that nothing is to be fetched from the peer before it is in sync."""
+
     def set_apart(self, peer: Peer, *, apart: bool) -> None:
         """Remember whether the peer may have what a power loss here would take."""
 
@@ -130,6 +133,8 @@ class Peer(Places):
         self.last_error: LastError | None = None
         self.apart = False
         """It was away when this side was last flushed."""
+        self.led_apart = False
+        """It has what another primary began to bring to it."""
         self.changes = 0
         """How often the state has become another one."""
         self.knows_stable = False
@@ -289,6 +294,8 @@ class Peer(Places):
         try:
             event, sentence = self._take_stock(decision, welcome)
             self.unrepresentable.try_again(self.log)
+            if self._was_led_by_another(welcome) and not self.led_apart:
+                self.home.note_led_apart(self)
             self.set_apart(apart=False)
         except OSError as error:
             raise Refused(

@@ -200,6 +200,7 @@ class Primary:
             peer.reason = saved.paused_by
         peer.peer_node = saved.node
         peer.apart = saved.apart
+        peer.led_apart = saved.led_apart
         peer.peer_generation = saved.generation
         peer.base = saved.base
         peer.is_asked = saved.is_asked
@@ -420,7 +421,8 @@ class Primary:
     def may_have(self, peer: Peer, generation: bytes) -> None:
         """*peer* is about to be told that it is at that generation. Raises OSError."""
         if peer in self.pipeline.peers:
-            self.state.save_peer(peer.name, generation=generation)
+            self.state.save_peer(peer.name, generation=generation, led_apart=False)
+            peer.led_apart = False
         peer.peer_generation = generation
 
     def supersede(self, peer: Peer, theirs: Identity) -> None:
@@ -482,6 +484,12 @@ class Primary:
         """Up to then all changes went through this node and are on the disk, for a later rescan."""
         with contextlib.suppress(OSError):  # a full disk: the rescan then looks at more
             self.state.update(stopped_ns=began)
+
+    def note_led_apart(self, peer: Peer) -> None:
+        """Remember that what another primary began to bring to the peer may be in it."""
+        self.state.save_peer(peer.name, led_apart=True)
+        self.state.flush(durable=True)
+        peer.led_apart = True
 
     def set_apart(self, peer: Peer, *, apart: bool) -> None:
         """Remember whether the peer may have what a power loss here would take."""

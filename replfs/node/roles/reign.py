@@ -62,6 +62,7 @@ def begin_logs(
             generation=base,
             base=base,
             is_asked=False,
+            led_apart=False,
             state=Replication.OUT_OF_SYNC.value,
             reason="not met since this node was promoted",
         )

@@ -40,6 +40,8 @@ FOUND = {
     776: "a truncation that failed here, and whose size was believed by the resync",
     ("power", 12): "a peer that was told that it is whole just before its primary lost power, and "
     "whose lacking what followed began no generation",
+    ("power", 317): "what an fsync had flushed, made anew and empty by a fetch that placed another "
+    "name of it first",
     4327: "a loser's directory that was moved and changed there, out of one that it then removed",
     7999: "a log of the state that a loss of power had shortened, and a kill after that",
     (

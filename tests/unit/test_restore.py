@@ -20,6 +20,7 @@ from replfs.core.dirty import DirtyLog
 from replfs.core.regions import REGION_SIZE
 from replfs.node.asking import suspects
 from replfs.node.recovery.restore import Restore
+from replfs.store import locators
 from replfs.store.record import ROOT_ID
 
 NAMES = [b"a", b"b", b"c", b"d"]
@@ -291,6 +292,61 @@ async def test_what_was_changed_here_stays_where_it_was_marked_as_unknown_too(tw
     assert (lost.path / "changed").read_bytes()[:17] == b"xxxxxflushed here"
     assert stat.S_IMODE((lost.path / "mode").stat().st_mode) == 0o600
     assert (lost.path / "unknown").read_bytes().startswith(b"acknowledged, and lost here")
+
+
+async def test_what_was_changed_here_is_found_before_its_directory_is_looked_into(two):
+    """The peer has it under a name that was lost here, and that is placed first."""
+    lost, kept = two
+    for store in two:
+        store.make(2, b"later", mode=DIRECTORY)
+        for number, name in ((3, b"file"), (5, b"mode")):
+            store.make(number, name, parent=object_id(2))
+            store.write(number, 0, b"older")
+        store.make(4, b"directory", parent=object_id(2), mode=DIRECTORY)
+    for number, name in ((3, b"a"), (5, b"b")):
+        kept.apply(ops.Link(object_id(number), ROOT_ID, name, 7))
+    kept.apply(
+        ops.Rename(object_id(4), object_id(2), b"directory", ROOT_ID, b"d", b"", False, 7, 7)
+    )
+    lost.write(3, 0, b"flushed here")
+    lost.apply(ops.SetAttr(object_id(5), mode=0o600))
+    lost.make(6, b"alone", parent=object_id(4))
+    own = DirtyLog()
+    handles = {
+        number: locators.of(lost.tree, lost.tree.table.by_id[object_id(number)])
+        for number in (3, 4, 5)
+    }
+    own.mark_data(object_id(3), 0, 12, handle=handles[3])
+    own.mark_name(object_id(4), b"alone", handle=handles[4])
+    own.mark_attrs(object_id(5), handle=handles[5])
+    restarted = Store(lost.path)
+    await restore(restarted, kept, known=False, own=own)
+    restarted.close()
+    assert (lost.path / "a").read_bytes() == b"flushed here"
+    assert (lost.path / "a").samefile(lost.path / "later" / "file")
+    assert stat.S_IMODE((lost.path / "b").stat().st_mode) == 0o600
+    assert (lost.path / "b").samefile(lost.path / "later" / "mode")
+    assert (lost.path / "d" / "alone").exists()
+    assert not (lost.path / "later" / "directory").exists()
+
+
+async def test_what_was_changed_here_and_is_gone_comes_back_as_the_peer_has_it(two):
+    lost, kept = two
+    for store in two:
+        store.make(2, b"later", mode=DIRECTORY)
+        store.make(3, b"file", parent=object_id(2))
+        store.make(4, b"d", parent=object_id(2), mode=DIRECTORY)
+        store.make(5, b"in it", parent=object_id(4))
+    kept.write(3, 0, b"k" * 2 * REGION_SIZE)
+    kept.apply(ops.SetAttr(object_id(3), mode=0o600))
+    own = DirtyLog()
+    own.mark_data(object_id(3), 0, REGION_SIZE)
+    own.mark_name(object_id(4), b"in it")
+    lost.apply(ops.Unlink(object_id(3), object_id(2), b"file", False, 7))
+    lost.apply(ops.Unlink(object_id(5), object_id(4), b"in it", False, 7))
+    lost.apply(ops.Unlink(object_id(4), object_id(2), b"d", True, 7))
+    await restore(lost, kept, known=False, own=own)
+    assert_equal(lost, kept)
 
 
 async def test_only_what_differs_is_fetched_and_holes_stay_holes(two):

@@ -28,6 +28,7 @@ import xxhash
 
 from replfs.core import ops
 from replfs.core.dirty import DirtyLog
+from replfs.core.marks import ObjectMarks
 from replfs.core.regions import REGION_SHIFT, REGION_SIZE
 from replfs.errors import PeerLost, StoreError
 from replfs.node.asking import suspects
@@ -36,6 +37,7 @@ from replfs.node.asking.question import list_all
 from replfs.node.pacing.crew import each
 from replfs.node.replica.replica import Replica
 from replfs.node.replication.flight import describe
+from replfs.store import locators
 from replfs.store.contents import digest_regions
 from replfs.store.inode import Inode
 from replfs.store.record import INCOMPLETE, ROOT_ID
@@ -101,6 +103,8 @@ class Restore:
             self._log.absorb(suspicion.marks)
             self._places = suspicion.places
         self._located = {ROOT_ID}
+        self._made: set[bytes] = set()
+        """Objects of the own log that were not here: they have nothing but what is fetched."""
         self.compared = 0
         """Objects looked at."""
         self.changed = 0
@@ -198,6 +202,15 @@ class Restore:
         inode = self._tree.table.by_id.get(object_id)
         return inode if inode is not None and inode.named else None
 
+    def _find_changed(self, object_id: bytes) -> Inode | None:
+        """The object if it was changed here after the peer had gone, wherever it stands.
+
+        The peer may have it under a name in a directory that is placed before the one in which it
+        is here is looked into: made anew, it would be without what only this store has.
+        """
+        marks = self._own.marks(object_id)
+        return None if marks is None else locators.find(self._tree, marks.handle, object_id)
+
     async def _inspect(self, directory: bytes, name: bytes = b"") -> ops.Inspected | None:
         """What the peer has at a name, or, without one, what *directory* is; None: nothing."""
         self._locate_there(directory)
@@ -212,14 +225,19 @@ class Restore:
 
     def _is_own(self, directory: bytes, name: bytes) -> bool:
         """Whether what stands at the name was changed here after the peer had gone."""
+        if directory in self._made:
+            return False
         if self._is_partial:
             return not self._own.name_is_clean(directory, name)
         marks = self._own.marks(directory)
         return marks is not None and marks.names is not None and name in marks.names
 
+    def _own_marks(self, object_id: bytes) -> ObjectMarks | None:
+        return None if object_id in self._made else self._own.marks(object_id)
+
     def _own_parts(self, object_id: bytes, start: int, stop: int) -> list[tuple[int, int, bool]]:
         """[start, stop) of a file cut into (start, stop, is the peer's)."""
-        marks = self._own.marks(object_id)
+        marks = self._own_marks(object_id)
         if marks is None or not (marks.changed or self._is_partial):
             return [(start, stop, True)]
         return self._own.split(object_id, start, stop)
@@ -339,13 +357,16 @@ class Restore:
         if there is None or there.attributes is None:
             await self._here(ops.Clear(directory, name))
         elif there.object:
-            found = self._find(there.object)  # perhaps under another of its names
+            # Perhaps under another of its names.
+            found = self._find(there.object) or self._find_changed(there.object)
             if found is None or (inode, name) not in found.names():
                 self.changed += 1
             self._places[there.object] = directory, name
             answer = await self._do(ops.Place(there.object, directory, name, there.attributes, []))
             if not isinstance(answer, ops.Placed):
                 return
+            if answer.created and self._own.marks(there.object) is not None:
+                self._made.add(there.object)
             if not answer.complete or self._is_all_unknown:
                 self._mark_contents(there.object, there.attributes.mode)
         self._log.clear_name(directory, name)
@@ -430,7 +451,7 @@ class Restore:
         if inode is None or there is None or there.attributes is None:
             self._log.forget(object_id)
             return
-        own = self._own.marks(object_id)
+        own = self._own_marks(object_id)
         if own is None or not own.attrs or not (own.changed or self._is_partial):
             xattrs = {
                 name: await self._xattr(inode, name, digest)

@@ -185,6 +185,8 @@ class Apart:
                 if "promote --force" in str(error):
                     # It stepped down before it was known to have something alone.
                     await self._promote_again(asked)
+                elif "promote it there first" in str(error):
+                    await self._promote_again(other)
             else:
                 sim.note(f"{action} on {asked.name}: {answer['message']!r}")
             await interference.end()

@@ -117,6 +117,22 @@ def test_a_peer_that_is_told_that_its_first_copy_is_whole_gets_what_follows(stat
     assert state.identity().history == (NOW,)
 
 
+def test_who_else_had_led_a_peer_is_forgotten_before_it_is_told_that_it_is_whole(state):
+    """From then on it may be all that has what a loss of power takes here."""
+    home = Home(state)
+    led, _ = home.pipeline.peers
+    home.note_led_apart(led)
+    assert led.led_apart
+    saved = state.peer(led.name)
+    assert saved is not None
+    assert saved.led_apart
+    home.may_have(led, NOW)
+    assert not led.led_apart
+    saved = state.peer(led.name)
+    assert saved is not None
+    assert not saved.led_apart
+
+
 class Home(Primary):
     """As much of a primary as generations need: one peer is away, the other in sync."""
 

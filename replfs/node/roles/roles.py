@@ -290,7 +290,8 @@ class Roles:
             )
             self.state.memory_lost = True
         self.event("disk", error=reason)
-        with contextlib.suppress(OSError):  # it is the same disk
+        # It is the same disk, and one that is dead reads like a damaged state.
+        with contextlib.suppress(OSError, StoreError):
             self.state.disk_failed()
 
     # Giving the role up --------------------------------------------------------------------------

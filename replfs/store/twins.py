@@ -1,10 +1,10 @@
 """Objects of which several have one id, in a store that a resync left half old and half new.
 
 A resync makes an object anew that the store has already, where it does not come by the old one
-first; that one is removed at the end. If the resync is cut off, and the store becomes a primary's
-as it is, both stay. To its peers they would be one object, which is in one place: whoever was
-placed first would be missing there, or two files would be two names of one. So before it reigns
-each of them but one gets an id of its own. Which keeps it is a matter of `Tree.read_record`.
+first; that one is removed at the end. If the resync is cut off, both stay, and nobody in memory
+knows any more which is the object: the next resync would compare one and carry the other, and where
+the store becomes a primary's as it is, two are one to its peers. So before either each of them but
+one gets an id of its own. Which keeps it is a matter of `Tree.read_record`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ UNPARTED: Final = "what a resync that was cut off has made anew cannot be told f
 def find_twins(root_fd: int) -> list[list[bytes]]:
     """Paths of objects that claim one id, one of each object; for a thread.
 
-    It reads the records of the whole store twice: some 15 us an object. Memory: 40 bytes an object
-    for a moment. What cannot be read is passed over, and so are mounts inside STORE.
+    It reads all records of the store, some 10 us an object, and again if there are any. Memory: 40
+    bytes an object for a moment. Passed over are what cannot be read, and mounts inside STORE.
     """
     numbers = array("q", (hash(found) for found, _, _ in _records(root_fd)))
     ordered = sorted(numbers)

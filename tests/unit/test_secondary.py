@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import stat
 from typing import Any
 
 import msgspec
 import pytest
+import trio
 from helpers.states import opened
 
+from replfs.core import ops
 from replfs.core.messages import Hello, Welcome
 from replfs.node.asking.identity import welcome_of
 from replfs.node.pacing.unwritten import Unwritten
@@ -17,8 +20,9 @@ from replfs.node.roles import secondary as secondary_module
 from replfs.node.roles.secondary import Secondary
 from replfs.node.settings.config import Settings
 from replfs.store.progress import Progress
+from replfs.store.twins import find_twins
 
-GENERATION, BEFORE, WINNER = (bytes([n]) * 16 for n in (3, 4, 5))
+GENERATION, BEFORE, WINNER, SHARED = (bytes([n]) * 16 for n in (3, 4, 5, 6))
 
 
 class Session:
@@ -124,3 +128,29 @@ def test_who_was_told_what_it_is_no_more_is_not_let_in(secondary, state):
     assert late.closed
     assert secondary.session is session
     assert state.identity().leader == session.node
+
+
+async def began(secondary, state):
+    """A resync begins, in the middle of another one if the state says so."""
+    send, receive = trio.open_memory_channel[Any](1)
+    op = ops.Phase(inconsistent=True, generation=GENERATION, history=[])
+    async with trio.open_nursery() as nursery:
+        await nursery.start(secondary.replica.run)
+        answer = secondary.replica.apply(1, op, None, send.send_nowait)
+        assert (answer or await receive.receive()) == ops.Done(0)
+        nursery.cancel_scope.cancel()
+    assert state.identity().inconsistent
+
+
+@pytest.mark.parametrize("is_cut_off", [False, True])
+async def test_what_a_resync_that_was_cut_off_made_anew_is_told_from_what_it_was(
+    secondary, state, tree, is_cut_off
+):
+    """To the next one either would be the object. Where none was cut off there are none."""
+    for name in (b"old", b"anew"):
+        tree.drop_unused(
+            tree.make(tree.root, name, stat.S_IFDIR, owner=(0, 0), object_id=SHARED)[0]
+        )
+    state.update(inconsistent=is_cut_off)
+    await began(secondary, state)
+    assert (find_twins(tree.root_fd) == []) is is_cut_off

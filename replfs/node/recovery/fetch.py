@@ -337,6 +337,9 @@ class Fetch:
             found = await suspects.ask(source.ask, everywhere=False)
         if found is None:
             log.warning("%s does not know what is unstable: everything is compared with it", name)
+        if self._state.identity().inconsistent:
+            # A fetch was cut off: of what it had made anew, its old self is not the object.
+            await part_twins(self._tree)
         self._state.update(inconsistent=True)
         self._state.flush(durable=True)
         settings = self._settings

@@ -30,6 +30,7 @@ from replfs.store.progress import Progress
 from replfs.store.snapshots import snapshots_of
 from replfs.store.state import State
 from replfs.store.tree import Tree
+from replfs.store.twins import part_twins
 from replfs.transport.listener import Session
 
 HandOver = Callable[[Session, ops.Handover, Reply], None]
@@ -74,7 +75,7 @@ class Secondary:
             tree,
             self._phase,
             NamePatterns(settings.none_patterns),
-            self.keeper.keep if self.keeper.can_keep else None,
+            self._prepare,
             self._note_kept,
             unwritten,
         )
@@ -266,6 +267,14 @@ class Secondary:
         log.error("%s and this store disagree: %s", session.name, found)
         self._progress.number = 0
         return ops.Done(ops.DISAGREES)
+
+    async def _prepare(self) -> None:
+        """Before a resync begins. Raises OSError."""
+        if self._state.identity().inconsistent:
+            # Of what the one that was cut off had made anew, its old self is not the object.
+            await part_twins(self.replica.tree)
+        if self.keeper.can_keep:
+            await self.keeper.keep()
 
     def _phase(self, op: ops.Phase) -> None:
         """The primary says that a resync begins or has ended here; durable when it returns."""

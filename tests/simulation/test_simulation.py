@@ -44,7 +44,6 @@ FOUND = {
     "name of it first",
     4327: "a loser's directory that was moved and changed there, out of one that it then removed",
     7999: "a log of the state that a loss of power had shortened, and a kill after that",
-    ("power", 141): "two objects with one id on a replica, of which a resync was told of either",
     ("splits", 1119): "what a loser had begun to bring to a peer, fetched from that by the winner",
     ("firstcopies", 1012): "a directory that a peer died over while it made it",
 }

@@ -21,8 +21,8 @@ import trio
 
 from replfs.store import record as _record
 from replfs.store import syscalls
+from replfs.store.everything import everything
 from replfs.store.inode import proc_path
-from replfs.store.reach import RESERVED
 from replfs.store.tree import Tree
 
 UNPARTED: Final = "what a resync that was cut off has made anew cannot be told from what it was"
@@ -88,22 +88,14 @@ def _records(
     root_fd: int, wanted: Container[int] | None = None
 ) -> Iterator[tuple[bytes, int, bytes]]:
     """(id, inode number, path) of every object with a record; only of *wanted* hashes of ids."""
-    device = os.fstat(root_fd).st_dev
-    for top, directories, files, fd in os.fwalk(b".", dir_fd=root_fd, follow_symlinks=False):
-        if top == b".":
-            directories[:] = [name for name in directories if name != RESERVED]
-        here = os.fstat(fd).st_dev == device
-        if not here:
-            directories.clear()
+    for one in everything(root_fd, reserved=False):
+        if not _record.can_carry(_stat.S_IFMT(one.found.st_mode)):
             continue
-        for name in (*directories, *files):
-            try:
-                found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-                if found.st_dev != device or not _record.can_carry(_stat.S_IFMT(found.st_mode)):
-                    continue
-                value = os.getxattr(proc_path(fd, name), _record.XATTR, follow_symlinks=False)
-            except OSError:
-                continue
-            own = _record.unpack(value, found.st_ino)
-            if own is not None and own.object and (wanted is None or hash(own.object) in wanted):
-                yield own.object, found.st_ino, os.path.normpath(os.path.join(top, name))
+        path = proc_path(one.directory, one.name)
+        try:
+            value = os.getxattr(path, _record.XATTR, follow_symlinks=False)
+        except OSError:
+            continue
+        own = _record.unpack(value, one.found.st_ino)
+        if own is not None and own.object and (wanted is None or hash(own.object) in wanted):
+            yield own.object, one.found.st_ino, os.path.normpath(os.path.join(one.above, one.name))

@@ -20,7 +20,7 @@ from zlib import crc32
 import msgspec
 from xxhash import xxh3_64_intdigest
 
-from replfs.core import checks, ops
+from replfs.core import checks, ops, summary
 from replfs.core.checks import check_answer, check_op
 from replfs.errors import ProtocolError
 
@@ -96,24 +96,28 @@ class Hello(Identity, kw_only=True):
     """The dialling side's first message on each connection.
 
     `resume` is the session to go on with (0: a new one), `answered` the sequence number up to
-    which every operation of `stream` has been answered. The transport fills all three.
+    which every operation of `stream` has been answered, `lost` the last session that was lost,
+    of which it wants to be told (0: none). The transport fills all four.
     """
 
     resume: int = 0
     answered: int = 0
     stream: int = 0
+    lost: int = 0
 
 
 class Welcome(Identity, kw_only=True):
     """The listening side's consent.
 
     `applied` is the last operation applied in order on the stream of the `Hello`. The transport
-    fills `session`, `resumed` and `applied`.
+    fills `session`, `resumed` and `applied`, and in the second reply of a session `had`: what was
+    applied of the session that the `Hello` calls lost, by stream; empty if it is not known here.
     """
 
     session: int = 0
     resumed: bool = False
     applied: int = 0
+    had: list[summary.Had] = msgspec.field(default_factory=list)
 
 
 class Refuse(msgspec.Struct):
@@ -315,6 +319,7 @@ def decode_hello(head: bytes) -> Hello:
     checks.number(hello.resume, checks.U64_MAX)
     checks.number(hello.answered, checks.U64_MAX)
     checks.number(hello.stream, BULK)
+    checks.number(hello.lost, checks.U64_MAX)
     return hello
 
 
@@ -324,6 +329,10 @@ def decode_welcome(head: bytes) -> Welcome:
     _check_identity(welcome)
     checks.number(welcome.session, checks.U64_MAX)
     checks.number(welcome.applied, checks.U64_MAX)
+    checks.count(welcome.had, len(STREAMS))
+    for number, checksum in welcome.had:
+        checks.number(number, checks.U64_MAX)
+        checks.number(checksum, checks.U32_MAX)
     return welcome
 
 

@@ -95,6 +95,8 @@ class Call(msgspec.Struct, Generic[SinkT], frozen=True, gc=False):
     cost: int
     sent_ns: int
     timeouts: int = DEFERRED_TIMEOUTS
+    before: int = summary.NOTHING
+    """The stream's running checksum of all that was sent before it."""
 
 
 class Flow(Generic[SinkT]):
@@ -141,6 +143,13 @@ class Flow(Generic[SinkT]):
     def answered(self) -> int:
         """The number up to which every operation has been answered."""
         return next(iter(self.calls), self.next_seq) - 1
+
+    def sums(self) -> dict[int, int]:
+        """The running checksum after each number that the peer may have applied last."""
+        applied = self.applied
+        sums = {seq - 1: call.before for seq, call in self.calls.items() if seq > applied}
+        sums[self.next_seq - 1] = self.checksum
+        return sums
 
     def heard(self, now: int) -> None:
         """Something came that shows progress."""

@@ -22,7 +22,7 @@ import msgspec
 import trio
 import zmq
 
-from replfs.core import messages, ops
+from replfs.core import messages, ops, summary
 from replfs.core.messages import BULK, LIVE, Hello, Refuse, Welcome
 from replfs.errors import PeerLost, ProtocolError, Refused, UsageError
 from replfs.transport.flow import (
@@ -80,6 +80,10 @@ class LinkOwner(Protocol):
         """An established session is over; called once for it, before the sinks' `lost`."""
 
 
+def _not_compared(_stream: int, _what: str) -> None:
+    """Nobody wants to know what the peer had of a session that was lost."""
+
+
 class _Gone(Exception):
     """An attempt to connect failed; `unreachable` if nothing listens there at all."""
 
@@ -99,6 +103,8 @@ class Link:
         security: keys, or None for plain text.
         name: the peer's name, in messages and to find its key.
         on_refused: called when the peer refuses a session, or the owner does.
+        on_difference: called when a session is up and the peer says that of the one before, which
+            was lost, it had something else than was sent; with the stream, and what, in words.
         wire: who speaks; None: what the environment asks for.
     """
 
@@ -112,6 +118,7 @@ class Link:
         security: Curve | None = None,
         name: str,
         on_refused: Callable[[Link, Refuse], None] | None = None,
+        on_difference: Callable[[int, str], None] = _not_compared,
         wire: Wire | None = None,
     ) -> None:
         self.name = name
@@ -124,6 +131,10 @@ class Link:
         self._owner = owner
         self._security = security
         self._on_refused = on_refused
+        self._on_difference = on_difference
+        self._lost = summary.Lost()
+        """The last session that was established and is over, and in which nobody disagreed."""
+        self._is_disputed = False
         self._wire = wire_of_environment() if wire is None else wire
         self._timeout_s = peer_timeout_s
         self._timeout_ns = int(peer_timeout_s * 1e9)
@@ -165,12 +176,13 @@ class Link:
         head = messages.encode_op(stream, self.session, seq, op, payload)
         cost = cost_of(op, head, payload)
         flow.next_seq = seq + 1
-        flow.checksum = messages.chained(flow.checksum, head)
+        before = flow.checksum
+        flow.checksum = messages.chained(before, head)
         alone = not flow.calls and not self._ping_sent_ns
         answer_type = ANSWER_TYPES.get(type(op), ops.Done)
         timeouts = CHECKPOINT_TIMEOUTS if type(op) is ops.Checkpoint else DEFERRED_TIMEOUTS
         flow.calls[seq] = Call(
-            head, payload, sink, answer_type, cost, time.monotonic_ns(), timeouts
+            head, payload, sink, answer_type, cost, time.monotonic_ns(), timeouts, before
         )
         flow.bytes += cost
         self._sent_ops += 1
@@ -237,9 +249,13 @@ class Link:
         if self.is_up:
             self._end(reason)
 
-    def fail_soon(self, reason: str) -> None:
-        """As `fail`, but not before whoever is at it has ended: this may be inside a `send`."""
+    def disagreed(self, reason: str) -> None:
+        """End the session, for the peer has not had what was sent; the next one need not ask.
+
+        Not before whoever is at it has ended: this may be inside a `send`.
+        """
         if self.is_up:
+            self._is_disputed = True
             self._fate(reason)
 
     def statistics(self) -> LinkStatistics:
@@ -361,6 +377,7 @@ class Link:
                 flow.progress_ns = flow.heard_ns = now
             self.outstanding = 0
             self._doom = ""
+            self._is_disputed = False
             self._ping_sent_ns = 0
             self._next_ping_ns = now
             self.is_up = True
@@ -372,6 +389,9 @@ class Link:
             self._last_error = ""
             self._enter("up")
             logger.info("session with %s at %s is up", self.name, self.endpoint)
+            # Nothing was sent in this one yet.
+            for stream, what in self._lost.differences(second.had):
+                self._on_difference(stream, what)
             async with trio.open_nursery() as nursery:
                 self._scope = nursery.cancel_scope
                 nursery.start_soon(self._serve, live)
@@ -405,6 +425,8 @@ class Link:
         self.outstanding = 0
         if self._established:
             self._established = False
+            sums = [] if self._is_disputed else [flow.sums() for flow in self._flows]
+            self._lost = summary.Lost(self.session, sums)
             level = logging.INFO if reason == STOPPED else logging.WARNING
             logger.log(level, "session with %s is over: %s", self.name, reason)
             try:
@@ -443,6 +465,7 @@ class Link:
             resume=resume,
             answered=flow.answered(),
             stream=flow.stream,
+            lost=self._lost.session,
         )
         try:
             connection = connect(

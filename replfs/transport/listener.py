@@ -23,8 +23,8 @@ import msgspec
 import trio
 import zmq
 
-from replfs.core import messages, ops
-from replfs.core.messages import BULK, LIVE, Hello, Welcome
+from replfs.core import messages, ops, summary
+from replfs.core.messages import BULK, LIVE, STREAMS, Hello, Welcome
 from replfs.errors import ProtocolError, Refused
 from replfs.transport.lane import Lane, size_of
 from replfs.transport.security import Curve
@@ -41,6 +41,8 @@ TURN_NS: Final = 5_000_000
 BATCH: Final = 16
 DEFERRED_MAX: Final = 2048
 OFFERED_MAX: Final = 8
+OVER_MAX: Final = 8
+"""Sessions that are over of which it is remembered what was applied."""
 SILENT_UNTOLD: Final = 64
 SILENCE_TIMEOUTS: Final = 3
 NET_S: Final = 0.05
@@ -210,6 +212,8 @@ class Listener:
         self._socket: Listening | None = None
         self._session: Session | None = None
         self._offered: dict[int, Session] = {}
+        self._over: dict[int, list[summary.Had]] = {}
+        """What was applied in the last sessions, by stream."""
         self._in_turn = False
         self._busy_turn = False
         self._complaints = Seldom()
@@ -528,7 +532,11 @@ class Listener:
         lane.identity = identity
         lane.told = lane.applied
         welcome = msgspec.structs.replace(
-            session.offered, clock_ns=time.time_ns(), resumed=True, applied=lane.applied
+            session.offered,
+            clock_ns=time.time_ns(),
+            resumed=True,
+            applied=lane.applied,
+            had=self._over.get(hello.lost, []),
         )
         self._send(identity, messages.encode_welcome(hello.stream, number, welcome))
         # Whatever the old connection may have swallowed is answered again.
@@ -555,6 +563,9 @@ class Listener:
             return
         self._session = None
         session.is_open = False
+        while len(self._over) >= OVER_MAX:
+            self._over.pop(next(iter(self._over)))
+        self._over[session.id] = [session.applied(stream) for stream in STREAMS]
         identity = session.lanes[LIVE].identity
         if farewell and identity:
             self._send(identity, messages.encode_bye(session.id, reason))

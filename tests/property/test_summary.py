@@ -69,6 +69,26 @@ def test_what_differs_is_said_in_words(changes, words):
     assert words in found if words else not found
 
 
+@given(streams, st.data())
+def test_of_a_lost_session_all_is_compared_that_the_peer_had(stream, data):
+    """However much of what was not answered it has applied; and what it lacks of the rest, too."""
+    known = data.draw(st.integers(0, len(stream) - 1))
+    had = data.draw(st.integers(known, len(stream)))
+    sums = {number: checksum(stream[:number]) for number in range(known, len(stream) + 1)}
+    lost = summary.Lost(1, [sums, {0: 0}])
+    applied = checksum(stream[:had])
+    assert not lost.differences([(had, applied), (0, 0)])
+    assert not lost.differences([])
+    assert not summary.Lost().differences([(had, applied), (0, 0)])
+    (found,) = lost.differences([(had, applied ^ 1), (0, 0)])
+    assert found[0] == 0
+    assert "others were applied" in found[1]
+    (found,) = lost.differences([(had, applied), (1, 0)])
+    assert found == (1, "0 to 0 operations may have been applied, and 1 were")
+    if known:
+        assert lost.differences([(known - 1, checksum(stream[: known - 1])), (0, 0)])
+
+
 def test_what_the_primary_cannot_say_is_not_compared():
     said = ops.Summary(7, 1, b"", 0)
     assert not summary.difference(said, number=7, checksum=1, generation=G, change=9)

@@ -1,7 +1,8 @@
 """What the transport promises never to do is done all the same, and must not go unnoticed.
 
 An operation is answered and never applied, applied twice, or applied before the one it follows:
-the peer says so at the next checkpoint, or before it is in sync, and all is put right.
+the peer says so at the next checkpoint, or before it is in sync, and all is put right. Where the
+session is lost before that, its primary finds out at the beginning of the next one.
 """
 
 from __future__ import annotations
@@ -57,9 +58,8 @@ class Deceived(Simulation):
     stream = LIVE
 
     async def _faults(self):
-        self.noticed = []
+        noticed = self._listen()
         self.deceived = 0
-        self.network.on_disagreement = self.noticed.append
         for one in self.replicas:
             if one.life is None:
                 await self.start(one)
@@ -73,19 +73,57 @@ class Deceived(Simulation):
         self.budget = 0
         self.join_all()
         await self.until("it was done", lambda: self.deceived > 0)
-        await self.until("it is noticed", lambda: len(self.noticed) > 0)
+        await self.until("it is noticed", lambda: len(noticed) > 0)
+
+    def _listen(self):
+        """What is noticed, from here on; anything else is trouble."""
+        noticed = []
+        self.network.on_disagreement = noticed.append
+        return noticed
 
     def _tamper(self, wire, lane):
         if not self.deceived and lane.stream == self.stream and lane.queue:
             self.deceived = int(self.deceive(wire, lane))
 
 
+class Lost(Deceived):
+    """The session in which it happens is lost, before anything is compared in it."""
+
+    deceived_wire = None
+    is_lost = False
+
+    def _listen(self):
+        noticed = []
+
+        def differs(text):
+            peers = self.primary.pipeline.peers
+            reasons = [peer.last_error.reason for peer in peers if peer.last_error is not None]
+            assert any("session that was lost" in reason for reason in reasons)
+            noticed.append(text)
+
+        self.network.on_difference = differs
+        return noticed
+
+    def _tamper(self, wire, lane):
+        super()._tamper(wire, lane)
+        if self.deceived and self.deceived_wire is None:
+            self.deceived_wire = wire
+        if wire is not self.deceived_wire or not lane.queue:
+            return
+        if not self.is_lost and isinstance(lane.queue[0][1], ops.Summary):
+            self.is_lost = True
+            wire.link.lose()
+        if self.is_lost:
+            lane.queue.clear()
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("deceive", [drop, duplicate, reorder, drop_carried])
-def test_it_is_noticed_and_put_right(deceive, seed, tmp_path):
+@pytest.mark.parametrize("how", [Deceived, Lost])
+def test_it_is_noticed_and_put_right(how, deceive, seed, tmp_path):
     kind = type(
         "Kind",
-        (Deceived,),
+        (how,),
         {"deceive": staticmethod(deceive), "stream": BULK if deceive is drop_carried else LIVE},
     )
     result = run_seed(seed, tmp_path, kind=kind)

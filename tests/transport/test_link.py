@@ -25,6 +25,13 @@ async def pair(wires):
 
 
 @pytest.fixture
+async def direct():
+    """A pair for what does not depend on who speaks."""
+    async with running_pair() as made:
+        yield made
+
+
+@pytest.fixture
 async def hasty(wires):
     """A pair with a short peer timeout, for tests in which it passes."""
     async with running_pair(1.0, wires) as made:
@@ -336,7 +343,8 @@ async def test_a_listener_that_stops_says_goodbye(pair):
 
 async def test_a_restarted_listener_knows_no_old_session(pair):
     with TcpProxy("127.0.0.1", port_of(await pair.listen())) as proxy:
-        link = await pair.up(proxy.endpoint)
+        found = []
+        link = await pair.up(proxy.endpoint, on_difference=lambda *what: found.append(what))
         pair.applier.defer = lambda _op: True
         sink = RecordingSink()
         link.send(*write(1), sink)
@@ -353,6 +361,7 @@ async def test_a_restarted_listener_knows_no_old_session(pair):
         assert pair.owner.events[0] == "up"
         assert pair.owner.events[1].startswith("down: ")
         assert pair.owner.events[2:] == ["up"]
+        assert found == []  # nor what was applied in it
 
 
 async def until_bound(pair, endpoint):
@@ -378,6 +387,58 @@ async def test_the_newest_session_wins(pair):
     assert pair.owner.events[1] == f"down: the peer ended the session: {reason}"
     assert pair.applier.events[:3] == ["opened", f"closed: {reason}", "opened"]
     assert newer is not link
+
+
+async def test_what_was_applied_in_a_lost_session_is_held_against_what_was_sent(direct):
+    """Also of what the peer had applied and not answered, on either stream, once."""
+    found = []
+    direct.applier.defer = lambda op: isinstance(op, ops.Sync)
+    link = await direct.up(on_difference=lambda *what: found.append(what))
+
+    async def work():
+        """Some is answered, some accepted, and of the rest nobody knows."""
+        sinks = [RecordingSink() for _ in range(3)]
+        session = len(direct.applier.sessions)
+        link.send(*write(1), sinks[0])
+        link.send(ops.Sync(object_id(1), False), None, sinks[1])
+        link.send(ops.List(object_id(1), b""), None, sinks[2], messages.BULK)
+        await until(lambda: sinks[0].calls and sinks[2].calls, "it is answered")
+        link.send(*write(2), RecordingSink())
+        assert len(direct.applier.sessions) == session
+        return direct.applier.sessions[-1]
+
+    async def lose():
+        lost = link.session
+        link.fail("lost")
+        await until(lambda: link.is_up and link.session != lost, "a new session is up")
+
+    await work()
+    await lose()
+    assert found == []
+    (await work()).lanes[messages.BULK].checksum ^= 1
+    await lose()
+    what = "of 1 operations, others were applied than were sent"
+    assert found == [(messages.BULK, what)]
+    await lose()
+    assert len(found) == 1
+    live = (await work()).lanes[messages.LIVE]
+    await until(lambda: live.applied == 3, "all has arrived")
+    live.applied = 0
+    await lose()
+    (stream, what) = found[1]
+    assert stream == messages.LIVE
+    assert "3 operations may have been applied, and 0 were" in what
+
+
+async def test_what_was_in_dispute_in_a_session_is_not_compared_again(direct):
+    found = []
+    link = await direct.up(on_difference=lambda *what: found.append(what))
+    for first in (True, False):
+        lost = link.session
+        direct.applier.sessions[-1].lanes[messages.LIVE].checksum ^= 1
+        (link.disagreed if first else link.fail)("over")
+        await until(lambda: link.is_up and link.session != lost, "a new session is up")  # noqa: B023
+        assert len(found) == int(not first)
 
 
 async def test_a_session_closed_by_the_applier(pair):

@@ -22,12 +22,21 @@ I = b"i" * 16  # noqa: E741
 SECOND = 10**9
 
 
-def put(flow: Flow[str], op: ops.AnyOp, sink: str | None = "sink", *, size: int = 0, now: int = 0):
+def put(
+    flow: Flow[str],
+    op: ops.AnyOp,
+    sink: str | None = "sink",
+    *,
+    size: int = 0,
+    now: int = 0,
+    before: int = 0,
+):
     payload = bytes(size) if size else None
     seq = flow.next_seq
     flow.next_seq += 1
     cost = cost_of(op, b"head", payload)
-    flow.calls[seq] = Call(b"head", payload, sink, ANSWER_TYPES.get(type(op), ops.Done), cost, now)
+    kind = ANSWER_TYPES.get(type(op), ops.Done)
+    flow.calls[seq] = Call(b"head", payload, sink, kind, cost, now, before=before)
     flow.bytes += cost
     if sink is None:
         flow.silent.append(seq)
@@ -98,6 +107,21 @@ def test_settling_takes_out_what_has_no_sink():
     assert flow.answered() == 10
     with pytest.raises(ProtocolError):
         flow.settle(11, 4)
+
+
+def test_the_checksum_is_known_after_each_number_that_may_have_been_applied():
+    flow: Flow[str] = Flow(0)
+    assert flow.sums() == {0: 0}
+    for number in range(1, 6):
+        put(flow, ops.Write(I, 0, 0), before=10 * (number - 1))
+        flow.checksum = 10 * number
+    assert flow.sums() == {0: 0, 1: 10, 2: 20, 3: 30, 4: 40, 5: 50}
+    flow.settle(3, 1)
+    flow.take(3, ops.Done(0))
+    flow.take(1, ops.Done(0))
+    assert flow.sums() == {3: 30, 4: 40, 5: 50}
+    flow.settle(5, 2)
+    assert flow.sums() == {5: 50}
 
 
 def test_answers_must_fit():

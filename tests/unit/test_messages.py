@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest
 
 from replfs.core import messages, ops
-from replfs.core.messages import Bye, Hello, Refuse, Welcome
+from replfs.core.messages import Bye, Hello, Identity, Refuse, Welcome
 from replfs.errors import ProtocolError
 
 # A loaded machine is no failure.
@@ -197,10 +197,15 @@ identities: dict[str, Any] = {
     "clock_ns": st.integers(0, U64),
 }
 hellos = st.builds(
-    Hello, **identities, resume=sessions, answered=sessions, stream=st.integers(0, 1)
+    Hello, **identities, resume=sessions, answered=sessions, stream=st.integers(0, 1), lost=sessions
 )
 welcomes = st.builds(
-    Welcome, **identities, session=sessions, resumed=st.booleans(), applied=sessions
+    Welcome,
+    **identities,
+    session=sessions,
+    resumed=st.booleans(),
+    applied=sessions,
+    had=st.lists(st.tuples(sessions, st.integers(0, 2**32 - 1)), max_size=2),
 )
 
 
@@ -736,6 +741,7 @@ def example_hello(**changes: Any) -> Hello:
         {"resume": -1},
         {"answered": -1},
         {"stream": 2},
+        {"lost": -1},
     ],
 )
 def test_invalid_greetings_are_refused(changes):
@@ -743,6 +749,15 @@ def test_invalid_greetings_are_refused(changes):
     assert messages.decode_hello(seal(good, messages.HELLO)) == good
     with pytest.raises(ProtocolError):
         messages.decode_hello(seal(example_hello(**changes), messages.HELLO))
+
+
+@pytest.mark.parametrize("had", [[(0, 0)] * 3, [(-1, 0)], [(0, 2**32)], [(0, -1)]])
+def test_invalid_accounts_of_a_lost_session_are_refused(had):
+    identity = {name: getattr(example_hello(), name) for name in Identity.__struct_fields__}
+    good = Welcome(**identity, had=[(0, 0), (2**64 - 1, 2**32 - 1)])
+    assert messages.decode_welcome(seal(good, messages.WELCOME)) == good
+    with pytest.raises(ProtocolError):
+        messages.decode_welcome(seal(Welcome(**identity, had=had), messages.WELCOME))
 
 
 def test_other_invalid_messages_are_refused():

@@ -61,7 +61,7 @@ def secondary(state, tree, tmp_path):
 def hello_of(state):
     """A primary that took the place of the one before when it had followed less far."""
     mine: Any = msgspec.structs.asdict(welcome_of(state))
-    for key in ("session", "resumed", "applied", "progress"):
+    for key in ("session", "resumed", "applied", "had", "progress"):
         del mine[key]
     more: Any = {"node": WINNER, "name": "winner", "store": "elsewhere", "role": "primary"}
     more |= {"generation": GENERATION, "history": (BEFORE,), "base": BEFORE, "base_progress": 3}

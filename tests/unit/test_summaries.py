@@ -53,7 +53,7 @@ class Link:
     def has_room(self, stream=LIVE, queue_bytes=0):
         return True
 
-    def fail_soon(self, reason):
+    def disagreed(self, reason):
         self.reason = reason
 
 
@@ -148,6 +148,18 @@ async def test_where_there_is_no_bound_everything_is_compared(peer, stream, capl
     assert marks is not None
     assert marks.deep
     assert "everything is compared" in caplog.text
+
+
+async def test_what_a_lost_session_left_is_compared_in_the_next_one(peer, caplog):
+    object_id = noted(peer, 7)
+    summaries.differed(peer, LIVE, "of 3 operations, others were applied than were sent")
+    assert peer.state is State.INCREMENTAL
+    assert "session that was lost" in peer.reason
+    assert set(peer.log.objects()) == {object_id}
+    assert not peer.is_asked
+    assert peer.home.diverged == 1
+    assert not peer.link.reason
+    assert "1 objects are compared" in caplog.text
 
 
 async def test_marks_that_cannot_be_kept_keep_it_out_of_sync(peer, caplog):

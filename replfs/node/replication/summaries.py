@@ -103,9 +103,23 @@ async def agree(peer: Peer, changes: Callable[[], int]) -> bool:
 
 
 def _disagrees(peer: Peer, stream: int) -> None:
-    """Something was applied that was not sent, or sent and not applied: find out what it was."""
+    """The peer has compared, and has had something else."""
     number, _ = peer.link.sent(stream)
     reason = f"the peer has not had the same {number} operations as were sent"
+    _find_out(peer, stream, reason)
+    peer.link.disagreed(reason)
+
+
+def differed(peer: Peer, stream: int, what: str) -> None:
+    """Of its last session, which was lost, the peer had something else: *what*, in words.
+
+    What was unanswered then is recorded already; what was answered is not.
+    """
+    _find_out(peer, stream, f"of the session that was lost the peer has not had the same: {what}")
+
+
+def _find_out(peer: Peer, stream: int, reason: str) -> None:
+    """Something was applied that was not sent, or sent and not applied: find out what it was."""
     try:
         peer.begin_divergence()
         lost = None if stream == BULK else peer.unstable.snapshot(everywhere=False)
@@ -123,4 +137,3 @@ def _disagrees(peer: Peer, stream: int) -> None:
     peer.last_error = LastError("/", reason)
     peer.advance(Event.OP_LOST, reason)
     peer.home.changed(peer)
-    peer.link.fail_soon(reason)

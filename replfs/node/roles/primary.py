@@ -9,6 +9,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import trio
@@ -28,6 +29,7 @@ from replfs.node.mounted.volume import Volume
 from replfs.node.pacing.commit import GroupCommit
 from replfs.node.pacing.unwritten import Unwritten
 from replfs.node.recovery.checkpoints import Checkpoints
+from replfs.node.replication import summaries
 from replfs.node.replication.congestion import Congestion
 from replfs.node.replication.peer import Peer
 from replfs.node.replication.pipeline import Pipeline
@@ -216,6 +218,7 @@ class Primary:
             security=self._curve,
             name=name,
             on_refused=peer.refused,
+            on_difference=partial(summaries.differed, peer),
         )
         self.resyncs[name] = Resync(
             self.pipeline, peer, self.settings.resync_rate_bytes, self.snapshots

@@ -55,6 +55,8 @@ class Network:
         """May change what is about to arrive, as `transport` promises never to do."""
         self.on_disagreement = trouble
         """Told when a replica has not had what its primary says it has sent."""
+        self.on_difference = trouble
+        """Told when a replica had something else of a lost session than its primary sent in it."""
         self.on_welcomed: Callable[[str, str], None] = lambda _by, _name: None
         """Told when a primary has agreed to a session with a node."""
         self.conditions = Conditions(rng)
@@ -301,6 +303,7 @@ class Wire:
     def shut(self) -> None:
         """The replica takes nothing of it any more."""
         self.is_open = False
+        self.listener.over[self.id] = [lane.applied for lane in self.lanes]
         for lane in self.lanes:
             lane.more.set()
 
@@ -329,9 +332,14 @@ class FakeLink:
         security: Any = None,
         name: str,
         on_refused: Any = None,
+        on_difference: Callable[[int, str], None] = lambda _stream, _what: None,
     ) -> None:
         del context, security
         self._on_refused = on_refused
+        self._on_difference = on_difference
+        self._lost = summary.Lost()
+        self._sums: tuple[dict[int, int], dict[int, int]] = ({}, {})
+        """The running checksums of what was sent and, as far as is known, applied last or never."""
         self.name = name
         self.endpoint = endpoint
         self.owner = owner
@@ -368,6 +376,7 @@ class FakeLink:
         self._next[stream] = seq + 1
         wire, lane = self.wire, self.wire.lanes[stream]
         lane.sent = seq, messages.chained(lane.sent[1], head)
+        self._sums[stream][seq] = lane.sent[1]
         if sink is not None:
             self._calls[stream][seq] = sink
             if stream == LIVE:
@@ -411,14 +420,23 @@ class FakeLink:
             raise PeerLost(f"{self.name} is not connected")
         return self.wire.lanes[stream].sent
 
-    def fail_soon(self, reason: str) -> None:
-        """As `fail`, in a task of its own."""
+    def disagreed(self, reason: str) -> None:
+        """As `fail`, in a task of its own; what was sent is not compared again."""
+        self._lose_soon(reason, disagreed=True)
+
+    def lose(self) -> None:
+        """The session ends, for no reason that either side knows of."""
+        self._lose_soon("it is lost", disagreed=False)
+
+    def _lose_soon(self, reason: str, *, disagreed: bool) -> None:
         wire = self.wire
 
         async def fail() -> None:
             if self.wire is wire:
                 with acting(self.life):
                     self.fail(reason)
+                if disagreed:
+                    self._lost = summary.Lost()
 
         outer, Life.current = Life.current, None
         self.network.nursery.start_soon(fail)
@@ -441,6 +459,8 @@ class FakeLink:
         if wire is not self.wire or not self.is_up:
             return
         sink = self._calls[stream].pop(seq)
+        for older in [number for number in self._sums[stream] if number < seq]:
+            del self._sums[stream][older]
         if stream == LIVE:
             self.outstanding -= 1
         self._room.set()
@@ -454,6 +474,7 @@ class FakeLink:
         self.wire = None
         self.outstanding = 0
         calls, self._calls = self._calls, ({}, {})
+        self._lost = summary.Lost(self.session, self._sums)
         self.owner.went_down(self, reason)
         for lane in calls:
             for sink in lane.values():
@@ -542,7 +563,10 @@ class FakeLink:
         if not self._is_heard(listener):
             wire.cut(noticed=True)
             return
+        had = listener.over.get(self._lost.session, [])
+        second = _carried_welcome(msgspec.structs.replace(welcome, had=had))
         self._calls, self._next = ({}, {}), [1, 1]
+        self._sums = ({0: summary.NOTHING}, {0: summary.NOTHING})
         self.wire = wire
         self.session = wire.id
         self.outstanding = 0
@@ -556,6 +580,9 @@ class FakeLink:
             self.wire = None
             wire.cut(noticed=True)
             raise
+        for stream, what in self._lost.differences(second.had) if self.is_up else ():
+            self._on_difference(stream, what)
+            network.on_difference(f"of a lost session {listener.life.name} had: {what}")
         network.on_welcomed(self.life.name, listener.life.name)
         await self._over.wait()
 
@@ -586,6 +613,8 @@ class FakeListener:
         self.applier = applier
         self.answered = answered
         self.wire: Wire | None = None
+        self.over: dict[int, list[summary.Had]] = {}
+        """What was applied in each session that is over."""
         life = Life.current
         if life is None:
             raise RuntimeError("a listener belongs to a life")

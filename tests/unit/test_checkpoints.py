@@ -49,20 +49,12 @@ def test_a_checkpoint_is_wanted_while_something_is_unstable_or_a_peer_does_not_k
 
 
 @pytest.mark.parametrize(
-    ("number", "is_over", "failed"),
-    [
-        (errno.EIO, False, 1),
-        (errno.EROFS, False, 1),
-        (errno.EIO, True, 1),
-        (errno.EROFS, True, 0),
-        (errno.ETIMEDOUT, False, 0),
-    ],
+    ("number", "failed"), [(errno.EIO, 1), (errno.EROFS, 1), (errno.ETIMEDOUT, 0)]
 )
-def test_who_has_taken_this_nodes_place_has_not_failed_to_flush(number, is_over, failed):
-    """It refuses, and what it is said to lack would begin a generation of a former primary."""
+def test_who_does_not_answer_has_not_failed_to_flush(number, failed):
     failures = []
     peer = a_peer(changes=0, flush_failed=failures.append)
-    pipeline: Any = SimpleNamespace(peers=[peer], is_over=is_over, unwritten=Unwritten())
+    pipeline: Any = SimpleNamespace(peers=[peer], unwritten=Unwritten())
     checkpoints = Checkpoints(pipeline, 5.0, trio.lowlevel.checkpoint, lambda _: None)
     link: Any = None
     flush = _Flush(peer)
@@ -98,7 +90,6 @@ async def test_a_flush_that_failed_here_counts_for_good(monkeypatch, there):
     peer.unstable.note(ops.Write(object_id, 0, 0), lambda _: b"handle", length=5)
     pipeline: Any = SimpleNamespace(
         peers=[peer],
-        is_over=False,
         changes=0,
         scheduler=SimpleNamespace(admitted=7),
         tree=SimpleNamespace(root_fd=0),

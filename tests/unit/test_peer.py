@@ -34,7 +34,7 @@ class Home:
         return True
 
     def diverging(self, peer):
-        pass
+        return True
 
     def changed(self, peer):
         pass

@@ -30,6 +30,7 @@ class Home:
 
     def diverging(self, peer):
         self.diverged += 1
+        return True
 
     def changed(self, peer):
         pass

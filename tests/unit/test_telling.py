@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import zmq
 
+from replfs.core.dirty import DirtyLog
 from replfs.core.messages import Hello
 from replfs.core.relationship import State as Replication
-from replfs.errors import Refused
+from replfs.errors import NotInSync, Refused
 from replfs.node.asking.identity import PROBE, YIELDING, hello_of, make_tellable
+from replfs.node.replication.peer import Peer
 from replfs.node.roles.primary import Primary
 from replfs.node.roles.reception import Reception
 from replfs.node.settings.config import Settings
@@ -95,6 +97,26 @@ def test_peers_hear_of_a_generation_only_if_the_disk_took_it(state, fail):
     assert home.told == [there]
 
 
+def test_who_hands_its_role_over_begins_no_generation(state, fd):
+    """Who takes it begins one: this node's would part the two. If nobody does, it is begun then."""
+    home = Home(state)
+    peer = Peer(home, "d", "tcp://127.0.0.1:1", DirtyLog(), 1.0)
+    peer.state = Replication.IN_SYNC
+    peer.peer_generation = NOW
+    home.pipeline.peers.append(peer)
+    state.update(role="secondary")
+    peer.mark_unflushed(b"i" * 16)  # as of an fsync that it refuses, for it takes the role over
+    peer.begin_divergence()
+    assert not peer.log.is_empty
+    assert state.identity().generation == NOW
+    with pytest.raises(NotInSync, match="handing its role over"):
+        home.supersede(peer, other(state))
+    state.update(role="primary")
+    home.reign_again()
+    assert state.identity().history == (NOW,)
+    assert peer.diverged
+
+
 def test_that_a_peer_may_have_heard_of_a_generation_is_saved_before_it_has(state, fd):
     """A later run that cannot reach it must not go on in that generation."""
     home = Home(state)
@@ -138,13 +160,18 @@ class Home(Primary):
 
     def __init__(self, state):
         self.state = state
+        self.tree: Any = SimpleNamespace(table=SimpleNamespace(by_id={}))
         self.told = []
         away: Any = SimpleNamespace(
-            name="b", state=Replication.OUT_OF_SYNC, live=False, peer_generation=NOW
+            name="b",
+            state=Replication.OUT_OF_SYNC,
+            live=False,
+            peer_generation=NOW,
+            log=DirtyLog(),
         )
         there: Any = SimpleNamespace(
             name="c", state=Replication.IN_SYNC, live=True, peer_generation=NOW,
-            understands=lambda _: True, announce=self._heard,
+            understands=lambda _: True, announce=self._heard, log=DirtyLog(),
         )  # fmt: skip
         self.pipeline: Any = SimpleNamespace(peers=[away, there], announcing=0)
 

@@ -182,6 +182,7 @@ class Switchover:
             # It said no, so it is no primary, and was not made one.
             roles.state.update(role="primary", role_changed=identity.role_changed)
             await trio.to_thread.run_sync(roles.state.harden)
+            primary.reign_again()
             await self._take_back(primary, front)
             reason = _REFUSALS.get(number, f"it answers with error {number}")
             raise NotInSync(f"{peer.name} did not take over: {reason}; nothing has changed")

@@ -156,10 +156,6 @@ class Checkpoints:
                 if flush.is_common:
                     peer.tell(ops.Stable(everywhere))
                 peer.unstable.settle(everywhere=True)
-            elif flush.number == errno.EROFS and self._pipeline.is_over:
-                # It has taken this node's place, and has not tried. Recorded as a failure, that
-                # would begin a generation here, and part the two.
-                continue
             elif flush.number != errno.ETIMEDOUT:
                 peer.flush_failed(describe(flush.number))
 

@@ -93,12 +93,14 @@ class Lacks(ABC):
     def begin_divergence(self) -> None:
         """Before the first change that the peer does not get: a generation without it begins."""
         if not self.diverged and (self.live or self.state is not State.UNINITIALIZED):
-            self._diverging()
-            self.diverged = True
+            self.diverged = self._diverging()
 
     @abstractmethod
-    def _diverging(self) -> None:
-        """The first change that the peer does not get is about to be recorded."""
+    def _diverging(self) -> bool:
+        """The first change that the peer does not get is about to be recorded.
+
+        Whether there is a generation without it now.
+        """
 
     def mark_unflushed(self, object_id: bytes) -> None:
         """The peer may not have on its disk what it has in memory: all of it is sent again."""

@@ -55,8 +55,11 @@ class Home(Protocol):
     def decide(self, peer: Peer, welcome: Welcome) -> Decision:
         """What the two stores are to each other."""
 
-    def diverging(self, peer: Peer) -> None:
-        """The first change that *peer* does not get: a new generation begins before it."""
+    def diverging(self, peer: Peer) -> bool:
+        """The first change that *peer* does not get: a new generation begins before it.
+
+        False: none does, for this node is handing its role over.
+        """
 
     def changed(self, peer: Peer) -> None:
         """The peer's state is another one."""
@@ -504,8 +507,8 @@ class Peer(Places):
             return self.settling.allows(op, min(start, op.size), None)
         return self.settling.allows(op, 0, 0)
 
-    def _diverging(self) -> None:
-        self.home.diverging(self)
+    def _diverging(self) -> bool:
+        return self.home.diverging(self)
 
     def check_recordable(self) -> None:
         """ENOSPC before anything is applied, where a mark might not be kept."""

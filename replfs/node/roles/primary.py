@@ -23,7 +23,7 @@ from replfs.core.messages import Hello, Identity, Welcome
 from replfs.core.ops import AnyAnswer, Done
 from replfs.core.policy import Ack, NamePatterns, Policy
 from replfs.core.relationship import State, word
-from replfs.errors import UsageError
+from replfs.errors import NotInSync, UsageError
 from replfs.node.asking.identity import hello_of, make_tellable, side_of, side_of_message
 from replfs.node.mounted.volume import Volume
 from replfs.node.pacing.commit import GroupCommit
@@ -377,8 +377,21 @@ class Primary:
             log.warning("peer %s: its clock differs by %.0f s", peer.name, apart)
         return decision
 
-    def diverging(self, peer: Peer) -> None:
-        """A new generation begins, before the first change that *peer* does not get."""
+    @property
+    def is_reigning(self) -> bool:
+        """The role is this node's; False: it has given it up, durably, and may get it back."""
+        return self.state.identity().role == "primary"
+
+    def diverging(self, peer: Peer) -> bool:
+        """A new generation begins, before the first change that *peer* does not get.
+
+        Not while the role is being handed over: who takes it begins one in place of that which
+        this store was at when it gave the role up, and another one here would part the two.
+        Nothing changes here any more. What did before is on all peers; should one of them not
+        have it on its disk, that is recorded, and `reign_again` sees to it. False: none began.
+        """
+        if not self.is_reigning:
+            return False
         if peer.peer_generation and peer.peer_generation == self.state.identity().generation:
             self.state.new_generation()
             # Before what diverges can be on the disk: a power loss that took the generation and
@@ -390,9 +403,19 @@ class Primary:
                 # The change is applied: it must be recorded for all, and no fsync will return. Nor
                 # does anybody hear of a generation that a loss of power takes back.
                 log.error("the new generation is not on the disk yet: %s", error.strerror)
-                return
+                return True
             log.info("a new generation begins: %s does not get what follows", peer.name)
             self._announce(told)
+        return True
+
+    def reign_again(self) -> None:
+        """The role was not taken, and is this node's again: nothing is as if it had been."""
+        for peer in self.pipeline.peers:
+            if not peer.log.is_empty:
+                try:
+                    peer.begin_divergence()
+                except OSError as error:
+                    peer.doubt_all(error)
 
     def _expect(self, but: Peer) -> list[Peer]:
         """The peers that are about to be told of the generation that it is now.
@@ -432,8 +455,11 @@ class Primary:
         """An operator decides a split brain for this store, durably, before anybody hears of it.
 
         Raises:
+            NotInSync: this node is handing its role over.
             OSError: that cannot be saved.
         """
+        if not self.is_reigning:
+            raise NotInSync("this node is handing its role over: see 'replfs status', try again")
         reign.supersede(self.state, theirs)
         told = self._expect(but=peer)
         self.state.flush(durable=True)

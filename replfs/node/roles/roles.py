@@ -304,7 +304,7 @@ class Roles:
     def _yielded(self, by: Identity) -> None:
         """Another primary gives up what it changed apart from this node: this one goes on."""
         primary = self.primary
-        if primary is None:
+        if primary is None or not primary.is_reigning:
             return
         # One that is paused has not been told that it is apart; of one that was never met the node
         # is not known.

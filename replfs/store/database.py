@@ -14,6 +14,8 @@ database meanwhile.
 SQLite resolves the path it is given when it opens a file, `/proc/self/fd` included. So all
 connections are opened while STORE can be seen, before a mount may cover it, and nothing is opened
 from then on; `close(covered=True)` is for a STORE that is still covered.
+
+Whoever closes the last connection takes the log away: where it has to stay, there is `leave`.
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ Statement = tuple[str, Sequence[Any]]
 """SQL, and the values for its question marks."""
 
 _ABANDONED: Final[list[sqlite3.Connection]] = []
-"""Connections of covered stores: never to be closed, since closing looks for the log by path."""
+"""Connections that are never to be closed, since closing takes the log away: those of stores that
+are covered, where it would be looked for by path, and of those where it has to stay."""
 
 
 class DatabaseStatistics(msgspec.Struct, frozen=True):
@@ -181,7 +184,15 @@ class Database:
         try:
             self.empty_log()
         finally:
-            self.abandon(covered=covered)
+            if covered:
+                self.leave()
+            self.abandon()
+
+    def leave(self) -> None:
+        """Leave log and database as they are, open until the process ends."""
+        _ABANDONED.extend(self._connections)
+        self._connections = []
+        self.abandon()
 
     def empty_log(self) -> None:
         """Move the log into the database, durably, and cut it off where there is room for that.
@@ -197,13 +208,10 @@ class Database:
             if error.sqlite_errorcode not in _FULL:
                 raise self._translated(error) from error
 
-    def abandon(self, *, covered: bool = False) -> None:
+    def abandon(self) -> None:
         """Close without saving anything further."""
-        if covered:
-            _ABANDONED.extend(self._connections)
-        else:
-            for connection in self._connections:
-                connection.close()
+        for connection in self._connections:
+            connection.close()
         self._connections = []
         for descriptor in (self._log, self._reserve):
             if descriptor >= 0:

@@ -212,9 +212,13 @@ class State:
                 if self._is_behind:
                     raise
             finally:
-                with contextlib.suppress(OSError):
+                try:
                     self._lock.end()
-                self._database.close(covered=covered)
+                except OSError:
+                    # What says that the run goes on says how long the log is: it has to stay.
+                    self._database.leave()
+                else:
+                    self._database.close(covered=covered)
 
     # Who -----------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ it is; what can be made anew is.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ from helpers.states import opened
 from replfs.errors import StoreError
 from replfs.store import database, wal
 from replfs.store import state as state_module
+from replfs.store.lock import Lock
 from replfs.store.state import State
 
 FRAME = 24 + 4096
@@ -315,6 +317,25 @@ def test_the_lock_never_says_that_a_run_goes_on_which_has_ended(killed, tmp_path
         with opened(store) as state:
             assert not state.unclean
             assert not state._lock.is_unended
+
+
+def test_where_it_goes_on_saying_so_the_log_that_it_tells_of_stays(killed, tmp_path, monkeypatch):
+    """A full disk need not take even what replaces something as long."""
+    left = tmp_path / "left"
+
+    def full(_lock):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lock, "end", full)
+        with opened(killed) as state:
+            state.started()
+            state.load_log("a").mark_data(b"i" * 16, 0, 1)
+    # As its files are when the process ends, which does not take the log away.
+    shutil.copytree(killed, left, symlinks=True)
+    while database._ABANDONED:
+        database._ABANDONED.pop().close()
+    assert marks(left) == MARKS + 1
 
 
 def test_a_store_that_was_only_looked_at_is_as_it_was(killed):

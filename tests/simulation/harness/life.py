@@ -34,6 +34,7 @@ from replfs.store import state as state_module
 from replfs.store import syscalls
 from replfs.store.activity import ActivityLog
 from replfs.store.database import Database
+from replfs.store.progress import Progress
 from replfs.store.tree import Tree
 
 EPOCH_S = 1_700_000_000
@@ -321,7 +322,9 @@ def _patch_system_calls(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(state_module, "mount_id", lambda _: "mount")
     patch.setattr(database_module, "_CHECKPOINT_COMMITS", 1 << 30)
     patch.setattr(Database, "execute", _never_failing(_committing(Database.execute)))
+    patch.setattr(Database, "leave", _left)
     patch.setattr(ActivityLog, "begin", _never_failing(_guarded(ActivityLog.begin)))
+    patch.setattr(Progress, "__init__", _never_failing(Progress.__init__))
 
 
 def _disk() -> Disk:
@@ -362,8 +365,15 @@ def _committing(call: Callable[..., Any]) -> Callable[..., Any]:
     return execute
 
 
+def _left(database: Any) -> None:
+    """The process ends before long, and with it what is open; what it leaves is as it is now."""
+    put_back = _disk().keep_state()
+    database.abandon()
+    put_back()
+
+
 def _never_failing(call: Callable[..., Any]) -> Callable[..., Any]:
-    """What replfs keeps space for does not fail when STORE does."""
+    """What replfs keeps space for, or has on tmpfs, does not fail when STORE does."""
 
     def safe(*args: Any, **keywords: Any) -> Any:
         life = Life.current

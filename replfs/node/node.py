@@ -302,12 +302,14 @@ class Node:
         finally:
             if self.roles.front is not None:
                 self.roles.front.unmount()
-            if self._ending.is_clean:
-                self.roles.keep_unstable()
-                self.state.stopped_cleanly(self.roles.progress)
+            self._ending.note(self._stopped_cleanly)
             with trio.CancelScope(shield=True):
                 await self._ending.tell()
             control.stop()
+
+    def _stopped_cleanly(self) -> None:
+        self.roles.keep_unstable()
+        self.state.stopped_cleanly(self.roles.progress)
 
     async def _start(self, nursery: trio.Nursery, control: ControlServer) -> None:
         nursery.start_soon(self._watch_signals)

@@ -38,6 +38,7 @@ FOUND = {
     2160: "a write that nobody awaited, whose bytes were written here and whose time was not set",
     2543: "what a cut-off resync left incomplete on a node that was promoted over it, for ever",
     776: "a truncation that failed here, and whose size was believed by the resync",
+    ("promotions", 1534): "a lock that a failing disk kept, and that told of a log which was gone",
     9924: "an fsync that was refused by who was taking the role over, and began a generation",
     ("power", 12): "a peer that was told that it is whole just before its primary lost power, and "
     "whose lacking what followed began no generation",

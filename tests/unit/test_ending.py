@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import time
 
 import pytest
@@ -84,6 +85,19 @@ async def test_what_cannot_be_drained_is_said(autojump_clock):
 async def test_what_cannot_be_flushed_is_said(autojump_clock, error, words):
     told = await end(Scripted(error=error))
     assert f"it is drained, but could not be flushed: {words}; " in told
+
+
+async def test_a_clean_end_that_cannot_be_noted_is_none(autojump_clock):
+    def fail() -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    ending = Ending()
+    ending.note(fail)  # nobody asks for that where the end is not clean
+    await ending.drain(Scripted(), time.monotonic())
+    assert ending.is_clean
+    ending.note(fail)
+    assert not ending.is_clean
+    assert "it is flushed, but that cannot be noted: Input/output error; " in ending.message
 
 
 async def test_an_end_that_fails_otherwise_is_no_clean_end(autojump_clock):

@@ -192,8 +192,11 @@ class Switchover:
                 f"{peer.name} was lost before it said whether it took over: this node is a "
                 f"secondary now; if 'replfs status' calls {peer.name} one too, promote either"
             )
+        secondary = roles.secondary
+        if secondary is None:
+            raise NotInSync(f"{peer.name} is the primary now, and this node ends: its log says why")
         with trio.move_on_after(2 * roles.settings.peer_timeout_s):
-            while roles.secondary is not None and roles.secondary.session is None:
+            while roles.secondary is secondary and secondary.session is None:
                 await trio.sleep(_LOOK_S)
             return f"{peer.name} is the primary now, and this node follows it"
         return f"{peer.name} is the primary now, and has not connected to this node yet"

@@ -108,6 +108,15 @@ class Ending:
         log.warning("not drained after %.0f s: %s", self.drain_s, node.left())
         node.cut_off()
 
+    def note(self, save: Callable[[], None]) -> None:
+        """If the end is clean, the state is to say so; *save* does that, and may raise OSError."""
+        if not self.is_clean:
+            return
+        try:
+            save()
+        except OSError as error:
+            self._failed(f"it is flushed, but that cannot be noted: {_reason(error)}")
+
     def _failed(self, what: str) -> None:
         self.is_clean = False
         self.message = f"not ended cleanly: {what}; the next start compares what was in flight"

@@ -13,7 +13,7 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
 import trio
@@ -359,17 +359,35 @@ class Roles:
             if not reign.is_outdated(self.state, winner):
                 # A change was acknowledged that the winner does not have: both were changed.
                 log.warning("changes were made here meanwhile: this is a split brain")
-            reign.give_up(self.state, primary.pipeline.peers, winner)
-            await trio.to_thread.run_sync(self.state.harden)
-            await self._become_secondary(0)
+            with self._ending_by_error():
+                reign.give_up(self.state, primary.pipeline.peers, winner)
+                await trio.to_thread.run_sync(self.state.harden)
+                await self._become_secondary(0)
 
     async def follow(self) -> None:
         """The state says that this is a secondary, which has nothing on its own: be one."""
         primary = self.primary
         if primary is not None:
             await self._end_role()
-            reign.give_up(self.state, primary.pipeline.peers, None)
-            await self._become_secondary(primary.pipeline.changes)
+            with self._ending_by_error():
+                reign.give_up(self.state, primary.pipeline.peers, None)
+                await self._become_secondary(primary.pipeline.changes)
+
+    @contextlib.contextmanager
+    def _ending_by_error(self) -> Iterator[None]:
+        """Nothing of the old role runs any more: a node whose disk refuses it the new one ends.
+
+        Its next start finds either in the state, and goes on from there.
+        """
+        try:
+            yield
+        except OSError as error:
+            self._fail(
+                StoreError(
+                    f"this node cannot become a secondary: {self.settings.store} cannot be used "
+                    f"({error.strerror}). Start it again when it can"
+                )
+            )
 
     async def _become_secondary(self, number: int) -> None:
         """The state says that this is a secondary, and nothing of the primary runs any more.

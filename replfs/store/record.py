@@ -21,6 +21,8 @@ XATTR: Final = b"trusted.replfs" if PRIVILEGED else b"user.replfs"
 HIDDEN_PREFIXES: Final = (b"trusted.replfs", b"user.replfs")
 ROOT_ID: Final = b"\0" * 15 + b"\1"
 """The root of every store: the same on both sides, so that it need not be located."""
+LIMBO_ID: Final = b"\0" * 8 + b"\xff" * 8
+"""The directory in which a resync keeps what has no place yet: the same on all sides, too."""
 
 INCOMPLETE: Final = 1
 """Flag: a resync made or adopted this replica, and has not finished it."""

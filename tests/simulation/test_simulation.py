@@ -40,6 +40,7 @@ FOUND = {
     776: "a truncation that failed here, and whose size was believed by the resync",
     ("promotions", 1534): "a lock that a failing disk kept, and that told of a log which was gone",
     9924: "an fsync that was refused by who was taking the role over, and began a generation",
+    11566: "a directory that a cut-off resync had moved aside on the peer, emptied by the fetch",
     ("power", 12): "a peer that was told that it is whole just before its primary lost power, and "
     "whose lacking what followed began no generation",
     ("power", 317): "what an fsync had flushed, made anew and empty by a fetch that placed another "

@@ -14,7 +14,7 @@ from replfs.core import ops
 from replfs.node.replica.replica import Replica
 from replfs.store import locators
 from replfs.store import record as records
-from replfs.store.record import ROOT_ID
+from replfs.store.record import LIMBO_ID, ROOT_ID
 from replfs.store.tree import Tree
 
 NOW = 1_700_000_000_123_456_789
@@ -98,7 +98,7 @@ async def test_each_gets_all_there_is_to_it(replica, store):
         assert xattrs == wanted.xattrs
     assert (store / "n3").stat().st_mode == 0o106755
     # Nothing of it is kept in memory.
-    assert set(replica.tree.table.by_id) == {ROOT_ID}
+    assert set(replica.tree.table.by_id) == {ROOT_ID, LIMBO_ID}
 
 
 async def test_a_directory_is_gone_on_with(replica, store):

@@ -377,6 +377,78 @@ async def test_nothing_is_touched_where_nothing_was_lost(two):
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
 
+# What the peer has elsewhere ----------------------------------------------------------------------
+
+
+def moved_aside(store: Store, name: bytes) -> None:
+    """A resync that was cut off has taken aside what was *name*, and placed nothing."""
+    store.apply(ops.Gather(ROOT_ID, [name], [ops.NO_OBJECT]))
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_what_the_peer_has_in_limbo_stays_where_it_is_here(two, is_known):
+    lost, kept = two
+    for store in two:
+        store.make(2, b"d", mode=DIRECTORY)
+        store.make(3, b"in it", object_id(2))
+        store.make(4, b"f")
+        store.make(5, b"removed", object_id(2))
+        store.make(6, b"another")
+        store.checkpoint()
+    if not is_known:
+        kept.write(3, 0, b"acknowledged, and lost here")
+        kept.write(4, 0, b"as well")
+        kept.apply(ops.Unlink(object_id(5), object_id(2), b"removed", False, 7))
+        kept.apply(ops.Unlink(object_id(6), ROOT_ID, b"another", False, 7))
+    moved_aside(kept, b"d")
+    moved_aside(kept, b"f")
+    await restore(lost, kept, known=is_known)
+    assert (lost.path / "d" / "in it").read_bytes() == (
+        b"" if is_known else b"acknowledged, and lost here"
+    )
+    assert (lost.path / "f").read_bytes() == (b"" if is_known else b"as well")
+    assert (lost.path / "d" / "removed").exists() == is_known
+    assert (lost.path / "another").exists() == is_known
+    assert not os.listdir(lost.path / ".replfs" / "limbo")
+
+
+async def test_what_the_peer_has_where_this_store_counts_stays_where_it_is_here(two):
+    lost, kept = two
+    for store in two:
+        store.make(2, b"d", mode=DIRECTORY)
+        store.make(3, b"in it", object_id(2))
+        store.make(4, b"to", mode=DIRECTORY)
+        store.checkpoint()
+    kept.apply(ops.Rename(object_id(2), ROOT_ID, b"d", object_id(4), b"d", b"", False, 7, 7))
+    kept.write(3, 0, b"acknowledged, and lost here")
+    own = DirtyLog()
+    own.mark_name(object_id(4), b"d")
+    await restore(lost, kept, known=True, own=own)
+    assert (lost.path / "d" / "in it").read_bytes() == b"acknowledged, and lost here"
+    assert not os.listdir(lost.path / "to")
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_what_the_peer_has_in_limbo_is_kept_where_its_name_is_taken(two, is_known):
+    lost, kept = two
+    for store in two:
+        store.make(2, b"d", mode=DIRECTORY)
+        store.make(3, b"in it", object_id(2))
+        store.make(4, b"linked")
+        store.apply(ops.Link(object_id(4), ROOT_ID, b"link", 7))
+        store.checkpoint()
+    for number, name in ((5, b"d"), (6, b"link")):
+        moved_aside(kept, name)
+        kept.make(number, name)
+    await restore(lost, kept, known=is_known)
+    assert (lost.path / "d").is_file()
+    assert (lost.path / "linked").stat().st_nlink == 1
+    (beside,) = (lost.path / ".replfs" / "kept").iterdir()
+    assert (beside / "in it").exists()
+    assert lost.kept == [f".replfs/kept/{beside.name}"]
+    assert not os.listdir(lost.path / ".replfs" / "limbo")
+
+
 # A first copy that was not finished ---------------------------------------------------------------
 
 

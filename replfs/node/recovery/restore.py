@@ -12,6 +12,10 @@ is only unknown is the peer's, unless the object was changed here as well: what 
 have been fsynced. Of a peer that never had a complete copy all is right here but what was carried
 to it. What the policies keep
 from the peers is not looked at.
+
+That the peer has nothing at a name says that it was removed, but not of what the peer has elsewhere
+and this store does not take from there: a name that is right here, or the peer's limbo, where a
+resync that was cut off has left it. What stands here under a name that is free there stays then.
 """
 
 from __future__ import annotations
@@ -40,7 +44,7 @@ from replfs.node.replication.flight import describe
 from replfs.store import locators
 from replfs.store.contents import digest_regions
 from replfs.store.inode import Inode
-from replfs.store.record import INCOMPLETE, ROOT_ID
+from replfs.store.record import INCOMPLETE, LIMBO_ID, ROOT_ID
 from replfs.store.tree import Tree
 
 log = logging.getLogger(__name__)
@@ -103,6 +107,10 @@ class Restore:
             self._log.absorb(suspicion.marks)
             self._places = suspicion.places
         self._located = {ROOT_ID}
+        self._astray: dict[bytes, tuple[bytes, bytes]] = {}
+        """Objects that the peer has where this store does not take them from: directory and name.
+        """
+        self._has_looked_aside = False
         self._made: set[bytes] = set()
         """Objects of the own log that were not here: they have nothing but what is fetched."""
         self.compared = 0
@@ -132,6 +140,8 @@ class Restore:
             await each(self._log.objects_with_attrs(), self._finish, tasks=_TASKS)
             if self._left() == left:
                 raise StoreError(f"{left[0]} objects cannot be fetched: {self._example()}")
+        await self._look_aside()
+        self._replica.spare(self._astray)
         while await self._here(ops.EmptyLimbo()) == errno.EAGAIN:
             pass
         self._replica.forget_all()
@@ -220,6 +230,17 @@ class Restore:
         if isinstance(answer, ops.Done) and answer.errno not in _GONE:
             raise PeerLost(f"the peer cannot look at an object: {describe(answer.errno)}")
         return None
+
+    async def _look_aside(self) -> None:
+        """Learn once what the peer has in limbo; earlier releases do not tell."""
+        if self._has_looked_aside:
+            return
+        self._has_looked_aside = True
+        found = await list_all(self._source.ask, LIMBO_ID)
+        if isinstance(found, dict):
+            for name, entry in found.items():
+                if entry.object:
+                    self._astray[entry.object] = LIMBO_ID, name
 
     # Names -------------------------------------------------------------------------------------
 
@@ -310,16 +331,20 @@ class Restore:
         """Take aside what stands under a dirty name and is not what the peer has there.
 
         Again until nothing new comes: what is inside a directory that was taken aside is found
-        only then.
+        only then. Names first that are right here: what the peer has there is not looked for.
         """
         moved = True
         while moved:
             moved = False
-            for directory, name in list(self._log.ungathered()):
+            names = sorted(self._log.ungathered(), key=lambda one: not self._is_own(*one))
+            for directory, name in names:
                 moved = await self._gather_one(directory, name) or moved
 
     async def _gather_one(self, directory: bytes, name: bytes) -> bool:
         if self._is_own(directory, name):
+            there = await self._inspect(directory, name)
+            if there is not None and there.object:
+                self._astray[there.object] = directory, name
             self._log.clear_name(directory, name)
             return True
         inode = self._find(directory)
@@ -332,10 +357,23 @@ class Restore:
                 self._log.clear_name(directory, name)
                 return True
         there = await self._inspect(directory, name)
+        if child is not None and there is None:
+            await self._look_aside()
+            if child.id in self._astray:
+                self._leave(directory, name, child)
+                return True
         wanted = there.object if there is not None else ops.NO_OBJECT
         await self._here(ops.Gather(directory, [name], [wanted]))
         self._log.set_gathered(directory, name)
         return True
+
+    def _leave(self, directory: bytes, name: bytes, child: Inode) -> None:
+        """An object stays under its name, though the peer has it elsewhere."""
+        self._replica.apply(_BULK, ops.Locate(child.id, directory, name), None, _nobody)
+        self._places[child.id] = self._astray[child.id]
+        if self._is_all_unknown:
+            self._log.mark_unknown(child.id, directory=child.is_directory, deep=child.is_directory)
+        self._log.clear_name(directory, name)
 
     async def _place(self, directory: bytes, name: bytes) -> None:
         """Give this side under one name what is there on the peer; its directory first."""

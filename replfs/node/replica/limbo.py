@@ -4,6 +4,9 @@
 that is taken). Whatever is still there once every name is in place was deleted on the primary, and
 goes. What is this node's own (`own`) is never deleted, but kept beside in `STORE/.replfs/kept/`.
 
+Others can look into it as into any directory, by an id that it has everywhere (`LIMBO_ID`): what a
+resync had moved aside and not placed yet is the peer's all the same.
+
 What is inside a directory in limbo is found by an index, which is built when it is first needed.
 Building it and emptying limbo take as long as there is much in it: both give way to other tasks
 all the time, and end early when the session they belong to is over.
@@ -22,6 +25,7 @@ from replfs.node.replica.beside import Beside
 from replfs.node.replica.own import Own, is_own, move
 from replfs.store.inode import Inode, close_quietly
 from replfs.store.reach import LIMBO
+from replfs.store.record import LIMBO_ID
 from replfs.store.tree import Tree
 
 _YIELD_EVERY: Final = 50
@@ -38,7 +42,10 @@ class Limbo:
         self._own = own
         self.beside: Beside | None = None
         """What this store had on its own is not removed, but kept."""
+        self.spared: frozenset[bytes] = frozenset()
+        """Objects that are not removed, but kept, where they would lose their last name."""
         self._directory = tree.reserved_directory(LIMBO)
+        tree.table.identify(self._directory, LIMBO_ID)
         self._numbers = itertools.count(1)
         self._deep: dict[bytes, tuple[Inode, bytes]] = {}
         """Where objects in limbo are, by id, as far as it was looked into."""
@@ -165,7 +172,7 @@ class Limbo:
                     continue
                 inode.pins &= ~3
                 # What was taken as the node's own is not here; inside a directory it may be.
-                if self._own.stands_at(inode, name):
+                if self._own.stands_at(inode, name) or self._is_spared(inode):
                     self._own.keep(directory, name, inode)
                 elif inode.is_directory:
                     stack.append((inode, tree.names(inode)))
@@ -176,6 +183,11 @@ class Limbo:
             for directory, _ in stack:
                 tree.release(directory)
         return True
+
+    def _is_spared(self, inode: Inode) -> bool:
+        if inode.id not in self.spared:
+            return False
+        return inode.is_directory or self._tree.stat(inode).st_nlink == 1
 
     def _remove_directory(self, inode: Inode) -> None:
         above = inode.parent

@@ -9,7 +9,7 @@ import errno
 import os
 import stat as _stat
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any, Final
 
@@ -76,6 +76,10 @@ class Repair:
     def begin_session(self) -> None:
         """What was known of limbo may be wrong."""
         self._limbo.forget()
+
+    def spare(self, objects: Iterable[bytes]) -> None:
+        """What is left of these in limbo is kept beside when that is emptied."""
+        self._limbo.spared = frozenset(objects)
 
     def keep_beside(self, beside: Beside | None) -> None:
         """What this store may have on its own, and the primary not, is kept there."""

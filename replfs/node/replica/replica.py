@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import stat as _stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any, Final
 
@@ -113,6 +113,10 @@ class Replica:
         """What this store may have on its own, and the primary not, is kept there from here on."""
         self._live.beside = self._objects.beside = beside
         self._repair.keep_beside(beside)
+
+    def spare(self, objects: Iterable[bytes]) -> None:
+        """These are not removed with what no name wanted, but kept beside."""
+        self._repair.spare(objects)
 
     def forget_all(self) -> None:
         """A new session: the primary has located nothing yet."""

@@ -31,6 +31,10 @@ _RUNS_ON_THEIR_WAY: Final = 3
 """Of one file."""
 _FEW_REGIONS: Final = 2
 """Sent with one message while applications are at work."""
+DISK_FAILED: Final = (
+    "it differs, and this node's disk has failed to write: the peer may be right. Start this node "
+    "again, or promote a peer"
+)
 
 Run = tuple[int, int]
 """Regions of a file, half-open."""
@@ -215,6 +219,10 @@ class Contents:
                 self._work.refused(key, inode, answer)
                 return False
             parts = _differing(data, answer.digests)
+            if parts and self._work.pipeline.unwritten.number:
+                # What the kernel had to drop here is what the disk has, and the peer's is newer.
+                self._work.failed(key, inode, DISK_FAILED)
+                return False
         for left, right, is_hole in _pieces(segments(fd, start, start + len(data)), parts, start):
             length = right - left
             if is_hole:

@@ -33,6 +33,7 @@ from simulation.harness.workload import NAMES, Habits, Process
 from replfs.core.relationship import State
 from replfs.node.mounted.view import ReadOnlyView
 from replfs.node.replication.peer import Peer
+from replfs.node.resync.contents import DISK_FAILED
 from replfs.node.roles.primary import Primary
 
 NODES = ("a", "b", "c", "d")
@@ -412,6 +413,25 @@ class Simulation:
             for peer in self.primary.pipeline.peers
         )
 
+    def is_held(self) -> bool:
+        """A replica differs from a primary whose disk has failed to write: nobody is in the right
+        before that one is started again."""
+        primary = self.primary.primary
+        return primary is not None and any(
+            stuck.reason == DISK_FAILED
+            for resync in primary.resyncs.values()
+            for stuck in resync.work.stuck.values()
+        )
+
+    async def until_in_sync(self) -> None:
+        """Wait for it, and do what the operator is told to do for it."""
+        await self.until("in sync", lambda: self.is_in_sync() or self.is_held())
+        if self.is_held():
+            self.note(f"{self.primary.name} is started again: its disk has failed to write")
+            self.life_of_primary().die()
+            await self.recovery.revive()
+        await self.until("in sync", self.is_in_sync)
+
     async def _heal(self) -> None:
         self.note("-- healing")
         for member in self.members:
@@ -430,7 +450,7 @@ class Simulation:
         await self.until("the applications are done", lambda: self.budget <= 0)
         await self.stand_still()
         await self._decide_split_brain()
-        await self.until("in sync", self.is_in_sync)
+        await self.until_in_sync()
         self.verdicts.equal("healed")
         for peer in self.primary.pipeline.peers:
             self.verdict("unrepresentable", list(peer.unrepresentable.reasons()))

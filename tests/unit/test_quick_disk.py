@@ -10,7 +10,7 @@ from helpers.replicas import Store
 
 from replfs.node.mounted.view import ReadOnlyView
 from replfs.node.pacing import disk
-from replfs.node.pacing.disk import SLOW_NS, Disk
+from replfs.node.pacing.disk import LOST_NS, REST, SLOW_NS, Disk
 
 
 @pytest.fixture
@@ -21,21 +21,46 @@ def clock(monkeypatch):
     return now
 
 
-def test_after_a_long_wait_there_is_none_for_much_longer(clock):
+def wait(one: Disk, clock: list[int], ns: int) -> None:
+    """Wait for the disk for so long."""
+    began = clock[0]
+    clock[0] += ns
+    one.took(began)
+
+
+def test_short_waits_cost_nothing(clock):
     one = Disk()
+    for _ in range(2 * LOST_NS // SLOW_NS):
+        wait(one, clock, SLOW_NS)
+        assert one.is_quick()
+    wait(one, clock, LOST_NS)
     assert one.is_quick()
+
+
+def test_long_waits_now_and_then_cost_nothing(clock):
+    one = Disk()
+    for _ in range(10):
+        wait(one, clock, LOST_NS)
+        assert one.is_quick()
+        clock[0] += LOST_NS * REST
+
+
+def test_after_many_long_waits_there_is_none_until_they_are_made_up_for(clock):
+    one = Disk()
+    count = 0
+    while one.is_quick():
+        wait(one, clock, 2 * SLOW_NS)
+        count += 1
+    assert count == LOST_NS // (2 * SLOW_NS) + 1
     began = clock[0]
-    clock[0] += SLOW_NS
-    one.took(began)
-    assert one.is_quick()
-    began = clock[0]
-    clock[0] += SLOW_NS + 1
-    one.took(began)
-    ended = clock[0]
-    clock[0] = ended + 199 * SLOW_NS
+    while not one.is_quick():
+        clock[0] += SLOW_NS
+    wait(one, clock, 2 * SLOW_NS)
     assert not one.is_quick()
-    clock[0] = ended + 201 * SLOW_NS
-    assert one.is_quick()
+    # From now on, two percent of the time.
+    while not one.is_quick():
+        clock[0] += SLOW_NS
+    assert clock[0] - began >= 2 * SLOW_NS * REST
 
 
 @pytest.mark.parametrize("is_quick", [True, False])

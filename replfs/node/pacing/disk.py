@@ -13,22 +13,26 @@ SMALL: Final = 16 << 10
 """Bytes up to which a read is worth it: of a larger one the disk's own time is the most."""
 SLOW_NS: Final = 500_000
 """A wait that took longer was too long."""
-_REST: Final = 200
-"""For so many times as long nobody waits in the loop then: half a percent of the time is lost."""
+REST: Final = 50
+"""How much longer it takes to make up for one: two percent of the time may be lost."""
+LOST_NS: Final = 20_000_000
+"""So much may be lost before that is made up for: any disk is slow now and then."""
 
 
 class Disk:
     """One store's disk, as it has been of late."""
 
     def __init__(self) -> None:
-        self._slow_until = 0
+        self._paid_at = 0
+        """When all that was lost is made up for, monotonic ns."""
 
     def is_quick(self) -> bool:
         """Whether to wait for it in the event loop now."""
-        return time.monotonic_ns() >= self._slow_until
+        return self._paid_at - time.monotonic_ns() <= LOST_NS * REST
 
     def took(self, began: int) -> None:
         """A wait for it, which began then (monotonic ns), is over."""
         ended = time.monotonic_ns()
-        if ended - began > SLOW_NS:
-            self._slow_until = ended + _REST * (ended - began)
+        lost = ended - began
+        if lost > SLOW_NS:
+            self._paid_at = max(self._paid_at, ended) + lost * REST

@@ -124,6 +124,7 @@ class Inode:
         self.pins = 0
         """Bits: which other users, besides kernel and handles, need it known."""
         self.opens = 0
+        """Twice the number of handles on it, and 1 once there was one: no byte for that alone."""
         self.fd = -1
         """A directory's cached descriptor; or what keeps an object reachable without a name."""
         self.size = 0
@@ -135,6 +136,16 @@ class Inode:
     def ino(self) -> int:
         """Its inode number in the store."""
         return self.nodeid if self.nodeid != _RENUMBERED else ROOT_NODEID
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a handle on it."""
+        return self.opens > 1
+
+    @property
+    def was_opened(self) -> bool:
+        """Whether there is, or was since it is known."""
+        return self.opens > 0
 
     @property
     def is_directory(self) -> bool:
@@ -309,7 +320,7 @@ class Table:
         waiting = [inode]
         while waiting:
             one = waiting.pop()
-            if one.lookups > 0 or one.opens or one.pins or one.children or one is self.root:
+            if one.lookups > 0 or one.is_open or one.pins or one.children or one is self.root:
                 continue
             if self.keeps and one.named:
                 continue
@@ -331,13 +342,13 @@ class Table:
         handle = Handle(self._next_handle, inode, fd)
         self._next_handle += 1
         self.handles[handle.number] = handle
-        inode.opens += 1
+        inode.opens = (inode.opens | 1) + 2
         return handle
 
     def close(self, number: int) -> Handle:
         """The handle is gone; the caller closes its descriptor."""
         handle = self.handles.pop(number)
-        handle.inode.opens -= 1
+        handle.inode.opens -= 2
         return handle
 
 

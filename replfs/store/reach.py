@@ -326,7 +326,7 @@ class Reach:
 
     def drop_unused(self, inode: Inode) -> None:
         """Forget an inode that nobody needs, and close what it held."""
-        if inode.lookups > 0 or inode.opens or inode.pins or inode.children:
+        if inode.lookups > 0 or inode.is_open or inode.pins or inode.children:
             return
         if inode in self._files:
             return  # forgotten when its cached descriptor is

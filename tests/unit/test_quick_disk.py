@@ -1,4 +1,4 @@
-"""Whether the event loop waits for the disk itself."""
+"""Whether the event loop waits for the disk itself, and when the disk begins to read."""
 
 import os
 import threading
@@ -8,9 +8,15 @@ from pathlib import Path
 import pytest
 from helpers.replicas import Store
 
+from replfs.core.policy import Ack, Policy
 from replfs.node.mounted.view import ReadOnlyView
+from replfs.node.mounted.volume import Volume
 from replfs.node.pacing import disk
 from replfs.node.pacing.disk import LOST_NS, REST, SLOW_NS, Disk
+from replfs.node.replication.pipeline import Pipeline
+from replfs.node.replication.policies import Policies
+from replfs.store.activity import ActivityLog
+from replfs.store.tree import Tree
 
 
 @pytest.fixture
@@ -90,3 +96,54 @@ async def test_a_few_bytes_from_a_quick_disk_need_no_thread(
     assert (read_in == {threading.get_ident()}) is (is_quick and size == disk.SMALL)
     await view.release(handle.number)
     store.close()
+
+
+@pytest.fixture
+def advised(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How much of a file the disk was told to begin with, each time that it was."""
+    sizes: list[int] = []
+
+    def fadvise(_fd: int, start: int, size: int, advice: int) -> None:
+        assert (start, advice) == (0, os.POSIX_FADV_WILLNEED)
+        sizes.append(size)
+
+    monkeypatch.setattr(os, "posix_fadvise", fadvise)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("flags", "size", "is_read"),
+    [
+        (os.O_RDONLY, 1, True),
+        (os.O_RDONLY, disk.SMALL, True),
+        (os.O_RDONLY, disk.SMALL + 1, False),
+        (os.O_RDONLY, 0, False),
+        (os.O_WRONLY, 1, False),
+        (os.O_RDWR, 1, False),
+    ],
+)
+async def test_the_first_open_has_a_small_file_read(
+    tree: Tree, tmp_path: Path, advised: list[int], flags: int, size: int, is_read: bool
+) -> None:
+    policies = Policies(
+        tree, Policy.SYNC, Ack.OP, used=False, on_used=lambda: None, generation=lambda: b""
+    )
+    pipeline = Pipeline(tree, ActivityLog(str(tmp_path / "activity"), b"n" * 16), policies)
+    volume = Volume(pipeline, dict, None)  # type: ignore[arg-type]  # no fsync here
+    (tmp_path / "store/file").write_bytes(b"x" * size)
+    for _ in range(2):
+        handle = await volume.open(volume.lookup(1, b"file")[0].nodeid, flags)
+        await volume.release(handle.number)
+    # The kernel keeps contents from one open to the next.
+    assert advised == [size] * is_read
+
+
+async def test_a_replica_has_it_read_at_each_open(
+    tree: Tree, tmp_path: Path, advised: list[int]
+) -> None:
+    view = ReadOnlyView(tree)
+    (tmp_path / "store/file").write_bytes(b"x")
+    for _ in range(2):
+        handle = await view.open(view.lookup(1, b"file")[0].nodeid, os.O_RDONLY)
+        await view.release(handle.number)
+    assert advised == [1, 1]

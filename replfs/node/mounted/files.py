@@ -179,7 +179,10 @@ class Files(View):
         if self.policies.writeback and flags & os.O_ACCMODE == os.O_WRONLY:
             # The kernel reads the rest of a page that is written in part.
             flags = flags & ~os.O_ACCMODE | os.O_RDWR
+        is_first = not inode.was_opened
         handle = self.open_handle(inode, flags)
+        if is_first:  # the kernel keeps contents from one open to the next
+            self.begin_to_read(handle)
         if flags & os.O_TRUNC:
             try:
                 await self.truncate(inode, 0, None, handle.fd if handle.writable else -1)

@@ -24,7 +24,7 @@ class LateTimes:
 
     def said(self, inode: Inode, mtime: int) -> None:
         """The kernel has set the file's mtime, nanoseconds."""
-        if inode.opens:
+        if inode.is_open:
             self._said[inode] = mtime
             self._late.discard(inode)
 
@@ -43,6 +43,6 @@ class LateTimes:
 
     def forget(self, inode: Inode) -> None:
         """It is closed."""
-        if not inode.opens:
+        if not inode.is_open:
             self._said.pop(inode, None)
             self._late.discard(inode)

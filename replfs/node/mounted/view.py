@@ -156,11 +156,23 @@ class View:
         inode.size = os.fstat(fd).st_size
         return handle
 
+    @staticmethod
+    def begin_to_read(handle: Handle) -> None:
+        """Have the disk begin with a small file, while the kernel takes in that it is open.
+
+        Where the kernel may have its contents already, this only takes memory.
+        """
+        size = handle.inode.size
+        if 0 < size <= SMALL and not handle.writable:
+            os.posix_fadvise(handle.fd, 0, size, os.POSIX_FADV_WILLNEED)
+
     async def open(self, nodeid: int, flags: int) -> Handle:
         """Open for reading."""
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             raise failure(errno.EROFS)
-        return self.open_handle(self.inode(nodeid), flags)
+        handle = self.open_handle(self.inode(nodeid), flags)
+        self.begin_to_read(handle)  # the kernel of a replica keeps no contents
+        return handle
 
     async def read(self, number: int, offset: int, size: int) -> bytes | bytearray | memoryview:
         """Bytes of the store, never waiting for a peer.

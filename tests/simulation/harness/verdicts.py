@@ -92,7 +92,7 @@ class Verdicts:
 def _held(node: Member) -> list[str]:
     table = node.tree.table
     return [
-        f"{inode.path()!r} lookups {inode.lookups} opens {inode.opens} pins {inode.pins}"
+        f"{inode.path()!r} lookups {inode.lookups} open {inode.is_open} pins {inode.pins}"
         for inode in table.by_nodeid.values()
-        if inode is not table.root and (inode.lookups or inode.opens or inode.pins & ~KEEP_PIN)
+        if inode is not table.root and (inode.lookups or inode.is_open or inode.pins & ~KEEP_PIN)
     ]

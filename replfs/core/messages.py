@@ -86,6 +86,9 @@ class Identity(msgspec.Struct, kw_only=True):
     """The generation whose place the primary's own reign took; empty: it took none."""
     leader: bytes = b""
     """The node of the primary that a secondary let in last; empty: none."""
+    led_by: bytes = b""
+    """The node of the primary whose resync into a secondary has begun and not ended; empty: none,
+    or it is of an earlier release."""
     base_progress: int = 0
     """The change of that generation up to which the primary has everything; 0: not known."""
     discarded: list[bytes] = msgspec.field(default_factory=list)

@@ -51,6 +51,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """The store never was a primary, nor a complete replica."""
     inconsistent: bool = False
     """A resync into this store has begun and not ended."""
+    led_by: bytes = b""
+    """The node of the primary whose resync that is, also where another one was let in since."""
     policies_used: bool = False
     """Some object has, or once had, a policy of its own."""
     clean: bool = True

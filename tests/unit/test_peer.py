@@ -23,6 +23,8 @@ from replfs.node.replication.places import LIVE
 from replfs.store.record import ROOT_ID
 from replfs.store.tree import Tree
 
+SELF, OTHER, KNOWN = b"self" * 4, b"other" * 3 + b"!", b"n" * 16
+
 
 class Home:
     """As much of a node as a peer needs here."""
@@ -273,21 +275,33 @@ async def test_a_peer_of_an_older_release_is_not_asked_to_take_over(peer):
 
 
 @pytest.mark.parametrize(
-    ("features", "leader", "asked"),
+    ("features", "leader", "led_by", "asked"),
     [
-        (["inconsistent"], b"other" * 3 + b"!", True),
-        (["inconsistent"], b"self" * 4, False),
-        (["inconsistent"], b"", False),
-        ([], b"other" * 3 + b"!", False),
+        (["inconsistent"], OTHER, OTHER, True),
+        (["inconsistent"], SELF, OTHER, True),
+        (["inconsistent"], OTHER, SELF, False),
+        (["inconsistent"], SELF, SELF, False),
+        # Of a release that does not tell whose resync it is.
+        (["inconsistent"], OTHER, b"", True),
+        (["inconsistent"], SELF, b"", False),
+        (["inconsistent"], b"", b"", False),
+        ([], OTHER, b"", False),
     ],
 )
-def test_what_another_primary_began_to_bring_to_a_peer_is_asked_for(peer, features, leader, asked):
+def test_what_another_primary_began_to_bring_to_a_peer_is_asked_for(
+    peer, features, leader, led_by, asked
+):
     """It is cut off in the middle: the peer is at its old generation, and has what no log says."""
     peer.home.is_discarded = lambda _: False
     peer.home.is_self = lambda node: node == b"self" * 4
     peer.peer_node = b"n" * 16
     welcome: Any = SimpleNamespace(
-        node=peer.peer_node, generation=b"g" * 16, history=[], features=features, leader=leader
+        node=peer.peer_node,
+        generation=b"g" * 16,
+        history=[],
+        features=features,
+        leader=leader,
+        led_by=led_by,
     )
     event, _ = peer._take_stock(Decision(Action.QUICK, "it lacks what was recorded"), welcome)
     assert event is Event.DECIDED_QUICK
@@ -295,7 +309,7 @@ def test_what_another_primary_began_to_bring_to_a_peer_is_asked_for(peer, featur
     assert peer.log.is_empty
 
 
-@pytest.mark.parametrize("leader", [b"other" * 3 + b"!", b"self" * 4])
+@pytest.mark.parametrize("leader", [OTHER, SELF])
 def test_what_another_primary_began_to_bring_to_a_peer_is_remembered_before_it_counts(peer, leader):
     """While it is apart nothing is fetched from it; from then on it would be."""
     noted = []
@@ -313,6 +327,7 @@ def test_what_another_primary_began_to_bring_to_a_peer_is_remembered_before_it_c
         history=[],
         features=["inconsistent"],
         leader=leader,
+        led_by=b"",
     )
     peer.welcomed(peer.link, welcome)
     assert noted == ([False] if peer.home.is_self(leader) else ["led apart", False])

@@ -142,6 +142,20 @@ async def began(secondary, state):
     assert state.identity().inconsistent
 
 
+async def test_whose_resync_was_cut_off_is_told_until_another_one_begins(secondary, state):
+    """One that is only let in may not have heard of it: its next greeting has to be told again."""
+    other = offer(secondary, other_of(state))
+    secondary.opened(other)
+    await began(secondary, state)
+    assert state.identity().led_by == other.node
+    session = offer(secondary, hello_of(state))
+    secondary.opened(session)
+    assert state.identity().leader == session.node
+    assert secondary.welcome(hello_of(state)).led_by == other.node
+    await began(secondary, state)
+    assert state.identity().led_by == session.node
+
+
 @pytest.mark.parametrize("is_cut_off", [False, True])
 async def test_what_a_resync_that_was_cut_off_made_anew_is_told_from_what_it_was(
     secondary, state, tree, is_cut_off

@@ -21,6 +21,8 @@ YIELDING: Final = "yielding"
 """In a greeting's features: an operator gave up what was changed in this store's generation."""
 WITHOUT_ACLS: Final = "no-acl"
 """In a reply's features: the store's file system keeps no access control lists."""
+INCONSISTENT: Final = "inconsistent"
+"""In a reply's features: a resync into the store has begun and not ended."""
 SUSPECTED: Final = "suspects"
 """In a reply's features: the store knows what it may have on its own since it gave up its role."""
 
@@ -86,6 +88,7 @@ def welcome_of(state: State, progress: int = 0) -> Welcome:
         release=mine.release,
         progress=progress,
         leader=state.identity().leader,
+        led_by=state.identity().led_by,
         base=mine.base,
         base_progress=mine.base_progress,
         discarded=mine.discarded,
@@ -96,10 +99,18 @@ def features_of(state: State) -> list[str]:
     """What else there is to be said."""
     found = list(features.WORDS.values())
     if state.identity().inconsistent:
-        found.append("inconsistent")
+        found.append(INCONSISTENT)
     if not state.has_acls:
         found.append(WITHOUT_ACLS)
     return found if state.peer(SUSPECTS) is None else [*found, SUSPECTED]
+
+
+def led_by(said: Identity) -> bytes:
+    """The node of the primary that has begun to bring that store something, and has not ended.
+
+    Empty: there is none, or it is not known.
+    """
+    return (said.led_by or said.leader) if INCONSISTENT in said.features else b""
 
 
 def side_of(state: State, progress: int = 0) -> Side:
@@ -118,7 +129,7 @@ def side_of_message(said: Identity) -> Side:
         generation=said.generation,
         history=tuple(said.history),
         uninitialized=said.uninitialized,
-        inconsistent="inconsistent" in said.features,
+        inconsistent=INCONSISTENT in said.features,
         memory_lost=said.memory_lost,
         has_acls=WITHOUT_ACLS not in said.features,
         progress=said.progress,

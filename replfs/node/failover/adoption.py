@@ -35,7 +35,7 @@ def adopt(state: State, *, new: bool, tentative: bool) -> str:
             node=os.urandom(OBJECT_ID_SIZE), binding=state.place(), volume=b"", generation=b"",
             history=(), discarded=(), role="unset", role_changed=False, uninitialized=True,
             inconsistent=False, base=b"", base_progress=0, progress=0, follows=b"", leader=b"",
-            clean=True,
+            led_by=b"", clean=True,
         )  # fmt: skip
         state.flush(durable=True)
     without = f", without its peers ({names})" if names else ""

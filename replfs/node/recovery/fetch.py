@@ -32,7 +32,7 @@ from replfs.core.messages import Hello, Identity, Refuse, Welcome
 from replfs.core.policy import Ack, NamePatterns, Policy
 from replfs.errors import PeerLost, Refused
 from replfs.node.asking import suspects
-from replfs.node.asking.identity import hello_of, side_of, side_of_message
+from replfs.node.asking.identity import hello_of, led_by, side_of, side_of_message
 from replfs.node.asking.question import ask
 from replfs.node.recovery.restore import Restore
 from replfs.node.replica.replica import Replica
@@ -118,9 +118,7 @@ class _Source:
 
     def _is_led_apart(self, welcome: Welcome) -> bool:
         """Whether what it has may be what another primary began to bring to it."""
-        leader = welcome.leader
-        is_foreign = bool(leader) and leader != self._state.identity().node
-        return self.peer.led_apart or (is_foreign and "inconsistent" in welcome.features)
+        return self.peer.led_apart or led_by(welcome) not in {b"", self._state.identity().node}
 
     def _was_complete(self) -> bool:
         """Whether it may have been in sync since this store's reign began.

@@ -24,7 +24,7 @@ from replfs.core.generation import Action, Decision
 from replfs.core.messages import Hello, Refuse, Welcome
 from replfs.core.relationship import Event, State, next_state
 from replfs.errors import PeerLost, ProtocolError, Refused
-from replfs.node.asking.identity import SUSPECTED
+from replfs.node.asking.identity import INCONSISTENT, SUSPECTED, led_by
 from replfs.node.asking.question import Question, ask
 from replfs.node.replication.flight import Flight, describe
 from replfs.node.replication.places import LIVE, Places
@@ -337,8 +337,8 @@ class Peer(Places):
 
         Its generation is the one before that, and its log says nothing of what it was given.
         """
-        leader = welcome.leader
-        return "inconsistent" in welcome.features and bool(leader) and not self.home.is_self(leader)
+        leader = led_by(welcome)
+        return bool(leader) and not self.home.is_self(leader)
 
     def asked(self) -> None:
         """What the peer may have on its own is in the log now."""
@@ -367,7 +367,7 @@ class Peer(Places):
         return (
             bool(self.base)
             and welcome.generation == self.base
-            and "inconsistent" not in welcome.features
+            and INCONSISTENT not in welcome.features
         )
 
     def _mark_lost(self) -> str:

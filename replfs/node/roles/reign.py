@@ -139,6 +139,7 @@ def promote(state: State, *, progress: int, clean: bool = False) -> None:
         base_progress=0 if old.inconsistent or state.memory_lost else progress,
         follows=b"",
         leader=b"",
+        led_by=b"",
         inconsistent=False,
         uninitialized=False,
         memory_lost=False,

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 _DECIDED_BY: Final = (
     "volume", "node", "role", "generation", "history", "uninitialized", "memory_lost", "features",
-    "base", "leader", "discarded",
+    "base", "leader", "led_by", "discarded",
 )  # fmt: skip
 """What a primary decides by that a secondary says of itself; but for how far it has followed, by
 which only the secondary does, when it lets the primary in."""
@@ -282,10 +282,12 @@ class Secondary:
         if op.inconsistent:
             self._failures = unwritten.count
             self._progress.number = 0
-            self._state.update(inconsistent=True, follows=op.generation)
+            leader = self._state.identity().leader
+            self._state.update(inconsistent=True, follows=op.generation, led_by=leader)
         else:
             self._state.update(
                 inconsistent=False,
+                led_by=b"",
                 uninitialized=False,
                 generation=op.generation,
                 follows=op.generation,

@@ -309,6 +309,34 @@ def test_what_another_primary_began_to_bring_to_a_peer_is_asked_for(
     assert peer.log.is_empty
 
 
+@pytest.mark.parametrize(
+    ("node", "features", "led_by", "is_known"),
+    [
+        (KNOWN, [], b"", True),
+        (KNOWN, ["inconsistent"], SELF, True),
+        (KNOWN, ["inconsistent"], OTHER, False),
+        # The log was kept for another store in its place, or for none.
+        (b"another machine!", [], b"", True),
+        (b"another machine!", ["inconsistent"], SELF, False),
+        (b"another machine!", ["inconsistent"], OTHER, False),
+    ],
+)
+def test_what_another_primary_began_a_first_copy_with_is_compared(
+    peer, node, features, led_by, is_known
+):
+    """An object of it is the same by its id, and what is below it is not."""
+    peer.home.is_self = lambda node: node == SELF
+    peer.peer_node = KNOWN
+    welcome: Any = SimpleNamespace(
+        node=node, memory_lost=False, features=features, leader=SELF, led_by=led_by
+    )
+    event, _ = peer._take_stock(Decision(Action.BASELINE, "it is new"), welcome)
+    assert event is Event.DECIDED_BASELINE
+    marks = peer.log.marks(ROOT_ID)
+    assert marks.names_all
+    assert marks.deep != is_known
+
+
 @pytest.mark.parametrize("leader", [OTHER, SELF])
 def test_what_another_primary_began_to_bring_to_a_peer_is_remembered_before_it_counts(peer, leader):
     """While it is apart nothing is fetched from it; from then on it would be."""

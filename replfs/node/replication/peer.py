@@ -316,8 +316,9 @@ class Peer(Places):
     def _take_stock(self, decision: Decision, welcome: Welcome) -> tuple[Event, str]:
         """Mark what the peer may lack; what that makes of it, and why. Raises OSError."""
         if decision.action is Action.BASELINE:
-            if welcome.memory_lost:
-                # What an earlier part of the baseline has carried may be gone again.
+            if welcome.memory_lost or self._has_what_is_unknown(welcome):
+                # What an earlier part of the baseline has carried may be gone again, or what it
+                # has is of another one, of which the log does not say how it goes on below.
                 self.log.mark_unknown(ROOT_ID, directory=True, deep=True)
             else:
                 self.log.mark_names_all(ROOT_ID)
@@ -339,6 +340,15 @@ class Peer(Places):
         """
         leader = led_by(welcome)
         return bool(leader) and not self.home.is_self(leader)
+
+    def _has_what_is_unknown(self, welcome: Welcome) -> bool:
+        """Whether a peer whose first copy has begun has something that the log says nothing of.
+
+        It was brought by another primary, or the log was kept for another store, or is younger.
+        """
+        is_begun = INCONSISTENT in welcome.features
+        is_known = welcome.node == self.peer_node and not self._was_led_by_another(welcome)
+        return is_begun and not is_known
 
     def asked(self) -> None:
         """What the peer may have on its own is in the log now."""

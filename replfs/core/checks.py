@@ -100,6 +100,13 @@ def text(value: str, limit: int) -> None:
         raise ProtocolError(f"a text of {len(value)} characters")
 
 
+def generations(values: list[bytes]) -> None:
+    """A history, or a part of one."""
+    count(values, HISTORY_MAX)
+    for value in values:
+        object_id(value)
+
+
 def count(value: list[Any] | dict[Any, Any], limit: int) -> None:
     """No more than *limit* elements."""
     if len(value) > limit:
@@ -253,16 +260,14 @@ def _check_list(op: ops.List) -> None:
 
 def _check_phase(op: ops.Phase) -> None:
     object_or_none(op.generation)
-    count(op.history, HISTORY_MAX)
-    for generation in op.history:
-        object_id(generation)
+    generations(op.history)
+    generations(op.discarded)
 
 
 def _check_generation(op: ops.Generation) -> None:
     object_id(op.generation)
-    count(op.history, HISTORY_MAX)
-    for generation in op.history:
-        object_id(generation)
+    generations(op.history)
+    generations(op.discarded)
 
 
 def _check_progress(op: ops.Progress) -> None:

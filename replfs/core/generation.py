@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -78,6 +78,16 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     """The generation of the primary that a secondary let in last; known of one's own side only."""
     leader: bytes = b""
     """The node of that primary; empty where that is not known."""
+
+
+class Lineage(NamedTuple):
+    """What a primary tells its peers that they are at when they have all that it has."""
+
+    generation: bytes
+    history: list[bytes]
+    """Newest first."""
+    discarded: list[bytes]
+    """Those of it that are another store's, which an operator decided against."""
 
 
 class Decision(msgspec.Struct, frozen=True):

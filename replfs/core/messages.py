@@ -371,9 +371,7 @@ def _check_identity(identity: Identity) -> None:
         raise ProtocolError(f"a store identity of {len(identity.store)} bytes")
     checks.text(identity.role, _CODE_MAX)
     checks.object_or_none(identity.generation)
-    checks.count(identity.history, checks.HISTORY_MAX)
-    for generation in identity.history:
-        checks.object_id(generation)
+    checks.generations(identity.history)
     checks.count(identity.features, _FEATURES_MAX)
     for feature in identity.features:
         checks.text(feature, _CODE_MAX)
@@ -382,6 +380,4 @@ def _check_identity(identity: Identity) -> None:
     checks.object_or_none(identity.base)
     checks.number(identity.base_progress, checks.U64_MAX)
     checks.object_or_none(identity.leader)
-    checks.count(identity.discarded, checks.HISTORY_MAX)
-    for generation in identity.discarded:
-        checks.object_id(generation)
+    checks.generations(identity.discarded)

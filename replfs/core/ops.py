@@ -202,10 +202,12 @@ class Generation(Op, frozen=True, tag=33):
     """What follows in the stream belongs to another generation: some other peer does not get it.
 
     Sent to peers that are in sync; durable against a crash of the process when answered.
+    `discarded`: those of its history that an operator decided against.
     """
 
     generation: bytes
     history: list[bytes]
+    discarded: list[bytes] = msgspec.field(default_factory=list)
 
 
 class Progress(Op, frozen=True, tag=34):
@@ -328,11 +330,15 @@ class EmptyLimbo(Op, frozen=True, tag=47):
 
 
 class Phase(Op, frozen=True, tag=48):
-    """The replica is `inconsistent` from here on, or (False) consistent again, durably."""
+    """The replica is `inconsistent` from here on, or (False) consistent again, durably.
+
+    The others are as in `Generation`.
+    """
 
     inconsistent: bool
     generation: bytes
     history: list[bytes]
+    discarded: list[bytes] = msgspec.field(default_factory=list)
 
 
 class Inspect(Op, frozen=True, tag=49):

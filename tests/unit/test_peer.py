@@ -13,7 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from replfs.core import features, ops
 from replfs.core.dirty import DirtyLog
-from replfs.core.generation import Action, Decision
+from replfs.core.generation import Action, Decision, Lineage
 from replfs.core.relationship import Event, State
 from replfs.errors import NotRecorded, UsageError
 from replfs.node.failover.switchover import Switchover
@@ -251,15 +251,15 @@ class Sink:
 def test_a_generation_is_announced_to_a_peer_that_knows_what_that_is(peer):
     peer.state = State.IN_SYNC
     peer.features = frozenset(features.WORDS.values())
-    assert peer.announce(b"g" * 16, [], Sink())
-    assert peer.link.sent == [ops.Generation(b"g" * 16, [])]
+    assert peer.announce(Lineage(b"g" * 16, [b"h" * 16], [b"h" * 16]), Sink())
+    assert peer.link.sent == [ops.Generation(b"g" * 16, [b"h" * 16], [b"h" * 16])]
 
 
 def test_a_peer_of_an_older_release_is_told_of_a_generation_by_a_resync(peer):
     """It would end the session at an operation that it does not know, and do so for ever."""
     peer.state = State.IN_SYNC
     peer.peer_generation = b"o" * 16
-    assert not peer.announce(b"g" * 16, [], Sink())
+    assert not peer.announce(Lineage(b"g" * 16, [], []), Sink())
     assert peer.link.sent == []
     assert peer.peer_generation == b"o" * 16
     assert peer.state is State.INCREMENTAL
@@ -345,7 +345,7 @@ def test_what_another_primary_began_to_bring_to_a_peer_is_remembered_before_it_c
     peer.home.decide = lambda *_: Decision(Action.QUICK, "it lacks what was recorded")
     peer.home.is_discarded = lambda _: False
     peer.home.is_self = lambda node: node == b"self" * 4
-    peer.home.lineage = lambda: (b"g" * 16, [])
+    peer.home.lineage = lambda: Lineage(b"g" * 16, [], [])
     peer.home.note_led_apart = lambda _: noted.append("led apart")
     peer.home.set_apart = lambda _, *, apart: noted.append(apart)
     peer.peer_node = b"n" * 16

@@ -130,6 +130,17 @@ def test_who_was_told_what_it_is_no_more_is_not_let_in(secondary, state):
     assert state.identity().leader == session.node
 
 
+def test_it_hears_of_what_was_decided_against_while_it_follows(secondary, state):
+    """In sync or not: promoted, it may be the only one that a follower of a loser ever meets."""
+    state.update(discarded=(BEFORE,))
+    assert secondary._generation(ops.Generation(GENERATION, [WINNER], [WINNER])) == ops.Done(0)
+    assert state.identity().discarded == (WINNER, BEFORE)
+    secondary._phase(ops.Phase(False, GENERATION, [SHARED, WINNER], [SHARED, WINNER]))
+    assert state.identity().discarded == (SHARED, WINNER, BEFORE)
+    assert secondary._generation(ops.Generation(GENERATION, [])) == ops.Done(0)
+    assert state.identity().discarded == (SHARED, WINNER, BEFORE)
+
+
 async def began(secondary, state):
     """A resync begins, in the middle of another one if the state says so."""
     send, receive = trio.open_memory_channel[Any](1)

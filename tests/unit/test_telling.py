@@ -175,8 +175,8 @@ class Home(Primary):
         )  # fmt: skip
         self.pipeline: Any = SimpleNamespace(peers=[away, there], announcing=0)
 
-    def _heard(self, generation, history, sink):
-        assert generation == self.state.identity().generation
+    def _heard(self, lineage, sink):
+        assert lineage.generation == self.state.identity().generation
         self.told.append(self.pipeline.peers[1])
         return True
 

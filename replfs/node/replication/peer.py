@@ -20,7 +20,7 @@ import trio
 from replfs.core import ops, splitter
 from replfs.core.dirty import DirtyLog
 from replfs.core.features import understands
-from replfs.core.generation import Action, Decision
+from replfs.core.generation import Action, Decision, Lineage
 from replfs.core.messages import Hello, Refuse, Welcome
 from replfs.core.relationship import Event, State, next_state
 from replfs.errors import PeerLost, ProtocolError, Refused
@@ -49,7 +49,7 @@ class Home(Protocol):
     def hello(self) -> Hello:
         """This node's identity. Raises Refused: it cannot be told now."""
 
-    def lineage(self) -> tuple[bytes, list[bytes]]:
+    def lineage(self) -> Lineage:
         """This node's generation and the earlier ones, on the disk or not."""
 
     def decide(self, peer: Peer, welcome: Welcome) -> Decision:
@@ -263,7 +263,7 @@ class Peer(Places):
         """It gets everything that there is room for."""
         return self.live and self.is_asked and self.log.is_empty and self.settling.is_empty
 
-    def announce(self, generation: bytes, history: list[bytes], sink: Sink) -> bool:
+    def announce(self, lineage: Lineage, sink: Sink) -> bool:
         """What follows belongs to another generation; *sink* is told.
 
         False: it is not there, or of a release that is told by a resync only.
@@ -272,7 +272,7 @@ class Peer(Places):
             self.doubt("it runs an older release, which only a resync tells of a new generation")
             return False
         try:
-            self.link.send(ops.Generation(generation, history), None, sink, LIVE)
+            self.link.send(ops.Generation(*lineage), None, sink, LIVE)
         except PeerLost:
             return False
         return True
@@ -308,7 +308,7 @@ class Peer(Places):
         self.features = frozenset(welcome.features)
         self.peer_node = welcome.node
         self.peer_generation = welcome.generation
-        self.diverged = welcome.generation != self.home.lineage()[0]
+        self.diverged = welcome.generation != self.home.lineage().generation
         self.advance(event, sentence)
         self.live = not self.paused and not self.congested
         self.wake_resync()

@@ -130,10 +130,10 @@ class Resync:
         self.work.progress = Progress()
         self.work.stuck.clear()
         peer.advance(Event.STARTED)
-        generation, history = peer.home.lineage()
+        lineage = peer.home.lineage()
         # As at the end: the peer follows it from here on, and would refuse an earlier one.
         await peer.home.make_durable()
-        await self._tell(ops.Phase(inconsistent=True, generation=generation, history=history))
+        await self._tell(ops.Phase(True, *lineage))
         if not peer.is_asked:
             suspicion = await suspects.ask(peer.ask, everywhere=True)
             is_known = suspects.mark(self._tree, self._log, suspicion)
@@ -158,22 +158,22 @@ class Resync:
                 pass
             peer.diverged = False
             await peer.align(lambda: self.work.pipeline.changes)
-            generation, history = peer.home.lineage()
+            lineage = peer.home.lineage()
             # It may have it from here on, whether that is confirmed or not: that, and the
             # generation, must not be forgotten here. This store would look outdated after a loss
             # of power, or begin no other generation before what the peer does not get.
-            peer.home.may_have(peer, generation)
+            peer.home.may_have(peer, lineage.generation)
             await peer.home.make_durable()
             if self._lacks_something() or peer.diverged:
                 # It failed to apply a change meanwhile, or was not sent one, which it then does not
                 # count. Told now that it has everything, it would pass for a whole replica of a
                 # generation of which it lacks something.
                 continue
-            await self._tell(ops.Phase(inconsistent=False, generation=generation, history=history))
-            if self._lacks_something() or generation != peer.home.lineage()[0]:
+            await self._tell(ops.Phase(False, *lineage))
+            if self._lacks_something() or lineage != peer.home.lineage():
                 continue
             agrees = await summaries.agree(peer, lambda: self.work.pipeline.changes)
-            if agrees and not self._lacks_something() and generation == peer.home.lineage()[0]:
+            if agrees and not self._lacks_something() and lineage == peer.home.lineage():
                 break
         self._names.forget()
         peer.advance(Event.LOG_EMPTY_CONFIRMED)

@@ -17,7 +17,7 @@ import zmq
 
 from replfs.core import generation as generations
 from replfs.core import ops
-from replfs.core.generation import Decision
+from replfs.core.generation import Decision, Lineage
 from replfs.core.marks import NotKept
 from replfs.core.messages import Hello, Identity, Welcome
 from replfs.core.ops import AnyAnswer, Done
@@ -359,10 +359,10 @@ class Primary:
         make_tellable(self.state)
         return hello_of(self.state)
 
-    def lineage(self) -> tuple[bytes, list[bytes]]:
+    def lineage(self) -> Lineage:
         """This node's generation and the earlier ones, on the disk or not."""
-        identity = self.state.identity()
-        return identity.generation, list(identity.history)
+        mine = self.state.identity()
+        return Lineage(mine.generation, list(mine.history), list(mine.discarded))
 
     def decide(self, peer: Peer, welcome: Welcome) -> Decision:
         """What the two stores are to each other."""
@@ -424,7 +424,7 @@ class Primary:
         get begins another one. That is saved with the generation: a later run must not take a peer
         for one of an earlier generation that lacks something anyway. Raises OSError.
         """
-        generation, _ = self.lineage()
+        generation = self.lineage().generation
         told = [
             other
             for other in self.pipeline.peers
@@ -437,11 +437,11 @@ class Primary:
 
     def _announce(self, told: list[Peer]) -> None:
         """Tell peers what generation it is from here on."""
-        generation, history = self.lineage()
+        lineage = self.lineage()
         for other in told:
             self.pipeline.announcing += 1
             sink = _Announcement(self.pipeline, other)
-            if not other.announce(generation, history, sink):
+            if not other.announce(lineage, sink):
                 self.pipeline.announcement_ended()
 
     def may_have(self, peer: Peer, generation: bytes) -> None:

@@ -151,13 +151,12 @@ class Secondary:
         self.session = session
         self.primary_name = session.name
         self.replica.forget_all()
-        known = self._state.identity().discarded
         self._state.update(
             role="secondary",
             volume=hello.volume,
             follows=hello.generation,
             leader=hello.node,
-            discarded=tuple(dict.fromkeys((*hello.discarded, *known))),
+            discarded=self._with_known(hello.discarded),
         )
         self._event("primary", name=session.name, link="up")
         log.info("following %s", session.name)
@@ -243,8 +242,16 @@ class Secondary:
     def _generation(self, op: ops.Generation) -> ops.AnyAnswer:
         """What follows, some other replica does not get."""
         if not self._state.identity().inconsistent:
-            self._state.update(generation=op.generation, history=tuple(op.history))
+            self._state.update(
+                generation=op.generation,
+                history=tuple(op.history),
+                discarded=self._with_known(op.discarded),
+            )
         return ops.Done(0)
+
+    def _with_known(self, discarded: list[bytes]) -> tuple[bytes, ...]:
+        """Whoever is promoted is to know them: a loser's followers may meet nobody else."""
+        return tuple(dict.fromkeys((*discarded, *self._state.identity().discarded)))
 
     def _aligned(self, op: ops.Progress) -> ops.AnyAnswer:
         """The primary has nothing recorded for this store."""
@@ -292,6 +299,7 @@ class Secondary:
                 generation=op.generation,
                 follows=op.generation,
                 history=tuple(op.history),
+                discarded=self._with_known(op.discarded),
             )
             if unwritten.count == self._failures:
                 # What this disk failed to write before, it was sent again.

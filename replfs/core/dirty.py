@@ -26,6 +26,8 @@ from replfs.core.marks import (
     ALL_NAMES,
     ATTRS,
     CHANGED,
+    CHANGED_SOMEWHERE,
+    CHANGED_TAIL_SHIFT,
     COMPARE,
     DEEP,
     NO_TAIL,
@@ -125,7 +127,7 @@ class DirtyLog(Marked):
         if (
             marks is not None
             and marks.flags & flags == flags
-            and (compare or marks.changed)
+            and (compare or not marks.flags & COMPARE or _is_changed(marks, first, last))
             and (not handle or handle == marks.handle)
             and (0 <= marks.tail <= first or sets.contains(marks.regions, first, last))
             and not self._journal.behind
@@ -222,16 +224,20 @@ class DirtyLog(Marked):
         if marks is None:
             return
         handle = handle or marks.handle
-        flags = marks.flags
+        # Whoever marked it in *other* says, with *compare*, nothing of what was changed here.
+        flags = marks.flags & ~CHANGED
         if compare:
-            # Whoever marked it in *other* says nothing of what was changed on this side.
-            flags &= ~CHANGED
             found = self._objects.get(object_id)
             if marks.data or (found is not None and found.compare):
                 flags |= COMPARE
         for first, last in other.runs(object_id):
             self._mark(object_id, flags, NO_TAIL, 0, handle, first, last)
         self._mark(object_id, flags, marks.tail, marks.extent, handle, 0, 0)
+        if marks.flags & CHANGED and not compare:
+            flags = marks.flags & ATTRS
+            for first, last in sets.runs(marks.changed_regions):
+                self._mark(object_id, flags, NO_TAIL, 0, handle, first, last)
+            self._mark(object_id, flags, marks.changed_tail, 0, handle, 0, 0)
         for name, value in list((marks.names or {}).items()):
             self._mark_name(object_id, name, 0, value & NAME_REMOVAL, b"")
 
@@ -251,6 +257,8 @@ class DirtyLog(Marked):
             end = None if last is None else last << REGION_SHIFT
             self._clears.data(object_id, first << REGION_SHIFT, end)
         self._drop_regions(object_id, marks, first, stop)
+        # Regions that only the tail has stay.
+        self._drop_changed(object_id, marks, first, stop if marks.tail < 0 else marks.tail)
         self._settle(object_id, marks, save=False)
         return True
 
@@ -273,7 +281,10 @@ class DirtyLog(Marked):
             self._clears.data(object_id, marks.tail << REGION_SHIFT, end)
         self._tails -= weight(marks)
         had_data = marks.data
+        self._drop_changed(object_id, marks, marks.tail, INFINITE if up_to is None else up_to)
         marks.tail = NO_TAIL if up_to is None else min(up_to, REGION_LIMIT)
+        if marks.changed_tail >= 0:
+            marks.changed_tail = max(marks.changed_tail, marks.tail) if marks.tail >= 0 else NO_TAIL
         self._tails += weight(marks)
         self.dirty_files += marks.data - had_data
         self._settle(object_id, marks, save=True)
@@ -372,12 +383,24 @@ class DirtyLog(Marked):
             marks = self._objects[change.object] = ObjectMarks()
             self.is_empty = False
         if isinstance(change, SaveObject):
-            flags, tail = change.flags, change.tail
-            if flags & ~(ATTRS | COMPARE | DEEP | CHANGED) or not NO_TAIL <= tail <= REGION_LIMIT:
+            flags, tail = change.flags & ((1 << CHANGED_TAIL_SHIFT) - 1), change.tail
+            changed_tail = (change.flags >> CHANGED_TAIL_SHIFT) - 1
+            known = ATTRS | COMPARE | DEEP | CHANGED | CHANGED_SOMEWHERE
+            if flags & ~known or not (
+                NO_TAIL <= tail <= REGION_LIMIT and NO_TAIL <= changed_tail <= REGION_LIMIT
+            ):
                 raise ValueError("impossible marks of an object")
-            if tail >= 0:
-                marks = self._objects[change.object] = _wide(marks)
+            if flags & CHANGED_SOMEWHERE:
+                flags &= ~(CHANGED_SOMEWHERE | COMPARE)
+            if tail >= 0 or flags & CHANGED:
+                marks = self._objects[change.object] = wide = _wide(marks)
+                wide.changed_tail = changed_tail
             self._apply(marks, flags, tail, change.extent, change.handle, 0, 0)
+            return
+        if change.chunk < 0:
+            if isinstance(marks, WideMarks) and marks.flags & CHANGED:
+                for first, last in sets.decode_chunk(change.regions, ~change.chunk):
+                    marks.changed_regions = sets.add(marks.changed_regions, first, last)
             return
         for first, last in sets.decode_chunk(change.regions, change.chunk):
             # What a tail covers is not kept twice.
@@ -397,14 +420,12 @@ class DirtyLog(Marked):
     def saved(self) -> Iterator[SaveObject | SaveRegions | SaveName]:
         """All marks, as they would be saved anew. Nothing may be marked or cleared meanwhile."""
         for object_id, marks in self._objects.items():
-            yield SaveObject(object_id, marks.flags, marks.tail, marks.extent, marks.handle)
-            chunks = {
-                chunk
-                for first, last in self.runs(object_id)
-                for chunk in range(first >> CHUNK_SHIFT, ((last - 1) >> CHUNK_SHIFT) + 1)
-            }
-            for chunk in sorted(chunks):
+            yield _saved(object_id, marks)
+            for chunk in sets.chunks(marks.regions):
                 yield SaveRegions(object_id, chunk, sets.encode_chunk(marks.regions, chunk, 0, 0))
+            for chunk in sets.chunks(marks.changed_regions):
+                regions = sets.encode_chunk(marks.changed_regions, chunk, 0, 0)
+                yield SaveRegions(object_id, ~chunk, regions)
             for name, value in (marks.names or {}).items():
                 yield SaveName(object_id, name, value & NAME_REMOVAL != 0)
 
@@ -433,16 +454,21 @@ class DirtyLog(Marked):
             low, high = (first, last) if tail < 0 else (tail, INFINITE)
             self._recent.note(object_id, self._version, low, high)
         found = self._objects.get(object_id)
-        if tail >= 0:
+        old_flags = 0 if found is None else found.flags
+        new_flags = old_flags | flags
+        was_changed = found is not None and not found.compare and (found.attrs or found.data)
+        if new_flags & COMPARE and (not flags & COMPARE or was_changed):
+            # What is known to be changed here stays known among what may be equal.
+            new_flags |= CHANGED
+        if tail >= 0 or new_flags & CHANGED:
             marks: ObjectMarks = _wide(found)
         else:
             marks = ObjectMarks() if found is None else found
-        new_flags = marks.flags | flags
-        if new_flags & COMPARE and (
-            not flags & COMPARE or (marks.flags & (ATTRS | COMPARE) == ATTRS)
-        ):
-            # What is known to be changed here stays known among what may be equal.
-            new_flags |= CHANGED
+        changed: _Changed | None = None
+        if new_flags & CHANGED:
+            changed = _Changed(marks)
+            if not flags & COMPARE:
+                changed.add(tail, first, last)
         new_tail = tail if marks.tail < 0 or 0 <= tail < marks.tail else marks.tail
         new_handle = handle or marks.handle
         if 0 <= new_tail < last:
@@ -454,20 +480,27 @@ class DirtyLog(Marked):
             or new_flags != marks.flags
             or new_tail != marks.tail
             or new_handle != marks.handle
+            or (changed is not None and changed.tail != marks.changed_tail)
         ):
+            changed_tail = marks.changed_tail if changed is None else changed.tail
+            saved = new_flags | (changed_tail + 1) << CHANGED_TAIL_SHIFT
             changes.append(
-                SaveObject(object_id, new_flags, new_tail, extent or marks.extent, new_handle)
+                SaveObject(object_id, saved, new_tail, extent or marks.extent, new_handle)
             )
         if adds:
             for chunk in range(first >> CHUNK_SHIFT, ((last - 1) >> CHUNK_SHIFT) + 1):
                 regions = sets.encode_chunk(marks.regions, chunk, first, last)
                 changes.append(SaveRegions(object_id, chunk, regions))
+        if changed is not None:
+            changes += changed.saved(object_id)
         if changes or self._journal.behind:
             self._journal(changes)
         # Saved: from here on nothing fails.
         if found is not marks:
             self._objects[object_id] = marks
             self.is_empty = False
+        if changed is not None:
+            changed.apply(marks)
         self._apply(marks, new_flags, new_tail, extent, new_handle, first, last if adds else first)
         if tail >= 0:
             self._drop_regions(object_id, marks, new_tail, INFINITE)
@@ -506,7 +539,7 @@ class DirtyLog(Marked):
         old = marks.names.get(name, 0) if marks.names is not None else 0
         changes: list[Change] = []
         if found is None or new_flags != marks.flags or new_handle != marks.handle:
-            changes.append(SaveObject(directory, new_flags, marks.tail, marks.extent, new_handle))
+            changes.append(_saved(directory, marks, new_flags, new_handle))
         if not old or (old ^ bits) & NAME_REMOVAL:
             changes.append(SaveName(directory, name, bits != 0))
         if changes or self._journal.behind:
@@ -538,6 +571,19 @@ class DirtyLog(Marked):
             low = sets.first_from(marks.regions, high)
         self.dirty_files += marks.data - had_data
 
+    def _drop_changed(self, object_id: ObjectId, marks: ObjectMarks, first: int, last: int) -> None:
+        """Take regions [first, last) out of those that were changed here, and save that."""
+        if not isinstance(marks, WideMarks):
+            return
+        low = sets.first_from(marks.changed_regions, first)
+        while 0 <= low < last:
+            chunk = low >> CHUNK_SHIFT
+            high = min(last, (chunk + 1) << CHUNK_SHIFT)
+            marks.changed_regions = sets.remove(marks.changed_regions, low, high)
+            regions = sets.encode_chunk(marks.changed_regions, chunk, 0, 0)
+            self._journal((SaveRegions(object_id, ~chunk, regions),), lazily=True)
+            low = sets.first_from(marks.changed_regions, high)
+
     def _settle(self, object_id: ObjectId, marks: ObjectMarks, *, save: bool) -> None:
         """After a clear: drop what has no meaning any more, and the object with the last of it."""
         flags = marks.flags
@@ -551,8 +597,64 @@ class DirtyLog(Marked):
             self._journal((DropObject(object_id),), lazily=True)
         elif save or flags != marks.flags:
             marks.flags = flags
-            saved = SaveObject(object_id, flags, marks.tail, marks.extent, marks.handle)
-            self._journal((saved,), lazily=True)
+            self._journal((_saved(object_id, marks),), lazily=True)
+
+
+class _Changed:
+    """The regions of an object that were changed here, as they will be once that is saved.
+
+    Nothing counts before that, so what is there is not touched until `apply`.
+    """
+
+    def __init__(self, marks: ObjectMarks) -> None:
+        self._is_new = not marks.flags & COMPARE
+        """So far all that was marked had been changed."""
+        self._regions = marks.regions if self._is_new else marks.changed_regions
+        self.tail = marks.tail if self._is_new else marks.changed_tail
+        self._first = self._last = 0
+
+    def add(self, tail: int, first: int, last: int) -> None:
+        """These are changed, too."""
+        if tail >= 0 and not 0 <= self.tail <= tail:
+            self.tail = tail
+        if 0 <= self.tail < last:
+            last = self.tail
+        if last > first and not sets.contains(self._regions, first, last):
+            self._first, self._last = first, last
+
+    def saved(self, object_id: ObjectId) -> Iterator[SaveRegions]:
+        """What has to be saved of it."""
+        chunks = set(sets.chunks(self._regions)) if self._is_new else set()
+        if self._last:
+            chunks |= set(range(self._first >> CHUNK_SHIFT, ((self._last - 1) >> CHUNK_SHIFT) + 1))
+        for chunk in sorted(chunks):
+            regions = sets.encode_chunk(self._regions, chunk, self._first, self._last)
+            yield SaveRegions(object_id, ~chunk, regions)
+
+    def apply(self, marks: ObjectMarks) -> None:
+        """It is saved."""
+        if isinstance(marks, WideMarks):
+            regions = sets.copy(self._regions) if self._is_new else self._regions
+            marks.changed_regions = sets.add(regions, self._first, self._last)
+            marks.changed_tail = self.tail
+
+
+def _is_changed(marks: ObjectMarks, first: int, last: int) -> bool:
+    """Of an object with `COMPARE`: whether all of [first, last) is known to be changed here."""
+    if not marks.flags & CHANGED:
+        return False
+    tail = marks.changed_tail
+    return 0 <= tail <= first or sets.contains(marks.changed_regions, first, last)
+
+
+def _saved(
+    object_id: ObjectId, marks: ObjectMarks, flags: int | None = None, handle: bytes | None = None
+) -> SaveObject:
+    """The object's own marks, or with other *flags* and *handle*."""
+    saved = marks.flags if flags is None else flags
+    saved |= (marks.changed_tail + 1) << CHANGED_TAIL_SHIFT
+    known = marks.handle if handle is None else handle
+    return SaveObject(object_id, saved, marks.tail, marks.extent, known)
 
 
 def _wide(found: ObjectMarks | None) -> WideMarks:

@@ -11,7 +11,7 @@ from typing import Final
 from replfs.core import regions as sets
 from replfs.core.marks import ALL_NAMES, ATTRS, ObjectMarks
 from replfs.core.ops import ObjectId
-from replfs.core.regions import REGION_SHIFT, REGION_SIZE
+from replfs.core.regions import REGION_SHIFT, REGION_SIZE, Regions
 
 INFINITE: Final = 1 << 62
 """No file has so many regions."""
@@ -83,17 +83,29 @@ class Marked:
         if self.data_is_clean(object_id, start, stop):
             return [(start, stop, True)]
         marks = self._objects[object_id]
-        parts: list[tuple[int, int, bool]] = []
-        for region in range(start >> REGION_SHIFT, ((stop - 1) >> REGION_SHIFT) + 1):
-            clean = not (
-                0 <= marks.tail <= region or sets.overlaps(marks.regions, region, region + 1)
-            )
-            end = min(stop, (region + 1) << REGION_SHIFT)
-            if parts and parts[-1][2] == clean:
-                parts[-1] = (parts[-1][0], end, clean)
-            else:
-                parts.append((max(start, region << REGION_SHIFT), end, clean))
-        return parts
+        return _cut(start, stop, marks.regions, marks.tail)
+
+    def split_changed(
+        self, object_id: ObjectId, start: int, stop: int
+    ) -> list[tuple[int, int, bool]]:
+        """Cut [start, stop) into (start, stop, is not known to be changed here)."""
+        marks = self._objects.get(object_id)
+        if marks is None or not marks.compare:
+            return self.split(object_id, start, stop)
+        return _cut(start, stop, marks.changed_regions, marks.changed_tail)
+
+    def changed_end(self, object_id: ObjectId) -> int | None:
+        """Where the last byte of a file that may have been changed here ends, at most.
+
+        None: there is no end, and the size was changed, too.
+        """
+        marks = self._objects.get(object_id)
+        if marks is None:
+            return 0
+        regions, tail = marks.regions, marks.tail
+        if marks.compare:
+            regions, tail = marks.changed_regions, marks.changed_tail
+        return None if tail >= 0 else sets.end(regions) << REGION_SHIFT
 
     def marks(self, object_id: ObjectId) -> ObjectMarks | None:
         """The object's marks, to read at once, or None if it is clean."""
@@ -210,3 +222,16 @@ class Marked:
 def weight(marks: ObjectMarks) -> int:
     """Regions that the tail is worth: at least one, for an object whose size was not told."""
     return max(1, marks.extent - marks.tail) if marks.tail >= 0 else 0
+
+
+def _cut(start: int, stop: int, regions: Regions, tail: int) -> list[tuple[int, int, bool]]:
+    """Bytes [start, stop) in (start, stop, is in no region of the set and before the tail)."""
+    parts: list[tuple[int, int, bool]] = []
+    for region in range(start >> REGION_SHIFT, ((stop - 1) >> REGION_SHIFT) + 1):
+        outside = not (0 <= tail <= region or sets.overlaps(regions, region, region + 1))
+        end = min(stop, (region + 1) << REGION_SHIFT)
+        if parts and parts[-1][2] == outside:
+            parts[-1] = (parts[-1][0], end, outside)
+        else:
+            parts.append((max(start, region << REGION_SHIFT), end, outside))
+    return parts

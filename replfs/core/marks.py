@@ -25,8 +25,12 @@ COMPARE: Final = 2
 """What the data marks cover may be equal: compare digests before sending."""
 DEEP: Final = 4
 """With all names: everything below them is unknown too."""
-CHANGED: Final = 8
+CHANGED_SOMEWHERE: Final = 8
+"""With `COMPARE`, as earlier releases saved it: changed here, too, it is not known where."""
+CHANGED: Final = 16
 """With `COMPARE`: the object was also changed here, without the peer, since it was marked."""
+CHANGED_TAIL_SHIFT: Final = 8
+"""Above its flags an object is saved with its `changed_tail`, plus one."""
 
 
 class ObjectMarks(msgspec.Struct, gc=False):
@@ -48,6 +52,19 @@ class ObjectMarks(msgspec.Struct, gc=False):
     def extent(self) -> int:
         """Regions the object had when last told: a hint, for `dirty_bytes`."""
         return 0
+
+    @property
+    def changed_regions(self) -> Regions:
+        """With `compare` and `changed`: the regions that were changed here, of all that are dirty.
+
+        Without `compare` that is all of them.
+        """
+        return 0
+
+    @property
+    def changed_tail(self) -> int:
+        """As `changed_regions`: from this region on everything was, the size included."""
+        return NO_TAIL
 
     @property
     def names(self) -> dict[bytes, int] | None:
@@ -86,21 +103,26 @@ class ObjectMarks(msgspec.Struct, gc=False):
 
 
 class WideMarks(ObjectMarks, gc=False):
-    """The marks of an object that has, or once had, a tail or dirty names.
+    """The marks of an object that has, or once had, a tail, dirty names, or both kinds of regions.
 
-    Apart because a million files of which single regions are dirty have neither.
+    Apart because a million files of which single regions are dirty have none of it.
     """
 
     tail: int = NO_TAIL
     extent: int = 0
     names: dict[bytes, int] | None = None
+    changed_regions: Regions = 0
+    changed_tail: int = NO_TAIL
 
 
 # Journal ---------------------------------------------------------------------------------------
 
 
 class SaveObject(msgspec.Struct, frozen=True, gc=False):
-    """The object's own marks are exactly these. `tail` is `NO_TAIL` or a region."""
+    """The object's own marks are exactly these. `tail` is `NO_TAIL` or a region.
+
+    In `flags` is what `CHANGED_TAIL_SHIFT` says, too.
+    """
 
     object: ObjectId
     flags: int
@@ -110,7 +132,10 @@ class SaveObject(msgspec.Struct, frozen=True, gc=False):
 
 
 class SaveRegions(msgspec.Struct, frozen=True, gc=False):
-    """Chunk *chunk* of the object's regions is exactly this (see `regions.encode_chunk`)."""
+    """Chunk *chunk* of the object's regions is exactly this (see `regions.encode_chunk`).
+
+    Below zero it is chunk `~chunk` of those that were changed here.
+    """
 
     object: ObjectId
     chunk: int

@@ -76,6 +76,16 @@ def remove(regions: Regions, first: int, last: int) -> Regions:
     return regions or 0
 
 
+def end(regions: Regions) -> int:
+    """The region after the last one of the set; 0 of the empty set."""
+    return regions.bit_length() if isinstance(regions, int) else regions.max() + 1
+
+
+def copy(regions: Regions) -> Regions:
+    """The same set with another owner."""
+    return regions if isinstance(regions, int) else regions.copy()
+
+
 def first_from(regions: Regions, first: int) -> int:
     """The first region from *first* on, or -1."""
     if isinstance(regions, int):
@@ -104,6 +114,24 @@ def run_end(regions: Regions, first: int, limit: int) -> int:
         else:
             step //= 2
     return end
+
+
+def runs(regions: Regions) -> Iterator[tuple[int, int]]:
+    """All runs [first, last) of the set, as it is by then at each step."""
+    first = 0
+    while (first := first_from(regions, first)) >= 0:
+        last = run_end(regions, first, REGION_LIMIT)
+        yield first, last
+        first = last
+
+
+def chunks(regions: Regions) -> list[int]:
+    """The chunks that have any of the set, in order."""
+    return sorted({
+        chunk
+        for first, last in runs(regions)
+        for chunk in range(first >> CHUNK_SHIFT, ((last - 1) >> CHUNK_SHIFT) + 1)
+    })  # fmt: skip
 
 
 def encode_chunk(regions: Regions, chunk: int, first: int, last: int) -> bytes:

@@ -294,6 +294,56 @@ async def test_what_was_changed_here_stays_where_it_was_marked_as_unknown_too(tw
     assert (lost.path / "unknown").read_bytes().startswith(b"acknowledged, and lost here")
 
 
+@pytest.mark.parametrize("order", ["unknown first", "changed first"])
+@pytest.mark.parametrize("is_truncated", [False, True])
+async def test_of_a_file_to_be_compared_only_what_was_changed_here_stays(two, order, is_truncated):
+    lost, kept = two
+    for store in two:
+        store.make(2, b"f")
+        store.write(2, 0, b"x" * 4 * REGION_SIZE)
+        store.checkpoint()
+    kept.write(2, 2 * REGION_SIZE, b"acknowledged, and lost here")
+    if is_truncated:
+        kept.apply(ops.Truncate(object_id(2), 3 * REGION_SIZE - 5, 7))
+    lost.write(2, 5, b"flushed here")
+    unstable = DirtyLog()
+    unstable.mark_tail(object_id(2), 2 * REGION_SIZE)
+    own = DirtyLog()
+    if order == "unknown first":
+        own.absorb(unstable, compare=True)
+    own.mark_data(object_id(2), 5, 17)
+    if order == "changed first":
+        own.absorb(unstable, compare=True)
+    await restore(lost, kept, known=True, own=own)
+    wanted = bytearray(b"x" * 4 * REGION_SIZE)
+    wanted[5:17] = b"flushed here"
+    wanted[2 * REGION_SIZE : 2 * REGION_SIZE + 27] = b"acknowledged, and lost here"
+    if is_truncated:
+        del wanted[3 * REGION_SIZE - 5 :]
+    assert (lost.path / "f").read_bytes() == wanted
+
+
+@pytest.mark.parametrize("is_tail", [False, True])
+async def test_a_file_stays_as_long_as_it_was_made_here(two, is_tail):
+    lost, kept = two
+    for store in two:
+        store.make(2, b"f")
+        store.write(2, 0, b"x" * REGION_SIZE)
+        store.checkpoint()
+    kept.apply(ops.Truncate(object_id(2), 10, 7))
+    lost.write(2, 2 * REGION_SIZE, b"flushed here")
+    own = DirtyLog()
+    own.mark_unknown(object_id(2), directory=False)
+    if is_tail:
+        own.mark_tail(object_id(2), REGION_SIZE)
+    else:
+        own.mark_data(object_id(2), REGION_SIZE, 2 * REGION_SIZE + 12)
+    await restore(lost, kept, known=True, own=own)
+    found = (lost.path / "f").read_bytes()
+    assert len(found) == 2 * REGION_SIZE + 12
+    assert found.endswith(b"flushed here")
+
+
 async def test_what_was_changed_here_is_found_before_its_directory_is_looked_into(two):
     """The peer has it under a name that was lost here, and that is placed first."""
     lost, kept = two

@@ -598,7 +598,7 @@ def test_a_later_format_is_refused(used):
         "UPDATE objects SET handle = x'0102'",
         "UPDATE regions SET regions = x'ffff'",
         "UPDATE regions SET chunk = chunk + 1000000",
-        "UPDATE regions SET chunk = -chunk - 1",
+        "UPDATE regions SET chunk = -chunk - 1000000",
         "UPDATE names SET name = 'x' || length(name) || name",
         "UPDATE names SET removal = 1 - removal",
         "DROP TABLE names",

@@ -259,9 +259,11 @@ class Restore:
     def _own_parts(self, object_id: bytes, start: int, stop: int) -> list[tuple[int, int, bool]]:
         """[start, stop) of a file cut into (start, stop, is the peer's)."""
         marks = self._own_marks(object_id)
-        if marks is None or not (marks.changed or self._is_partial):
+        if marks is None:
             return [(start, stop, True)]
-        return self._own.split(object_id, start, stop)
+        if self._is_partial:
+            return self._own.split(object_id, start, stop)
+        return self._own.split_changed(object_id, start, stop)
 
     async def _expand(self, directory: bytes) -> None:
         """List a directory on both sides, and mark what may differ."""
@@ -497,14 +499,22 @@ class Restore:
             }
             attributes = msgspec.structs.replace(there.attributes, xattrs=xattrs)
             await self._here(ops.Finish(object_id, attributes))
-        elif inode.type == _stat.S_IFREG and not own.data:
-            # The data is as there, and so is the size.
+        elif inode.type == _stat.S_IFREG:
             mine = read_attributes(self._tree, inode)
-            if mine.size != there.attributes.size:
-                mine = msgspec.structs.replace(mine, size=there.attributes.size)
+            size = self._size(object_id, mine.size, there.attributes.size)
+            if mine.size != size:
+                mine = msgspec.structs.replace(mine, size=size)
                 await self._here(ops.Finish(object_id, mine))
         self._log.clear_attrs(object_id)
         self.compared += 1
+
+    def _size(self, object_id: bytes, here: int, there: int) -> int:
+        """The size is as there, but for what was changed here beyond it."""
+        if self._is_partial:
+            marks = self._own.marks(object_id)
+            return here if marks is not None and marks.data else there
+        end = self._own.changed_end(object_id)
+        return here if end is None else max(there, min(here, end))
 
     async def _xattr(self, inode: Inode, name: bytes, digest: bytes) -> bytes:
         try:

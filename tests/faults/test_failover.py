@@ -14,6 +14,8 @@ from helpers.group import Group, Member
 from helpers.nodes import Node, Pair, wait_for
 from helpers.states import opened
 
+from replfs.store.state import UNSTABLE
+
 pytestmark = pytest.mark.mounted
 
 
@@ -607,6 +609,8 @@ def test_a_secondary_that_was_changed_apart_can_be_looked_at_and_gives_up_what_i
             other, generation = os.urandom(16), os.urandom(16)
             history = (mine.generation, *mine.history)
             state.update(generation=generation, history=history, follows=generation, leader=other)
+            # What it has of that one is not what it remembers of this one, by its last checkpoint.
+            state.forget_peer(UNSTABLE)
         (b.store / "both").write_bytes(b"followed there\n")
         (b.store / "only-b").write_bytes(b"b\n")
         b.start()

@@ -13,9 +13,12 @@ import trio
 from helpers.states import opened
 
 from replfs.core import ops
+from replfs.core.dirty import DirtyLog
+from replfs.core.generation import Lineage
 from replfs.errors import NotInSync
 from replfs.node.failover.promotion import of_state, promote_stopped
 from replfs.node.pacing.unwritten import Unwritten
+from replfs.node.resync.machine import Resync
 from replfs.node.roles.roles import Roles
 from replfs.node.roles.secondary import Secondary
 from replfs.store import syscalls
@@ -100,6 +103,34 @@ async def test_what_failed_while_a_resync_went_on_is_not_mended_by_its_end(place
     assert await place.ask(BEGIN) == 0
     assert await place.ask(END) == 0
     assert not of_state(place.state)
+
+
+async def test_so_the_primary_begins_another_one_before_it_ends_that():
+    """Else the peer would be in sync, and for ever one that must not be promoted."""
+    told: list[bool | None] = []
+
+    async def ask(op: ops.AnyOp) -> ops.AnyAnswer:
+        peer.unflushed |= not told  # after it has been told that the first one begins
+        told.append(op.inconsistent if isinstance(op, ops.Phase) else None)
+        return ops.Done(0)
+
+    async def nothing(*_: object) -> None:
+        """As much as there is to be done."""
+
+    home = SimpleNamespace(
+        lineage=lambda: Lineage(GENERATION, [], []), make_durable=nothing, may_have=lambda *_: None
+    )
+    peer: Any = SimpleNamespace(
+        home=home, ask=ask, align=nothing, advance=lambda *_: None, progressed=lambda: None,
+        understands=lambda _: False, is_asked=True, unrecorded=False, unflushed=False,
+        settling=SimpleNamespace(is_empty=True),
+    )  # fmt: skip
+    resync: Any = object.__new__(Resync)
+    resync._peer, resync._log = peer, DirtyLog()
+    resync._names = SimpleNamespace(forget=lambda: None)
+    resync.work = SimpleNamespace(stuck={}, pipeline=SimpleNamespace(changes=0))
+    await resync._resync()
+    assert told == [True, True, None, False]
 
 
 async def test_nothing_that_is_only_in_memory_is_told_as_what_the_disk_has(place, monkeypatch):

@@ -39,6 +39,8 @@ class Lacks(ABC):
         self.state = State.UNINITIALIZED
         self.diverged = False
         """A generation has begun that the peer does not have."""
+        self.unflushed = False
+        """It has failed to flush something since the resync began that is going on, or was last."""
         self.settling = Settling()
         """What it has, and the disk here still says that it lacks."""
         dirty.watch(self.settling)
@@ -104,6 +106,7 @@ class Lacks(ABC):
 
     def mark_unflushed(self, object_id: bytes) -> None:
         """The peer may not have on its disk what it has in memory: all of it is sent again."""
+        self.unflushed = True
         self.begin_divergence()
         handle = self._locator(object_id)
         inode = self._tree.table.by_id.get(object_id)

@@ -408,6 +408,7 @@ class Peer(Places):
         """
         self.last_error = LastError("/", f"cannot be flushed: {reason}")
         lost = self.unstable.snapshot(everywhere=False)
+        self.unflushed = True
         self.begin_divergence()
         if lost is None:
             self.log.mark_unknown(ROOT_ID, directory=True, deep=True)

@@ -130,10 +130,7 @@ class Resync:
         self.work.progress = Progress()
         self.work.stuck.clear()
         peer.advance(Event.STARTED)
-        lineage = peer.home.lineage()
-        # As at the end: the peer follows it from here on, and would refuse an earlier one.
-        await peer.home.make_durable()
-        await self._tell(ops.Phase(True, *lineage))
+        await self._begin()
         if not peer.is_asked:
             suspicion = await suspects.ask(peer.ask, everywhere=True)
             is_known = suspects.mark(self._tree, self._log, suspicion)
@@ -144,6 +141,10 @@ class Resync:
             )
             peer.asked()
         while True:
+            if peer.unflushed:
+                # What it is brought stands for what its disk failed to write only where that is
+                # what a resync brings that began later.
+                await self._begin()
             if peer.unrecorded:
                 self._log.mark_unknown(ROOT_ID, directory=True, deep=True)
                 peer.unrecorded = False
@@ -181,9 +182,19 @@ class Resync:
         await peer.home.make_durable()
         peer.progressed()
 
+    async def _begin(self) -> None:
+        """Tell the peer that it is being brought something, until the end is told."""
+        peer = self._peer
+        lineage = peer.home.lineage()
+        # As at the end: the peer follows it from here on, and would refuse an earlier one.
+        await peer.home.make_durable()
+        peer.unflushed = False
+        await self._tell(ops.Phase(True, *lineage))
+
     def _lacks_something(self) -> bool:
         peer = self._peer
-        return bool(len(self._log) or peer.unrecorded or not peer.settling.is_empty)
+        is_marked = len(self._log) or peer.unrecorded or peer.unflushed
+        return bool(is_marked or not peer.settling.is_empty)
 
     async def _tell(self, op: ops.AnyOp, *, again: int = 0) -> bool:
         """Have the peer do *op*. False: it answers *again*, there is more to do."""

@@ -133,6 +133,21 @@ async def test_so_the_primary_begins_another_one_before_it_ends_that():
     assert told == [True, True, None, False]
 
 
+async def test_nor_does_it_take_the_role_that_it_is_handed(place):
+    asked = []
+    place.secondary._on_handover = lambda *_: asked.append("to take over")
+    place.errors = [errno.EIO]
+    assert await place.ask(ops.Checkpoint(GENERATION)) == errno.EIO
+    session: Any = None
+    handover = ops.Handover(GENERATION, commit=False)
+    answer = place.secondary._handover(session, handover, lambda _: None)
+    assert answer == ops.Done(errno.EIO)
+    assert await place.ask(BEGIN) == 0
+    assert await place.ask(END) == 0
+    assert place.secondary._handover(session, handover, lambda _: None) is None
+    assert asked == ["to take over"]
+
+
 async def test_nothing_that_is_only_in_memory_is_told_as_what_the_disk_has(place, monkeypatch):
     forgotten = []
     monkeypatch.setattr(os, "posix_fadvise", lambda *arguments: forgotten.append(arguments))

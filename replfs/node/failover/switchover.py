@@ -41,6 +41,7 @@ _REFUSALS: Final = {
     "to it: start it with one",
     errno.EPERM: "it has no root, so its mount cannot be made read-write: unmount it there first",
     errno.EBUSY: "it is frozen, or inconsistent, or its role is being changed: try again",
+    errno.EIO: "its disk fails, or failed to write something that it has not been sent again since",
     errno.EINVAL: "it is not at this node's generation",
 }
 

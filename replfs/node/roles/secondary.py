@@ -236,6 +236,9 @@ class Secondary:
             return ops.Done(errno.EINVAL)
         if identity.inconsistent or self.freezer.until is not None:
             return ops.Done(errno.EBUSY)
+        if self._state.memory_lost:
+            # In sync it has lost nothing but what its disk failed to write.
+            return ops.Done(errno.EIO)
         self._on_handover(session, op, reply)
         return None
 

@@ -36,9 +36,13 @@ _NOT_JOURNALED = (b"/.replfs.new", b"/.replfs/state.db", b"/.replfs/lock", b"/.r
 """What the database does for itself, or what is remade."""
 _WAL = b"/.replfs/state.db-wal"
 _PROC = b"/proc/self/fd/"
+_FIRST_BIRTH = 2
 
 graves: dict[int, int] = {}
 """Inode numbers, and how many of the inode's links are in a graveyard."""
+births: dict[int, int] = {}
+"""Inode numbers of what was made, in the order in which it was: this machine's clock does not tell
+moments apart between which the simulation lets hours pass."""
 
 _stat, _lstat, _fstat = os.stat, os.lstat, os.fstat
 _unlink, _rmdir, _rename, _link = os.unlink, os.rmdir, os.rename, os.link
@@ -179,6 +183,7 @@ class Disk:
         above, above_ino = self._above(path)
         result = call(*args, **keywords)
         found = _lstat(path)
+        births.setdefault(found.st_ino, len(births) + _FIRST_BIRTH)
         remove = _rmdir if stat.S_ISDIR(found.st_mode) else _unlink
         self._add(Change(lambda: remove(path), (above,)), found.st_ino, above_ino)
         return result
@@ -560,6 +565,12 @@ def _write(fd: int, data: bytes, offset: int) -> None:
     if data:
         written = _pwrite(fd, data, offset)
         assert written == len(data)
+
+
+def birth_ns(path: bytes, *, follow: bool) -> int:
+    """`syscalls.birth_ns`; of what was there before the first process, the first moment."""
+    found = _stat(path) if follow else _lstat(path)
+    return births.get(found.st_ino, _FIRST_BIRTH - 1)
 
 
 def looked_at(found: os.stat_result) -> os.stat_result:

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 import pytest
 import trio
-from simulation.harness.disk import Disk, graves, looked_at
+from simulation.harness.disk import Disk, birth_ns, births, graves, looked_at
 from simulation.harness.files import calls_of, own_calls_of
 from trio import Nursery
 from trio._core import _run
@@ -249,6 +249,7 @@ def simulated(seed: int) -> Iterator[World]:
     """Make the process's time, randomness, threads and system calls those of a simulation."""
     world = World(seed)
     graves.clear()
+    births.clear()
     with pytest.MonkeyPatch.context() as patch:
         _patch_time(patch, world)
         _patch_trio(patch, world, seed)
@@ -316,6 +317,7 @@ def _patch_system_calls(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(os, name, call)
     for name, call in own_calls_of(lambda: Life.current).items():
         patch.setattr(syscalls, name, call)
+    patch.setattr(syscalls, "birth_ns", birth_ns)
     for name in ("stat", "lstat", "fstat"):
         patch.setattr(os, name, _looking(getattr(os, name)))
     patch.setattr(state_module, "boot_id", lambda: f"boot {_disk().boot}")

@@ -13,7 +13,6 @@ import os
 import stat as _stat
 from array import array
 from collections.abc import Container, Iterator
-from contextlib import ExitStack
 from itertools import pairwise
 from typing import Final
 
@@ -73,15 +72,17 @@ def part_stopped(root_fd: int) -> None:
 
 
 def _part(tree: Tree, paths: list[bytes]) -> None:
-    with ExitStack() as holds:
-        twins = [inode for inode in map(tree.at, paths) if inode is not None]
-        for inode in twins:
-            holds.enter_context(tree.held(inode))
+    twins = [inode for inode in map(tree.at, paths) if inode is not None]
+    try:
+        # Nobody holds them for that: what is held keeps its id against what is younger.
         for inode in twins:
             tree.read_record(inode)
         # All are known by now: only one of them has the id, whatever the disk says.
         for inode in twins:
             tree.ensure_id(inode)
+    finally:
+        for inode in twins:
+            tree.drop_unused(inode)
 
 
 def _records(

@@ -38,6 +38,7 @@ FOUND = {
     2160: "a write that nobody awaited, whose bytes were written here and whose time was not set",
     2543: "what a cut-off resync left incomplete on a node that was promoted over it, for ever",
     776: "a truncation that failed here, and whose size was believed by the resync",
+    ("promotions", 1423): "the older of two objects with one id, which kept it where it came first",
     ("promotions", 1534): "a lock that a failing disk kept, and that told of a log which was gone",
     ("promotions", 2101): "a first copy that another primary had begun, taken for this one's own",
     13325: "a node whose disk had failed during the last resync into it, and took the role over",

@@ -90,13 +90,13 @@ async def test_all_but_one_get_an_id_of_their_own(store, root, is_known):
     assert id_of(store / "alone") == b"o" * 16
 
 
-def test_the_younger_one_keeps_it(store, root):
+@pytest.mark.parametrize("names", [("a", "z"), ("z", "a")], ids=["found last", "found first"])
+def test_the_younger_one_keeps_it(store, root, names):
     """It is what the resync has made."""
-    old = store / "z"
+    old, young = (store / f"{name} file" for name in names)
     old.touch()
     give(old, b"y" * 16)
     while True:  # until the file system's clock ticks
-        young = store / "a young one"
         young.touch()
         if born_ns(young) > born_ns(old):
             break

@@ -17,7 +17,7 @@ from replfs.store import syscalls
 from replfs.store.inode import Inode, proc_path
 from replfs.store.permitted import permitted
 from replfs.store.reach import Reach, is_aside
-from replfs.store.record import ROOT_ID, IdSource, Record
+from replfs.store.record import INCOMPLETE, ROOT_ID, IdSource, Record
 from replfs.store.syscalls import failure
 
 PERMISSIONS: Final = 0o7777
@@ -101,8 +101,15 @@ class Described(Reach):
         return not is_aside(holder) and (holder.pins > 0 or is_aside(other))
 
     def _is_younger(self, inode: Inode, other: Inode) -> bool:
-        """Whether it was made after the other one; False where the filesystem does not say."""
-        return self._born_ns(inode) > self._born_ns(other) > 0
+        """Whether it was made after the other one.
+
+        Where the filesystem does not say, or has not told the two moments apart, it is what a
+        resync has not finished: that makes what it makes anew, and seldom what was there before.
+        """
+        mine, theirs = self._born_ns(inode), self._born_ns(other)
+        if mine and theirs and mine != theirs:
+            return mine > theirs
+        return inode.flags & INCOMPLETE > other.flags & INCOMPLETE
 
     def _born_ns(self, inode: Inode) -> int:
         try:

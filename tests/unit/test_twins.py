@@ -41,8 +41,24 @@ def store(tmp_path):
     return tmp_path
 
 
-def give(path, object_id):
-    value = records.pack(Record(object_id, 0, 0, 0), path.lstat().st_ino)
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("birth", [0, 7])
+def test_where_that_is_not_known_what_a_resync_has_not_finished_does(
+    store, root, monkeypatch, birth, is_first
+):
+    monkeypatch.setattr(syscalls, "birth_ns", lambda *_, **__: birth)
+    names = ("a", "z") if is_first else ("z", "a")
+    young, old = (store / f"{name} file" for name in names)
+    for path, flags in ((old, 0), (young, records.INCOMPLETE)):
+        path.touch()
+        give(path, b"y" * 16, flags)
+    part_stopped(root)
+    assert id_of(young) == b"y" * 16
+    assert id_of(old) != b"y" * 16
+
+
+def give(path, object_id, flags=0):
+    value = records.pack(Record(object_id, flags, 0, 0), path.lstat().st_ino)
     os.setxattr(path, records.XATTR, value, follow_symlinks=False)
 
 

@@ -217,3 +217,19 @@ async def test_a_synchronous_write_is_flushed_on_both_sides_before_it_returns(pl
         assert not written
         place.peer.answer()
     assert written == [4]
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+async def test_an_fsync_of_the_root_tells_apart_who_may_lack_something(place, is_whole):
+    """Before it promises everything: a killed process had something in flight, say."""
+    steps = []
+
+    async def checkpoint() -> None:
+        steps.append("checkpoint")
+
+    place.volume.checkpoint = checkpoint
+    place.peer.log = SimpleNamespace(is_empty=is_whole)
+    place.peer.begin_divergence = partial(steps.append, "generation")
+    root = place.volume.opendir(1)
+    await place.volume.fsyncdir(root.number, data_only=False)
+    assert steps == (["checkpoint"] if is_whole else ["generation", "checkpoint"])

@@ -114,6 +114,15 @@ def test_nothing_is_sent_before_the_peer_was_asked_what_it_has_alone(peer, below
     assert peer.link.sent[-1] == op
 
 
+def test_an_fsync_of_what_it_may_lack_tells_it_apart(peer, below):
+    """A killed process had it in flight: it is to be compared, and nothing was recorded since."""
+    peer.log.mark_data(below[2].id, 0, 1, compare=True)
+    assert send(peer, ops.Sync(below[0].id, False))
+    assert not peer.diverged
+    assert send(peer, ops.Sync(below[2].id, False))
+    assert peer.diverged
+
+
 def test_the_way_to_an_object_is_told_once(peer, below):
     a, b, file = below
     op = ops.SetAttr(file.id, mtime=1)

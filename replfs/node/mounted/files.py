@@ -248,6 +248,7 @@ class Files(View):
         """As `fsync`, for a directory; for the root, everything."""
         inode = self.handle(number).inode
         if inode is self.tree.root:
+            self.pipeline.part_from_lacking()
             await self.checkpoint()
         elif not inode.gone:
             await self._flush(inode, data_only=data_only)

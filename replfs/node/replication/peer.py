@@ -485,6 +485,10 @@ class Peer(Places):
             elif type(op) is ops.Truncate:
                 if not dirty.data_is_clean(op.object, min(start, op.size), None):
                     return False
+            elif type(op) is ops.Sync:
+                if not dirty.object_is_clean(op.object):
+                    # An fsync will return for what the peer may not have.
+                    self.begin_divergence()
             elif not splitter.is_clean(dirty, op):
                 return False
         if not self.settling.is_empty and not self._is_settled(op, payload, start):

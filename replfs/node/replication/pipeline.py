@@ -277,6 +277,16 @@ class Pipeline:
             except OSError as error:
                 flight.unrecorded = peer.doubt_all(error)
 
+    def part_from_lacking(self) -> None:
+        """Everything is about to be promised: who may lack any of it is told apart by a generation.
+
+        Also one that was never without a change that was made since: what a killed process had in
+        flight is to be compared with it. Raises OSError.
+        """
+        for peer in self.peers:
+            if not peer.log.is_empty:
+                peer.begin_divergence()
+
     async def announced(self) -> None:
         """Wait until the peers that go on know of the generation that has begun.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import Final
 
-SMALL: Final = 16 << 10
+SMALL: Final = 64 << 10
 """Bytes up to which a read is worth it: of a larger one the disk's own time is the most."""
 SLOW_NS: Final = 500_000
 """A wait that took longer was too long."""

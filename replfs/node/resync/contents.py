@@ -219,8 +219,7 @@ class Contents:
                 self._work.refused(key, inode, answer)
                 return False
             parts = _differing(data, answer.digests)
-            if parts and self._work.pipeline.unwritten.number:
-                # What the kernel had to drop here is what the disk has, and the peer's is newer.
+            if self._work.pipeline.unwritten.number and self._may_be_older(inode, start, parts):
                 self._work.failed(key, inode, DISK_FAILED)
                 return False
         for left, right, is_hole in _pieces(segments(fd, start, start + len(data)), parts, start):
@@ -239,6 +238,17 @@ class Contents:
                 return False
             self._work.progress.bytes += written
         return True
+
+    def _may_be_older(self, inode: Inode, start: int, parts: list[tuple[int, int]]) -> bool:
+        """Whether any of *parts*, relative to *start*, is not known to have been changed here.
+
+        What the kernel had to drop of it is what the disk has, and the peer's is the newer one.
+        """
+        return any(
+            is_unknown
+            for low, high in parts
+            for *_, is_unknown in self._log.split_changed(inode.id, start + low, start + high)
+        )
 
     # 5. Finish ---------------------------------------------------------------------------------
 

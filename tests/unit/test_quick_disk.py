@@ -63,7 +63,7 @@ def test_after_many_long_waits_there_is_none_until_they_are_made_up_for(clock):
         clock[0] += SLOW_NS
     wait(one, clock, 2 * SLOW_NS)
     assert not one.is_quick()
-    # From now on, two percent of the time.
+    # From now on, half a percent of the time.
     while not one.is_quick():
         clock[0] += SLOW_NS
     assert clock[0] - began >= 2 * SLOW_NS * REST

@@ -13,10 +13,11 @@ SMALL: Final = 64 << 10
 """Bytes up to which a read is worth it: of a larger one the disk's own time is the most."""
 SLOW_NS: Final = 500_000
 """A wait that took longer was too long."""
-REST: Final = 50
-"""How much longer it takes to make up for one: two percent of the time may be lost."""
-LOST_NS: Final = 20_000_000
-"""So much may be lost before that is made up for: any disk is slow now and then."""
+REST: Final = 200
+"""How much longer it takes to make up for one: half a percent of the time may be lost."""
+LOST_NS: Final = 5_000_000
+"""So much may be lost before that is made up for: any disk is slow now and then. More would be seen
+by whoever writes meanwhile."""
 
 
 class Disk:

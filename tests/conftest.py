@@ -48,6 +48,7 @@ def nothing_left_behind(tmp_path_factory):
         mounts = nodes.mounts_below(base)
         nodes.unmount_all(base)
         assert not mounts, f"mounts left: {mounts}"
+    nodes.forget_killed(tmp_path_factory.getbasetemp())
     new_children = [child for child in _children() if child not in children]
     assert not new_children, f"child processes left: {new_children}"
 

@@ -14,6 +14,7 @@ here sleeps for luck: every wait is for a condition, bounded, and says what it w
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -31,6 +32,8 @@ from typing import Any, Self, TypeVar
 
 from helpers.compare import wait_equal
 from helpers.stage import Stage
+from replfs.node.settings.memory import memory_directory
+from replfs.node.settings.rundir import default_rundir
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REPLFS = (sys.executable, "-m", "replfs")
@@ -150,6 +153,16 @@ def make_base(prefix: str = "replfs-test-") -> Path:
     return base
 
 
+def forget_killed(base: Path) -> None:
+    """What nodes of stores below it, killed and not started again, keep in memory for that."""
+    for owner in Path(memory_directory(default_rundir())).glob("store-*"):
+        with contextlib.suppress(FileNotFoundError):  # other nodes end at any time
+            if owner.read_text(errors="surrogateescape").startswith(f"{base}/"):
+                place = owner.name.removeprefix("store-")
+                for path in owner.parent.glob(f"*-{place}"):
+                    path.unlink()
+
+
 def remove_base(base: Path) -> None:
     """Remove a directory of `make_base`, never reaching into a mount; REPLFS_KEEP=1 keeps it."""
     unmount_all(base)
@@ -158,6 +171,7 @@ def remove_base(base: Path) -> None:
         return
     # rm(1) walks by descriptors without recursion: trees here may be deeper than PATH_MAX.
     subprocess.run(["rm", "-rf", "--one-file-system", "--", base], check=False)
+    forget_killed(base)
 
 
 class Node:

@@ -15,7 +15,7 @@ from replfs.core import features, ops
 from replfs.core.dirty import DirtyLog
 from replfs.core.generation import Action, Decision, Lineage
 from replfs.core.relationship import Event, State
-from replfs.errors import NotRecorded, UsageError
+from replfs.errors import NotInSync, NotRecorded, UsageError
 from replfs.node.failover.switchover import Switchover
 from replfs.node.replication.flight import Flight
 from replfs.node.replication.peer import Peer
@@ -281,6 +281,19 @@ async def test_a_peer_of_an_older_release_is_not_asked_to_take_over(peer):
     with pytest.raises(UsageError, match=r"peer runs replfs 0\.0\.9, which cannot be handed"):
         await Switchover(roles)._prepare(peer)
     assert peer.link.sent == []
+
+
+async def test_no_role_is_handed_over_before_it_is_known_what_the_store_has(peer, autojump_clock):
+    """What is found later would be recorded for nobody."""
+    rescan = SimpleNamespace(is_over=trio.Event())
+    settings = SimpleNamespace(listen="tcp://127.0.0.1:1")
+    roles: Any = SimpleNamespace(settings=settings, front=None)
+    primary: Any = SimpleNamespace(rescan=rescan)
+    with pytest.raises(NotInSync, match="changed behind the mount"):
+        await Switchover(roles)._check(primary, peer)
+    rescan.is_over.set()
+    with pytest.raises(NotInSync, match="peer is not in sync"):
+        await Switchover(roles)._check(primary, peer)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 In this order, so that a crash at any moment leaves one primary or none, never two:
 
-1. the peer is asked whether it could: it is consistent, and a peer of its leads back here;
+1. what was changed behind the mount is known, and the peer is asked whether it could: it is
+   consistent, and a peer of its leads back here;
 2. the mount becomes read-only, which the kernel refuses while a file is open for writing;
 3. what is in flight drains, and both sides flush;
 4. this store is a secondary, durably;
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 
 _DRAIN_S: Final = 60.0
 """How long what is in flight may take."""
+_RESCAN_S: Final = 5.0
+"""How long a look for what was changed behind the mount is waited for."""
 _LOOK_S: Final = 0.05
 _NAMES_SHOWN: Final = 3
 _REFUSALS: Final = {
@@ -66,8 +69,8 @@ class Switchover:
             peer = self._choose(primary, arguments.get("peer"))
             front = roles.front if roles.front and not roles.front.over.is_set() else None
             if arguments.get("tentative"):
-                return {"message": await self._would(peer, front)}
-            await self._check(peer)
+                return {"message": await self._would(primary, peer, front)}
+            await self._check(primary, peer)
             if front is not None and not await front.freeze():
                 raise UsageError(self._writers(front))
             try:
@@ -78,7 +81,7 @@ class Switchover:
             message = await self._hand_over(primary, peer, front)
             return {"message": message}
 
-    async def _check(self, peer: Peer) -> None:
+    async def _check(self, primary: Primary, peer: Peer) -> None:
         """Whether *peer* could take over, and this node follow it. Changes nothing.
 
         Raises:
@@ -94,12 +97,28 @@ class Switchover:
                 f"without root {roles.front.mountpoint} cannot be made read-only: stop this "
                 "node, then promote the other"
             )
+        await self._check_whole(primary)
         _check_in_sync(peer)
         await self._prepare(peer)
 
-    async def _would(self, peer: Peer, front: FrontEnd | None) -> str:
+    @staticmethod
+    async def _check_whole(primary: Primary) -> None:
+        """Whether it is known what this store has. Who hands its role over is asked for nothing.
+
+        Raises:
+            NotInSync: what was changed behind the mount is still being looked for.
+        """
+        with trio.move_on_after(_RESCAN_S):
+            await primary.rescan.is_over.wait()
+        if not primary.rescan.is_over.is_set():
+            raise NotInSync(
+                "it is still being looked for what was changed behind the mount before the start, "
+                "which the peer would lack: 'replfs status' says how far that is"
+            )
+
+    async def _would(self, primary: Primary, peer: Peer, front: FrontEnd | None) -> str:
         try:
-            await self._check(peer)
+            await self._check(primary, peer)
             if front is not None and self._written():
                 raise UsageError(self._writers(front))
         except (UsageError, NotInSync) as error:

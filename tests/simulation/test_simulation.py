@@ -40,8 +40,6 @@ FOUND = {
     776: "a truncation that failed here, and whose size was believed by the resync",
     ("promotions", 1423): "the older of two objects with one id, which kept it where it came first",
     ("promotions", 1534): "a lock that a failing disk kept, and that told of a log which was gone",
-    ("promotions", 2101): "a first copy that another primary had begun, taken for this one's own",
-    13325: "a node whose disk had failed during the last resync into it, and took the role over",
     9924: "an fsync that was refused by who was taking the role over, and began a generation",
     11566: "a directory that a cut-off resync had moved aside on the peer, emptied by the fetch",
     ("power", 12): "a peer that was told that it is whole just before its primary lost power, and "

@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager
 from typing import Final
 
 from replfs.core import regions as sets
+from replfs.core.changed import Changed, is_changed
 from replfs.core.marked import INFINITE, NAME_GATHERED, NAME_REMOVAL, Marked, weight
 from replfs.core.marks import (
     ALL_NAMES,
@@ -127,7 +128,7 @@ class DirtyLog(Marked):
         if (
             marks is not None
             and marks.flags & flags == flags
-            and (compare or not marks.flags & COMPARE or _is_changed(marks, first, last))
+            and (compare or not marks.flags & COMPARE or is_changed(marks, first, last))
             and (not handle or handle == marks.handle)
             and (0 <= marks.tail <= first or sets.contains(marks.regions, first, last))
             and not self._journal.behind
@@ -464,9 +465,9 @@ class DirtyLog(Marked):
             marks: ObjectMarks = _wide(found)
         else:
             marks = ObjectMarks() if found is None else found
-        changed: _Changed | None = None
+        changed: Changed | None = None
         if new_flags & CHANGED:
-            changed = _Changed(marks)
+            changed = Changed(marks)
             if not flags & COMPARE:
                 changed.add(tail, first, last)
         new_tail = tail if marks.tail < 0 or 0 <= tail < marks.tail else marks.tail
@@ -598,53 +599,6 @@ class DirtyLog(Marked):
         elif save or flags != marks.flags:
             marks.flags = flags
             self._journal((_saved(object_id, marks),), lazily=True)
-
-
-class _Changed:
-    """The regions of an object that were changed here, as they will be once that is saved.
-
-    Nothing counts before that, so what is there is not touched until `apply`.
-    """
-
-    def __init__(self, marks: ObjectMarks) -> None:
-        self._is_new = not marks.flags & COMPARE
-        """So far all that was marked had been changed."""
-        self._regions = marks.regions if self._is_new else marks.changed_regions
-        self.tail = marks.tail if self._is_new else marks.changed_tail
-        self._first = self._last = 0
-
-    def add(self, tail: int, first: int, last: int) -> None:
-        """These are changed, too."""
-        if tail >= 0 and not 0 <= self.tail <= tail:
-            self.tail = tail
-        if 0 <= self.tail < last:
-            last = self.tail
-        if last > first and not sets.contains(self._regions, first, last):
-            self._first, self._last = first, last
-
-    def saved(self, object_id: ObjectId) -> Iterator[SaveRegions]:
-        """What has to be saved of it."""
-        chunks = set(sets.chunks(self._regions)) if self._is_new else set()
-        if self._last:
-            chunks |= set(range(self._first >> CHUNK_SHIFT, ((self._last - 1) >> CHUNK_SHIFT) + 1))
-        for chunk in sorted(chunks):
-            regions = sets.encode_chunk(self._regions, chunk, self._first, self._last)
-            yield SaveRegions(object_id, ~chunk, regions)
-
-    def apply(self, marks: ObjectMarks) -> None:
-        """It is saved."""
-        if isinstance(marks, WideMarks):
-            regions = sets.copy(self._regions) if self._is_new else self._regions
-            marks.changed_regions = sets.add(regions, self._first, self._last)
-            marks.changed_tail = self.tail
-
-
-def _is_changed(marks: ObjectMarks, first: int, last: int) -> bool:
-    """Of an object with `COMPARE`: whether all of [first, last) is known to be changed here."""
-    if not marks.flags & CHANGED:
-        return False
-    tail = marks.changed_tail
-    return 0 <= tail <= first or sets.contains(marks.changed_regions, first, last)
 
 
 def _saved(

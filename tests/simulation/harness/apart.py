@@ -122,7 +122,8 @@ class Apart:
         self._check_own(member, f"{member.name} lacks what was acknowledged", before)
         is_follower = member.state.identity().role != "primary"
         if outage is None or is_follower:
-            member.ledger.read(member.raw)
+            # A follower has been brought something of the other's, in place of what it had.
+            member.ledger.read(member.raw, everything=is_follower)
         await sim.start(member)
         if outage is not None and member.primary is not None:
             # Not before: what is lost of a copy it fetches from who follows it.

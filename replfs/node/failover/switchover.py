@@ -17,6 +17,7 @@ may be promoted, or a primary that will connect.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 from typing import Any, Final
@@ -30,6 +31,7 @@ from replfs.node.mounted.frontend import FrontEnd
 from replfs.node.replication.peer import Peer
 from replfs.node.roles.primary import Primary
 from replfs.node.roles.roles import Roles
+from replfs.store.identity import Identity
 
 log = logging.getLogger(__name__)
 
@@ -192,18 +194,22 @@ class Switchover:
     async def _hand_over(self, primary: Primary, peer: Peer, front: FrontEnd | None) -> str:
         roles = self._roles
         identity = roles.state.identity()
-        roles.state.update(role="secondary", role_changed=True)
-        await trio.to_thread.run_sync(roles.state.harden)
+        try:
+            roles.state.update(role="secondary", role_changed=True)
+            await trio.to_thread.run_sync(roles.state.harden)
+        except OSError as error:
+            await self._keep_role(identity, primary, front)
+            raise NotInSync(
+                f"that this node gives its role up cannot be saved ({error.strerror}); nothing has "
+                "changed"
+            ) from error
         try:
             number = await _ask(peer, ops.Handover(identity.generation, commit=True))
         except NotInSync:
             number = -1
         if number > 0:
             # It said no, so it is no primary, and was not made one.
-            roles.state.update(role="primary", role_changed=identity.role_changed)
-            await trio.to_thread.run_sync(roles.state.harden)
-            primary.reign_again()
-            await self._take_back(primary, front)
+            await self._keep_role(identity, primary, front)
             reason = _REFUSALS.get(number, f"it answers with error {number}")
             raise NotInSync(f"{peer.name} did not take over: {reason}; nothing has changed")
         await roles.follow()
@@ -220,6 +226,24 @@ class Switchover:
                 await trio.sleep(_LOOK_S)
             return f"{peer.name} is the primary now, and this node follows it"
         return f"{peer.name} is the primary now, and has not connected to this node yet"
+
+    async def _keep_role(
+        self, identity: Identity, primary: Primary, front: FrontEnd | None
+    ) -> None:
+        """This node is the primary still, as *identity* says.
+
+        Where the disk does not take that, a start after a loss of power finds a secondary.
+
+        Raises:
+            OSError: it cannot be saved at all: the mount stays read-only.
+        """
+        state = self._roles.state
+        if state.identity().role != identity.role:
+            state.update(role=identity.role, role_changed=identity.role_changed)
+        with contextlib.suppress(OSError):
+            await trio.to_thread.run_sync(state.harden)
+        primary.reign_again()
+        await self._take_back(primary, front)
 
 
 def _check_in_sync(peer: Peer) -> None:

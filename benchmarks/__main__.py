@@ -171,9 +171,15 @@ def _say(line: str) -> None:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM ends it; more of them do not disturb what is taken away then."""
+    """The first Ctrl-C or SIGTERM ends it; more of them do not disturb what is done then.
+
+    That is what is taken away, and what was found, written down: until the process ends.
+    """
+    is_over = False
 
     def stop(_number: int, _frame: FrameType | None) -> None:
+        nonlocal is_over
+        is_over = True
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
@@ -182,8 +188,9 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if not is_over:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _parser() -> argparse.ArgumentParser:

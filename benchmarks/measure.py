@@ -114,8 +114,9 @@ class Run:
         began = time.monotonic()
         # A call into a filesystem that hangs cannot be interrupted otherwise.
         watchdog = threading.Timer(_HANGS_S, running.kill)
-        watchdog.start()
+        watchdog.daemon = True  # an interrupted run does not wait for it
         try:
+            watchdog.start()
             place.mkdir()
             bench = Bench(place, running, self.sizes, made)
             for row, value in WORKLOADS[workload](bench):
@@ -126,7 +127,8 @@ class Run:
             self._report(f"{turn} {workload} on {name} failed: {error}")
         finally:
             watchdog.cancel()
-            watchdog.join()
+            if watchdog.is_alive():
+                watchdog.join()
         self._keep()
         self._report(f"{turn} {workload} on {name}: {time.monotonic() - began:.1f} s")
 

@@ -206,7 +206,7 @@ class Database:
         except sqlite3.DatabaseError as error:
             # A full disk costs nothing but the log's staying where it is.
             if error.sqlite_errorcode not in _FULL:
-                raise self._translated(error) from error
+                raise self._unsaved(error) from error
 
     def abandon(self) -> None:
         """Close without saving anything further."""
@@ -256,7 +256,7 @@ class Database:
                     self._transaction(changes)
             except sqlite3.DatabaseError as error:
                 if error.sqlite_errorcode not in _FULL or not any(cure() for cure in remedies):
-                    raise self._translated(error) from error
+                    raise self._unsaved(error) from error
             else:
                 self._commits += 1
                 self._on_log(os.fstat(self._log).st_size)
@@ -307,7 +307,7 @@ class Database:
             if error.sqlite_errorcode in _FULL | {sqlite3.SQLITE_BUSY}:
                 # Nothing is lost: all of it is in the log.
                 return False
-            raise self._translated(error) from error
+            raise self._unsaved(error) from error
         if self._salt() == salt:
             return False
         self._checkpoints += 1
@@ -383,6 +383,17 @@ class Database:
             return NotRecorded(errno.EROFS, f"the state cannot be written ({error})", path)
         if code & 0xFF in _DAMAGE:
             return self.damaged(str(error))
+        return NotRecorded(errno.EIO, f"the state cannot be used ({error})", path)
+
+    def _unsaved(self, error: sqlite3.DatabaseError) -> OSError:
+        """What saving fails with. A disk that is dead reads like a damaged database.
+
+        Whether it is one the next start finds out, which looks at all of it.
+        """
+        found = self._translated(error)
+        if isinstance(found, OSError):
+            return found
+        path = f"{self._where}/.replfs/{FILE}"
         return NotRecorded(errno.EIO, f"the state cannot be used ({error})", path)
 
 

@@ -705,6 +705,32 @@ class Disk:
         return store
 
 
+class DeadDisk:
+    """A connection whose disk is gone: what SQLite reads then makes no sense to it."""
+
+    in_transaction = False
+
+    def execute(self, *_: object) -> None:
+        error = sqlite3.DatabaseError("database disk image is malformed")
+        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise error
+
+    def close(self) -> None:
+        pass
+
+
+def test_what_a_dead_disk_does_not_take_is_an_error_of_the_call(store, monkeypatch):
+    """It is not known to be damaged: the next start finds that out, and this node lives on."""
+    with opened(store) as it:
+        before = it.identity()
+        with monkeypatch.context() as patch:
+            patch.setattr(it._database, "_db", DeadDisk())
+            with pytest.raises(OSError, match="cannot be used") as caught:
+                it.update(name="another")
+        assert caught.value.errno == errno.EIO
+        assert it.identity() == before
+
+
 def test_a_full_disk(small_disk):
     """Marks go on in the reserve; then they fail, and have not been made; then there is space."""
     store = small_disk.make()

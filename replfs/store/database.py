@@ -375,25 +375,21 @@ class Database:
         return damaged(self._where, problem)
 
     def _translated(self, error: sqlite3.DatabaseError) -> Exception:
-        code = getattr(error, "sqlite_errorcode", 0)
-        path = f"{self._where}/.replfs/{FILE}"
-        if code in _FULL:
-            return NotRecorded(errno.ENOSPC, f"no space for the state ({error})", path)
-        if code & 0xFF == sqlite3.SQLITE_READONLY:
-            return NotRecorded(errno.EROFS, f"the state cannot be written ({error})", path)
-        if code & 0xFF in _DAMAGE:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE:
             return self.damaged(str(error))
-        return NotRecorded(errno.EIO, f"the state cannot be used ({error})", path)
+        return self._unsaved(error)
 
     def _unsaved(self, error: sqlite3.DatabaseError) -> OSError:
         """What saving fails with. A disk that is dead reads like a damaged database.
 
         Whether it is one the next start finds out, which looks at all of it.
         """
-        found = self._translated(error)
-        if isinstance(found, OSError):
-            return found
+        code = getattr(error, "sqlite_errorcode", 0)
         path = f"{self._where}/.replfs/{FILE}"
+        if code in _FULL:
+            return NotRecorded(errno.ENOSPC, f"no space for the state ({error})", path)
+        if code & 0xFF == sqlite3.SQLITE_READONLY:
+            return NotRecorded(errno.EROFS, f"the state cannot be written ({error})", path)
         return NotRecorded(errno.EIO, f"the state cannot be used ({error})", path)
 
 

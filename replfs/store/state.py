@@ -285,7 +285,6 @@ class State:
 
         Raises:
             OSError: that cannot be saved.
-            StoreError: nor can the state be read, as where the disk is gone.
         """
         self.update(memory_lost=True, disk_failed=True)
         self.flush(durable=True)

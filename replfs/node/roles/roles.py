@@ -290,8 +290,7 @@ class Roles:
             )
             self.state.memory_lost = True
         self.event("disk", error=reason)
-        # It is the same disk, and one that is dead reads like a damaged state.
-        with contextlib.suppress(OSError, StoreError):
+        with contextlib.suppress(OSError):  # it is the same disk
             self.state.disk_failed()
 
     # Giving the role up --------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from replfs.core import regions as sets
 from replfs.core.marks import CHANGED, COMPARE, ObjectMarks, SaveRegions, WideMarks
 from replfs.core.ops import ObjectId
-from replfs.core.regions import CHUNK_SHIFT
 
 
 class Changed:
@@ -40,7 +39,7 @@ class Changed:
         """What has to be saved of it."""
         chunks = set(sets.chunks(self._regions)) if self._is_new else set()
         if self._last:
-            chunks |= set(range(self._first >> CHUNK_SHIFT, ((self._last - 1) >> CHUNK_SHIFT) + 1))
+            chunks |= set(sets.chunks_of(self._first, self._last))
         for chunk in sorted(chunks):
             regions = sets.encode_chunk(self._regions, chunk, self._first, self._last)
             yield SaveRegions(object_id, ~chunk, regions)

@@ -489,7 +489,7 @@ class DirtyLog(Marked):
                 SaveObject(object_id, saved, new_tail, extent or marks.extent, new_handle)
             )
         if adds:
-            for chunk in range(first >> CHUNK_SHIFT, ((last - 1) >> CHUNK_SHIFT) + 1):
+            for chunk in sets.chunks_of(first, last):
                 regions = sets.encode_chunk(marks.regions, chunk, first, last)
                 changes.append(SaveRegions(object_id, chunk, regions))
         if changed is not None:

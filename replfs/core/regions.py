@@ -125,13 +125,14 @@ def runs(regions: Regions) -> Iterator[tuple[int, int]]:
         first = last
 
 
+def chunks_of(first: int, last: int) -> range:
+    """The chunks that hold any of [first, last), which is not empty."""
+    return range(first >> CHUNK_SHIFT, ((last - 1) >> CHUNK_SHIFT) + 1)
+
+
 def chunks(regions: Regions) -> list[int]:
     """The chunks that have any of the set, in order."""
-    return sorted({
-        chunk
-        for first, last in runs(regions)
-        for chunk in range(first >> CHUNK_SHIFT, ((last - 1) >> CHUNK_SHIFT) + 1)
-    })  # fmt: skip
+    return sorted({chunk for run in runs(regions) for chunk in chunks_of(*run)})
 
 
 def encode_chunk(regions: Regions, chunk: int, first: int, last: int) -> bytes:

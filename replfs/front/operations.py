@@ -13,6 +13,7 @@ import logging
 import os
 import stat as _stat
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, cast
 
 import pyfuse3
@@ -21,6 +22,7 @@ from pyfuse3 import EntryAttributes, FUSEError, RequestContext
 
 from replfs.errors import ReplfsError
 from replfs.front import protocol
+from replfs.front.chores import Chores
 from replfs.front.protocol import Entry, Listing, Opened
 
 log = logging.getLogger(__name__)
@@ -63,7 +65,7 @@ class Mounted(Protocol):
     """What is mounted: `node.mounted.volume.Volume`, or `node.mounted.view.ReadOnlyView`."""
 
     def lookup(self, parent: int, name: bytes) -> Found: ...
-    def forget(self, references: Sequence[tuple[int, int]]) -> None: ...
+    def forget(self, references: Sequence[tuple[int, int]]) -> Sequence[int]: ...
     def getattr(self, nodeid: int) -> Found: ...
     def readlink(self, nodeid: int) -> bytes: ...
     def statfs(self) -> os.statvfs_result: ...
@@ -75,9 +77,13 @@ class Mounted(Protocol):
     async def open(self, nodeid: int, flags: int) -> Any: ...
     async def read(self, number: int, offset: int, size: int) -> bytes | bytearray | memoryview: ...
     async def flush(self, number: int) -> None: ...
+    def close(self, number: int) -> None: ...
     async def release(self, number: int) -> None: ...
     def getxattr(self, nodeid: int, name: bytes) -> bytes: ...
     def listxattr(self, nodeid: int) -> list[bytes]: ...
+
+    @property
+    def closes_at_once(self) -> bool: ...
 
     @property
     def setattr(self) -> Callable[..., Awaitable[Found]]: ...
@@ -125,6 +131,7 @@ def answered(
         try:
             return await handler(self, *args, **keywords)
         except OSError as error:
+            self.chores.failed(error.errno)
             raise FUSEError(error.errno or errno.EIO) from None
         except (FUSEError, trio.Cancelled, KeyboardInterrupt):
             raise
@@ -190,6 +197,8 @@ class Operations(pyfuse3.Operations):
         self._generation = generation
         self.supports_dot_lookup = generation is not None
         self.mounted = mounted
+        self.chores = Chores()
+        """What the kernel has forgotten and closed, and waits for nobody to take in."""
         self.timeout_s = FOREVER_S
         """How long the kernel may trust what it was told."""
         self.keep_cache = True
@@ -276,12 +285,12 @@ class Operations(pyfuse3.Operations):
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """References the kernel gives back; has no reply."""
-        for inode, _ in inode_list:
-            self._told.pop(inode, None)
-        try:
-            self.mounted.forget(inode_list)
-        except Exception:
-            log.exception("forget failed")
+        self.chores.put(partial(self._forget, inode_list))
+
+    def _forget(self, references: Sequence[tuple[int, int]]) -> None:
+        # Not of all of them: what was looked up since may have its attributes in the kernel.
+        for nodeid in self.mounted.forget(references):
+            self._told.pop(nodeid, None)
 
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         """Attributes."""
@@ -463,7 +472,13 @@ class Operations(pyfuse3.Operations):
     @answered
     async def release(self, fh: int) -> None:
         """The last descriptor is closed."""
-        await self.mounted.release(fh)
+        if self.mounted.closes_at_once:
+            self.chores.put(partial(self._close, fh))
+        else:
+            await self.mounted.release(fh)
+
+    def _close(self, fh: int) -> None:
+        self.mounted.close(fh)
 
     @answered
     async def fsync(self, fh: int, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's form
@@ -518,6 +533,7 @@ class Operations(pyfuse3.Operations):
     async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
         """The file system beneath."""
         del ctx
+        self.chores.finish()  # of what was removed, and is closed, the space is free
         found = self.mounted.statfs()
         data = pyfuse3.StatvfsData()
         for name in (

@@ -63,6 +63,7 @@ import trio
 
 from replfs.errors import UsageError
 from replfs.front import mountinfo, mounting, protocol
+from replfs.front.chores import Chores
 from replfs.front.dispatch import Dispatcher
 from replfs.front.mounting import MountOptions
 
@@ -137,6 +138,7 @@ class FuseSession:
             *options*; `init()` may be called in another thread.
         mountpoint: an existing directory.
         options: see `MountOptions`.
+        chores: work that is put off; done when no request has come for a while.
         may_spin: asked before each spin; False while somebody else needs the core or the loop.
         spin_ns: nanoseconds to spin for the next request after a reply; 0 disables it.
         workers: handlers at work at the same time, 1 to 1000. Each keeps a 1 MiB receive buffer.
@@ -154,6 +156,7 @@ class FuseSession:
         mountpoint: str,
         options: MountOptions,
         *,
+        chores: Chores | None = None,
         may_spin: Callable[[], bool] = _always,
         spin_ns: int = 60_000,
         workers: int = 32,
@@ -179,6 +182,7 @@ class FuseSession:
         self._failure: BaseException | None = None
         # The wait. All of it is touched by the event loop's thread only.
         self._poll: Callable[[int], object] = lambda _timeout: []
+        self._chores = Chores() if chores is None else chores
         self._may_spin = may_spin
         self._spin_ns = spin_ns
         self._quick_ns = 2 * spin_ns
@@ -374,6 +378,7 @@ class FuseSession:
         insides: Any = pyfuse3
         pyfuse3_wait = getattr(insides, "_wait_fuse_readable", None)
         insides._wait_fuse_readable = self._wait  # noqa: SLF001
+        self._chores.begin()
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -381,6 +386,7 @@ class FuseSession:
         finally:
             self._nursery = None
             self._parked.clear()
+            self._chores.end()
             insides._wait_fuse_readable = pyfuse3_wait  # noqa: SLF001
         if self._failure is not None:
             raise self._failure
@@ -480,6 +486,7 @@ class FuseSession:
         """
         self._turn -= 1
         if self._turn <= (_TURN - _TURN_WHILE_WAITING if self._suspended else 0):
+            self._chores.finish()
             self._waiting = True
             await trio.lowlevel.checkpoint()
         while not self._closing:
@@ -487,6 +494,9 @@ class FuseSession:
                 self._received += 1
                 return True
             if self._heat >= _HOT and not self._suspended and self._may_spin() and self._spin():
+                self._received += 1
+                return True
+            if self._chores.do_one() and self._do_chores():
                 self._received += 1
                 return True
             if self._watched:
@@ -507,6 +517,14 @@ class FuseSession:
             elif self._heat < _HOTTEST:
                 self._heat += 1
         return False
+
+    def _do_chores(self) -> bool:
+        """Before sleeping: all that was put off. True where a request comes first."""
+        while True:
+            if self._poll(0):
+                return True
+            if not self._chores.do_one():
+                return False
 
     def _spin(self) -> bool:
         """Poll until a request comes or the time is up.

@@ -227,13 +227,21 @@ class Files(View):
 
     async def release(self, number: int) -> None:
         """A file's handle is closed."""
+        await self._settle_times(self.handle(number).inode)
+        self.close(number)
+
+    @property
+    def closes_at_once(self) -> bool:
+        """Not where the kernel owns the times, of which one may have to be set again."""
+        return not self.policies.writeback
+
+    def close(self, number: int) -> None:
+        """A file's handle is closed, and nothing is owed."""
         handle = self.handle(number)
-        inode = handle.inode
-        await self._settle_times(inode)
         if handle.silent:
             self._count_silent(handle, -1)
-        await super().release(number)
-        self._late_times.forget(inode)
+        self._close(number)
+        self._late_times.forget(handle.inode)
 
     async def fsync(self, number: int, *, data_only: bool) -> None:
         """Stable on both sides: what was in flight first, then both disks at once."""

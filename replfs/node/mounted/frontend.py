@@ -115,6 +115,7 @@ class FrontEnd:
             self._operations,
             self.mountpoint,
             options,
+            chores=self._operations.chores,
             may_spin=self._may_spin if settings.spin else lambda: False,
             spin_ns=60_000 if settings.spin else 0,
         )
@@ -154,6 +155,8 @@ class FrontEnd:
         self._primary = primary
         if primary is not None:
             primary.pipeline.fuse_ready = self._is_ready
+            if self._operations is not None:
+                primary.pipeline.do_chore = self._operations.chores.do_one
             primary.policies.writeback = self._writeback
             if self._settings.writeback and not self._writeback:
                 log.warning("no writeback: %s was mounted for a secondary", self.mountpoint)

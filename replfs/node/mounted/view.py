@@ -69,9 +69,13 @@ class View:
         found[0].lookups += 1
         return found
 
-    def forget(self, references: Sequence[tuple[int, int]]) -> None:
-        """The kernel gives references back."""
+    def forget(self, references: Sequence[tuple[int, int]]) -> list[int]:
+        """The kernel gives references back; to which of these inodes it has none any more.
+
+        Whether before or after what the kernel has asked since makes no difference.
+        """
         by_nodeid = self.table.by_nodeid
+        forgotten: list[int] = []
         for nodeid, count in references:
             inode = by_nodeid.get(nodeid)
             if inode is None:
@@ -79,7 +83,9 @@ class View:
             inode.lookups -= count
             if inode.lookups <= 0:
                 inode.lookups = 0
+                forgotten.append(nodeid)
                 self.tree.drop_unused(inode)
+        return forgotten
 
     def getattr(self, nodeid: int) -> Found:
         """Attributes as the store has them."""
@@ -214,6 +220,15 @@ class View:
 
     async def release(self, number: int) -> None:
         """A file's handle is closed."""
+        self.close(number)
+
+    @property
+    def closes_at_once(self) -> bool:
+        """Whether `close` does the same as `release`: nothing is awaited."""
+        return True
+
+    def close(self, number: int) -> None:
+        """A file's handle is closed, and nothing is owed."""
         self._close(number)
 
     # Extended attributes -----------------------------------------------------------------------

@@ -23,6 +23,7 @@ import trio
 from simulation.harness.ledger import END, InSync, Ledger, Thing
 
 from replfs.errors import ReplfsError
+from replfs.front.chores import Chores
 from replfs.node.mounted.volume import Volume
 from replfs.store import syscalls
 from replfs.store.inode import Handle, Inode
@@ -104,6 +105,8 @@ class Kernel:
         self.root.users = 1
         self.nodes: dict[int, Node] = {ROOT: self.root}
         self._forgets: list[tuple[int, int]] = []
+        self.chores = Chores()
+        self.chores.begin()
         self._renaming = trio.Lock()
         self.files: list[OpenFile] = []
 
@@ -168,6 +171,7 @@ class Kernel:
         forgets, self._forgets = self._forgets, []
         if forgets:
             self.volume.forget(forgets)
+        self.chores.finish()
 
     async def close_files(self) -> None:
         """Applications close all that they have open."""
@@ -525,7 +529,10 @@ class Kernel:
         """close, after the caller took it out of `files`."""
         opened.is_closed = True
         await self.volume.flush(opened.number)
-        await self.volume.release(opened.number)
+        if self.volume.closes_at_once:
+            self.chores.put(lambda: self.volume.close(opened.number))
+        else:
+            await self.volume.release(opened.number)
         self.release(opened.node)
 
     async def write(self, opened: OpenFile, offset: int, data: bytes, *, mapped: bool) -> int:

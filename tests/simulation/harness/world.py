@@ -225,6 +225,7 @@ class Simulation:
             stores_in_sync=partial(self.in_sync, member),
             may_fail=lambda: bool(life.errors),
         )
+        primary.pipeline.do_chore = kernel.chores.do_one
         async with trio.open_nursery() as nursery:
             for number in range(self.processes):
                 nursery.start_soon(self._application, number, member, kernel, life)

@@ -23,6 +23,7 @@ from pyfuse3 import EntryAttributes, FUSEError, RequestContext
 from replfs.errors import ReplfsError
 from replfs.front import protocol
 from replfs.front.chores import Chores
+from replfs.front.dispatch import Prompt
 from replfs.front.protocol import Entry, Listing, Opened
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class Handle(Protocol):
     silent: bool
 
 
+Caller = RequestContext | protocol.Context
 Found = tuple[Any, os.stat_result]
 
 
@@ -177,7 +179,7 @@ async def _look_again(kernel: Kernel, names: Sequence[tuple[int, bytes]]) -> Non
     await trio.to_thread.run_sync(tell, abandon_on_cancel=True)
 
 
-class Operations(pyfuse3.Operations):
+class Operations(Prompt, pyfuse3.Operations):
     """The handlers, in front of what is mounted."""
 
     def __init__(
@@ -268,10 +270,10 @@ class Operations(pyfuse3.Operations):
             if self._kernel is not None:
                 self._kernel.invalidate_inode(directory, attr_only=True)
 
-    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+    def look_up(self, parent: int, name: bytes, who: Caller) -> EntryAttributes:
         """A name; a missing one is cached by the kernel too (st_ino 0)."""
         try:
-            inode, found = self.mounted.lookup(parent_inode, name)
+            inode, found = self.mounted.lookup(parent, name)
         except FileNotFoundError:
             if self._is_direct:
                 return cast(EntryAttributes, Entry(0, None, self.timeout_s, 0))
@@ -279,25 +281,34 @@ class Operations(pyfuse3.Operations):
             entry.st_ino = cast(Any, 0)
             entry.entry_timeout = self.timeout_s
             return entry
-        except OSError as error:
-            raise FUSEError(error.errno or errno.EIO) from None
-        return self._attributes(inode, found, ctx.pid)
+        return self._attributes(inode, found, who.pid)
+
+    @answered
+    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        """As `look_up`."""
+        return self.look_up(parent_inode, name, ctx)
+
+    def take_back(self, references: Sequence[tuple[int, int]]) -> None:
+        """References the kernel gives back; has no reply."""
+        self.chores.put(partial(self._forget, references))
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        """References the kernel gives back; has no reply."""
-        self.chores.put(partial(self._forget, inode_list))
+        """As `take_back`."""
+        self.take_back(inode_list)
 
     def _forget(self, references: Sequence[tuple[int, int]]) -> None:
         # Not of all of them: what was looked up since may have its attributes in the kernel.
         for nodeid in self.mounted.forget(references):
             self._told.pop(nodeid, None)
 
-    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+    def attributes(self, nodeid: int, who: Caller) -> EntryAttributes:
         """Attributes."""
-        try:
-            return self._attributes(*self.mounted.getattr(inode), ctx.pid)
-        except OSError as error:
-            raise FUSEError(error.errno or errno.EIO) from None
+        return self._attributes(*self.mounted.getattr(nodeid), who.pid)
+
+    @answered
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        """As `attributes`."""
+        return self.attributes(inode, ctx)
 
     @answered
     async def setattr(
@@ -321,11 +332,15 @@ class Operations(pyfuse3.Operations):
         )
         return self._attributes(*found, ctx.pid)
 
+    def target(self, nodeid: int) -> bytes:
+        """A symlink's target."""
+        return self.mounted.readlink(nodeid)
+
     @answered
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
-        """A symlink's target."""
+        """As `target`."""
         del ctx
-        return self.mounted.readlink(inode)
+        return self.target(inode)
 
     # Names -------------------------------------------------------------------------------------
 
@@ -550,29 +565,33 @@ class Operations(pyfuse3.Operations):
         """Set an attribute or a policy."""
         await self.mounted.setxattr(inode, name, value, uid=ctx.uid, groups=lambda: _groups_of(ctx))
 
+    def xattr(self, nodeid: int, name: bytes, who: Caller) -> bytes:
+        """An attribute, never ENOSYS: the kernel would stop asking for the whole mount."""
+        if who.uid and name.startswith(b"trusted."):
+            raise FUSEError(errno.ENODATA)
+        return self.mounted.getxattr(nodeid, name)
+
     @answered
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        """An attribute, never ENOSYS: the kernel would stop asking for the whole mount."""
-        self._check_trusted(name, ctx)
-        return self.mounted.getxattr(inode, name)
+        """As `xattr`."""
+        return self.xattr(inode, name, ctx)
+
+    def xattrs(self, nodeid: int, who: Caller) -> Sequence[bytes]:
+        """Names; `trusted.*` only for root."""
+        names = self.mounted.listxattr(nodeid)
+        if who.uid:
+            names = [name for name in names if not name.startswith(b"trusted.")]
+        return names
 
     @answered
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
-        """Names; `trusted.*` only for root."""
-        names = self.mounted.listxattr(inode)
-        if ctx.uid:
-            names = [name for name in names if not name.startswith(b"trusted.")]
-        return names
+        """As `xattrs`."""
+        return self.xattrs(inode, ctx)
 
     @answered
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
         """Remove an attribute or a policy."""
         await self.mounted.removexattr(inode, name, uid=ctx.uid)
-
-    @staticmethod
-    def _check_trusted(name: bytes, ctx: RequestContext) -> None:
-        if ctx.uid and name.startswith(b"trusted."):
-            raise FUSEError(errno.ENODATA)
 
     @answered
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:

@@ -436,7 +436,9 @@ class FuseSession:
                 # ENOENT: it was withdrawn while it was being read.
                 number = errno.EAGAIN if error.errno == errno.ENOENT else error.errno
                 raise OSError(number, f"{_RECEIVE} failed") from error
-            await answer(request)
+            waiting = answer(request)
+            if waiting is not None:
+                await waiting
 
     @types.coroutine
     def _drive(self, loop: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:

@@ -25,7 +25,8 @@ PERMISSIONS: Final = 0o7777
 _CAPABILITY: Final = b"security.capability"
 _DAMAGE: Final = frozenset({errno.EIO, errno.ENOMEM, errno.EUCLEAN, errno.EBADMSG})
 """Errors that say nothing about what was asked."""
-_ACLS: Final = (b"system.posix_acl_access", b"system.posix_acl_default")
+_DEFAULT_ACL: Final = b"system.posix_acl_default"
+_ACLS: Final = (b"system.posix_acl_access", _DEFAULT_ACL)
 
 
 class Described(Reach):
@@ -234,15 +235,15 @@ class Described(Reach):
         """Set one extended attribute, whether it exists or not."""
         if name.startswith(_record.HIDDEN_PREFIXES):
             raise failure(errno.EOPNOTSUPP)
+        inode.privileges = inode.bequeaths = None
         os.setxattr(self._path(inode), name, value, follow_symlinks=inode.parent is None)
-        inode.privileges = None
 
     def remove_xattr(self, inode: Inode, name: bytes) -> None:
         """Remove one extended attribute; ENODATA where there is none."""
         if name.startswith(_record.HIDDEN_PREFIXES):
             raise failure(errno.ENODATA)
+        inode.privileges = inode.bequeaths = None
         os.removexattr(self._path(inode), name, follow_symlinks=inode.parent is None)
-        inode.privileges = None
 
     def list_xattrs(self, inode: Inode, fd: int = -1) -> list[bytes]:
         """The names of the extended attributes, without the hidden ones.
@@ -256,6 +257,18 @@ class Described(Reach):
         return [
             name for name in map(os.fsencode, found) if not name.startswith(_record.HIDDEN_PREFIXES)
         ]
+
+    def inherits_acl(self, directory: Inode) -> bool:
+        """Whether what is made in *directory* may get an ACL from it (acl(5)); cached."""
+        if directory.bequeaths is None:
+            try:
+                os.getxattr(self.directory_fd(directory), _DEFAULT_ACL)
+            except OSError as error:
+                # Anything else says nothing: what is made there is looked at itself.
+                directory.bequeaths = error.errno not in (errno.ENODATA, errno.EOPNOTSUPP)
+            else:
+                directory.bequeaths = True
+        return directory.bequeaths
 
     def acls(self, inode: Inode, fd: int = -1) -> tuple[bytes, bytes]:
         """The access and the default ACL as extended attributes; empty where there is none.

@@ -35,11 +35,15 @@ _TYPES: Final = {
 class _Rare:
     """What few objects have: an inode has one of its own only once one of these is set."""
 
-    __slots__ = ("ack", "children", "flags", "foreign", "gone", "more", "policy", "unconfirmed")
+    __slots__ = (
+        "ack", "bequeaths", "children", "flags", "foreign", "gone", "more", "policy",
+        "unconfirmed",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.flags = self.policy = self.ack = self.children = self.unconfirmed = 0
         self.foreign = self.gone = False
+        self.bequeaths: bool | None = None
         self.more: dict[tuple[Inode, bytes], None] | None = None
 
 
@@ -105,6 +109,8 @@ class Inode:
     """Its last name was removed."""
     foreign: _Field[bool] = _rare("foreign")
     """On another file system mounted inside the store: shown, never entered."""
+    bequeaths: _Field[bool | None] = _rare("bequeaths")
+    """Whether this directory has a default ACL, for what is made in it; None: not looked yet."""
 
     def __init__(self, ino: int, file_type: int) -> None:
         self.nodeid = ino if ino != ROOT_NODEID else _RENUMBERED

@@ -27,6 +27,7 @@ from replfs.store.record import Record
 
 _CHANGE: Final = _stat.S_IWUSR | _stat.S_IXUSR
 """What a directory must permit for a name in it to be changed."""
+_NEW_FILE_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _PATH_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _CLOCK_REALTIME_COARSE: Final = 5
 """Of clock_gettime(2), Linux; not in Python's time module."""
@@ -83,88 +84,76 @@ class Tree(Described):
         rdev: int = 0,
         target: bytes = b"",
         owner: tuple[int, int],
-        inherit_group: bool = True,
-        object_id: bytes = b"",
-        flags: int = 0,
     ) -> tuple[Inode, os.stat_result, os.stat_result, int]:
         """A new object: itself, its attributes, its parent's, and a descriptor if it is a file.
 
-        *owner* becomes its owner and group, but where *inherit_group* and the parent has the
-        set-group-ID bit, the group stays the parent's. The id is written with it. A failure
-        leaves nothing behind, but may have changed the parent's times: `HalfDone`.
+        *owner* becomes its owner and group, but where the parent has the set-group-ID bit, the
+        group stays the parent's. An id is written with it. A failure leaves nothing behind, but may
+        have changed the parent's times: `HalfDone`.
         """
         above = self.directory_fd(parent)
-        file_type = _stat.S_IFMT(mode)
-
-        def create() -> int:
-            if file_type == _stat.S_IFREG:
-                return os.open(
-                    name,
-                    os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
-                    mode & PERMISSIONS,
-                    dir_fd=above,
-                )
-            if file_type == _stat.S_IFDIR:
-                os.mkdir(name, mode & PERMISSIONS, dir_fd=above)
-            elif file_type == _stat.S_IFLNK:
-                os.symlink(target, name, dir_fd=above)
-            else:
-                os.mknod(name, mode, rdev, dir_fd=above)
-            return -1
-
-        fd = permitted(above, _CHANGE, create)
+        fd = _create(above, name, mode, rdev, target)
         try:
             parent_found = os.fstat(above)
-            found = self._own_new(
-                above, name, fd, owner, inherit_group and bool(parent_found.st_mode & _stat.S_ISGID)
+            found = _own_new(
+                above, name, fd, owner, keep_group=bool(parent_found.st_mode & _stat.S_ISGID)
             )
-            inode = Inode(found.st_ino, file_type)
-            new = Record(object_id or self.new_id(), flags, 0, 0)
-            value = _record.pack(new, inode.ino)
-            if fd >= 0:
-                self._write_record(fd, value)
-            elif _record.can_carry(file_type):
-                self._write_record(proc_path(above, name), value, follow=False)
+            record = Record(self.new_id(), 0, 0, 0)
+            self._record_new(above, name, fd, found, record)
             # Again: the record changed the ctime.
             found = _look(above, name, fd)
         except OSError as error:
-            if fd >= 0:
-                os.close(fd)
-            remove = os.rmdir if file_type == _stat.S_IFDIR else os.unlink
-            with contextlib.suppress(OSError):
-                permitted(above, _CHANGE, lambda: remove(name, dir_fd=above))
+            _unmake(above, name, mode, fd)
             raise HalfDone(error.errno, error.strerror) from error
         self._saw(found.st_ctime_ns)
-        inode.id = new.object
+        return self._know_new(parent, name, found, record), found, parent_found, fd
+
+    def make_like(
+        self,
+        parent: Inode,
+        name: bytes,
+        mode: int,
+        *,
+        rdev: int = 0,
+        target: bytes = b"",
+        owner: tuple[int, int],
+        object_id: bytes,
+        flags: int = 0,
+    ) -> tuple[Inode, int, int]:
+        """What another store has: itself, its mode here, and a descriptor if it is a file.
+
+        *owner* becomes its owner and group, whatever the parent has. Failures as of `make`.
+        """
+        above = self.directory_fd(parent)
+        fd = _create(above, name, mode, rdev, target)
+        try:
+            found = _own_new(above, name, fd, owner, keep_group=False)
+            record = Record(object_id, flags, 0, 0)
+            self._record_new(above, name, fd, found, record)
+        except OSError as error:
+            _unmake(above, name, mode, fd)
+            raise HalfDone(error.errno, error.strerror) from error
+        return self._know_new(parent, name, found, record), found.st_mode, fd
+
+    def _record_new(
+        self, above: int, name: bytes, fd: int, found: os.stat_result, record: Record
+    ) -> None:
+        value = _record.pack(record, found.st_ino)
+        if fd >= 0:
+            self._write_record(fd, value)
+        elif _record.can_carry(_stat.S_IFMT(found.st_mode)):
+            self._write_record(proc_path(above, name), value, follow=False)
+
+    def _know_new(self, parent: Inode, name: bytes, found: os.stat_result, record: Record) -> Inode:
+        inode = Inode(found.st_ino, _stat.S_IFMT(found.st_mode))
+        inode.id = record.object
         inode.recorded = True
-        inode.flags = flags
+        inode.flags = record.flags
         inode.size = found.st_size
         inode.privileges = None if found.st_mode & _SET_ID else False
         inode.add_name(parent, name)
         self.table.add(inode)
-        return inode, found, parent_found, fd
-
-    @staticmethod
-    def _own_new(
-        above: int, name: bytes, fd: int, owner: tuple[int, int], keep_group: bool
-    ) -> os.stat_result:
-        found = _look(above, name, fd)
-        uid, gid = owner
-        if keep_group:
-            gid = found.st_gid
-        if found.st_uid == uid and found.st_gid == gid:
-            return found
-        if fd >= 0:
-            os.fchown(fd, uid, gid)
-        else:
-            os.chown(name, uid, gid, dir_fd=above, follow_symlinks=False)
-        if found.st_mode & _SET_ID and not _stat.S_ISLNK(found.st_mode):
-            # chown(2) clears the bits that the call asked for.
-            if fd >= 0:
-                os.fchmod(fd, found.st_mode & PERMISSIONS)
-            else:
-                os.chmod(name, found.st_mode & PERMISSIONS, dir_fd=above)
-        return _look(above, name, fd)
+        return inode
 
     def link(
         self, inode: Inode, parent: Inode, name: bytes
@@ -277,6 +266,56 @@ class Tree(Described):
         if inode.parent is not None:
             return os.readlink(inode.name, dir_fd=self.directory_fd(inode.parent))
         return os.readlink(b"", dir_fd=self._own_fd(inode))
+
+
+def _create(above: int, name: bytes, mode: int, rdev: int, target: bytes) -> int:
+    """Make an object of any type; a descriptor of it if it is a file, else -1."""
+
+    def create() -> int:
+        file_type = _stat.S_IFMT(mode)
+        if file_type == _stat.S_IFREG:
+            return os.open(name, _NEW_FILE_FLAGS, mode & PERMISSIONS, dir_fd=above)
+        if file_type == _stat.S_IFDIR:
+            os.mkdir(name, mode & PERMISSIONS, dir_fd=above)
+        elif file_type == _stat.S_IFLNK:
+            os.symlink(target, name, dir_fd=above)
+        else:
+            os.mknod(name, mode, rdev, dir_fd=above)
+        return -1
+
+    return permitted(above, _CHANGE, create)
+
+
+def _unmake(above: int, name: bytes, mode: int, fd: int) -> None:
+    """What `_create` made could not be completed."""
+    if fd >= 0:
+        os.close(fd)
+    remove = os.rmdir if _stat.S_ISDIR(mode) else os.unlink
+    with contextlib.suppress(OSError):
+        permitted(above, _CHANGE, lambda: remove(name, dir_fd=above))
+
+
+def _own_new(
+    above: int, name: bytes, fd: int, owner: tuple[int, int], *, keep_group: bool
+) -> os.stat_result:
+    """Give a new object its owner, if it is another one; its attributes then."""
+    found = _look(above, name, fd)
+    uid, gid = owner
+    if keep_group:
+        gid = found.st_gid
+    if found.st_uid == uid and found.st_gid == gid:
+        return found
+    if fd >= 0:
+        os.fchown(fd, uid, gid)
+    else:
+        os.chown(name, uid, gid, dir_fd=above, follow_symlinks=False)
+    if found.st_mode & _SET_ID and not _stat.S_ISLNK(found.st_mode):
+        # chown(2) clears the bits that the call asked for.
+        if fd >= 0:
+            os.fchmod(fd, found.st_mode & PERMISSIONS)
+        else:
+            os.chmod(name, found.st_mode & PERMISSIONS, dir_fd=above)
+    return _look(above, name, fd)
 
 
 def _look(directory: int, name: bytes, fd: int) -> os.stat_result:

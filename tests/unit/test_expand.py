@@ -140,7 +140,7 @@ async def test_what_a_resync_that_was_cut_off_left_incomplete_here_is_whole_from
 ):
     """This store was promoted over it: nobody else has more of it."""
     for name in (b"k", b"n"):
-        inode, *_, fd = tree.make(
+        inode, *_, fd = tree.make_like(
             tree.root,
             name,
             stat.S_IFREG | 0o644,

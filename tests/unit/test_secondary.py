@@ -174,7 +174,7 @@ async def test_what_a_resync_that_was_cut_off_made_anew_is_told_from_what_it_was
     """To the next one either would be the object. Where none was cut off there are none."""
     for name in (b"old", b"anew"):
         tree.drop_unused(
-            tree.make(tree.root, name, stat.S_IFDIR, owner=(0, 0), object_id=SHARED)[0]
+            tree.make_like(tree.root, name, stat.S_IFDIR, owner=(0, 0), object_id=SHARED)[0]
         )
     state.update(inconsistent=is_cut_off)
     await began(secondary, state)

@@ -8,6 +8,7 @@ import stat
 import struct
 
 import pytest
+from helpers import acl
 
 from replfs.store import locators, syscalls
 from replfs.store.inode import Inode
@@ -91,5 +92,33 @@ def test_the_capability_of_a_new_file_is_known_from_here(tmp_path):
         assert not tree.must_clear_privileges(file)
         with pytest.raises(OSError, match=os.strerror(errno.ENODATA)):
             tree.get_xattr(file, b"security.capability")
+    finally:
+        tree.close_all()
+
+
+def test_whether_new_files_inherit_an_acl_is_known_through_every_change(tmp_path):
+    default = acl.DEFAULT.encode()
+    tree = Tree(os.open(tmp_path, os.O_RDONLY))
+
+    def make(name):
+        tree.set_umask(0)
+        file, _, _, fd = tree.make(tree.root, name, 0o100666, owner=(os.geteuid(), os.getegid()))
+        os.close(fd)
+        return file
+
+    try:
+        assert not tree.inherits_acl(tree.root)
+        assert tree.acls(make(b"before")) == (b"", b"")
+        tree.set_xattr(tree.root, default, acl.pack(6, 4, 0, users={1234: 6}))
+        assert tree.inherits_acl(tree.root)
+        access, _ = tree.acls(make(b"within"))
+        assert acl.unpack(access)[acl.USER, 1234] == 6
+        below = tree.make(tree.root, b"d", 0o40755, owner=(os.geteuid(), os.getegid()))[0]
+        assert tree.inherits_acl(below)
+        tree.set_acls(tree.root, b"", b"")
+        assert not tree.inherits_acl(tree.root)
+        assert tree.inherits_acl(below)
+        tree.remove_xattr(below, default)
+        assert not tree.inherits_acl(below)
     finally:
         tree.close_all()

@@ -172,6 +172,7 @@ class Volume(Files):
 
         *fd* is a descriptor of it, if there is one.
         """
+        acls = self.tree.acls(inode, fd) if self.tree.inherits_acl(parent) else ()
         return ops.Make(
             inode.id,
             parent.id,
@@ -183,7 +184,7 @@ class Volume(Files):
             target,
             found.st_mtime_ns,
             above.st_mtime_ns,
-            *self.tree.acls(inode, fd),
+            *acls,
         )
 
     def _unmake(self, inode: Inode, _found: os.stat_result, fd: int) -> None:

@@ -68,21 +68,22 @@ class Live:
     def _make(self, op: ops.Make) -> ops.AnyAnswer:
         parent = self._objects.directory(op.parent, op.name)
         self._tree.set_umask(0)
-        inode, found, _, fd = self._tree.make(
+        inode, mode, fd = self._tree.make_like(
             parent,
             op.name,
             op.mode,
             rdev=op.rdev,
             target=op.target,
             owner=(op.uid, op.gid),
-            inherit_group=False,
             object_id=op.object,
         )
         if fd >= 0:
             self._tree.keep_data_fd(inode, fd)  # most new files are written at once
-        # What the parent's default ACL, which may not be the primary's yet, made of them.
-        changed = self._tree.set_acls(inode, op.acl, op.default_acl, fd)
-        if inode.type != _stat.S_IFLNK and (changed or found.st_mode != op.mode):
+        changed = False
+        if op.acl or op.default_acl or self._tree.inherits_acl(parent):
+            # The parent's default ACL may not be the primary's yet.
+            changed = self._tree.set_acls(inode, op.acl, op.default_acl, fd)
+        if inode.type != _stat.S_IFLNK and (changed or mode != op.mode):
             self._tree.set_mode(inode, op.mode)
         if fd >= 0:
             syscalls.utimens(fd, op.mtime, op.mtime)

@@ -205,14 +205,13 @@ class Repair:
             return ops.Placed(self._objects.is_whole(found), created=False)
         attributes = op.attributes
         self._tree.set_umask(0)
-        made, _, _, fd = self._tree.make(
+        made, _, fd = self._tree.make_like(
             parent,
             op.name,
             attributes.mode,
             rdev=attributes.rdev,
             target=attributes.target,
             owner=(attributes.uid, attributes.gid),
-            inherit_group=False,
             object_id=op.object,
             flags=INCOMPLETE,
         )

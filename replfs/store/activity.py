@@ -18,6 +18,7 @@ import mmap
 import os
 import struct
 import zlib
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -85,7 +86,7 @@ class ActivityLog:
         self._map[: _HEADER.size] = _HEADER.pack(_MAGIC, _VERSION, node)
         self._slots = [Slot((index + 1) * SLOT_SIZE) for index in range(SLOTS)]
         self._free = list(reversed(self._slots))
-        self._by_key: dict[tuple[bytes, int, int], Slot] = {}
+        self._by_key: OrderedDict[tuple[bytes, int, int], Slot] = OrderedDict()
         self._busy = 0
 
     def begin(

@@ -65,7 +65,7 @@ class Reach:
         self.root: Inode = root
         self._directories: OrderedDict[Inode, None] = OrderedDict()
         """Those of which a descriptor is cached, the one used last at the end."""
-        self._files: dict[Inode, int] = {}
+        self._files: OrderedDict[Inode, int] = OrderedDict()
         self._held: dict[Inode, int] = {}
         self._warned: set[bytes] = set()
         """Mounts inside STORE that were told of."""
@@ -309,8 +309,8 @@ class Reach:
         files = self._files
         files[inode] = fd
         if len(files) > _FILES_OPEN_MAX:
-            oldest = next(iter(files))
-            os.close(files.pop(oldest))
+            oldest, old_fd = files.popitem(last=False)
+            os.close(old_fd)
             self.drop_unused(oldest)
 
     def take_data_fd(self, inode: Inode) -> int:

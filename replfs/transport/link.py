@@ -174,13 +174,40 @@ class Link:
         flow = self._flows[stream]
         seq = flow.next_seq
         head = messages.encode_op(stream, self.session, seq, op, payload)
+        alone = not flow.calls and not self._ping_sent_ns
+        connection = flow.connection if flow.open else None
+        try:
+            if connection is not None:
+                connection.send(head, payload)
+        except NotSent as error:
+            self._broken(flow, error)
+            connection = None
+        finally:
+            # Only now: meanwhile the peer is at work.
+            self._keep(flow, seq, op, head, payload, sink)
+        # Relies on: zmq_send looks for commands before it hands a message on, never after; so it
+        # can have consumed the sign of an answer only if one was due.
+        if connection is not None and connection.is_edge_triggered and not alone:
+            connection.drain()
+        return seq
+
+    def _keep(
+        self,
+        flow: Flow[Sink],
+        seq: int,
+        op: ops.AnyOp,
+        head: bytes,
+        payload: bytes | None,
+        sink: Sink | None,
+    ) -> None:
+        """Operation *seq* is on its way, now or with the next connection, until it is answered."""
+        kind = type(op)
         cost = cost_of(op, head, payload)
         flow.next_seq = seq + 1
         before = flow.checksum
         flow.checksum = messages.chained(before, head)
-        alone = not flow.calls and not self._ping_sent_ns
-        answer_type = ANSWER_TYPES.get(type(op), ops.Done)
-        timeouts = CHECKPOINT_TIMEOUTS if type(op) is ops.Checkpoint else DEFERRED_TIMEOUTS
+        answer_type = ANSWER_TYPES.get(kind, ops.Done)
+        timeouts = CHECKPOINT_TIMEOUTS if kind is ops.Checkpoint else DEFERRED_TIMEOUTS
         flow.calls[seq] = Call(
             head, payload, sink, answer_type, cost, time.monotonic_ns(), timeouts, before
         )
@@ -189,20 +216,8 @@ class Link:
         self._sent_bytes += len(head) if payload is None else len(head) + len(payload)
         if sink is None:
             flow.silent.append(seq)
-        elif stream == LIVE:
+        elif flow.stream == LIVE:
             self.outstanding += 1
-        connection = flow.connection
-        if flow.open and connection is not None:
-            try:
-                connection.send(head, payload)
-            except NotSent as error:
-                self._broken(flow, error)
-            else:
-                # Relies on: zmq_send looks for commands before it hands a message on, never
-                # after; so it can have consumed the sign of an answer only if one was due.
-                if connection.is_edge_triggered and not alone:
-                    connection.drain()
-        return seq
 
     def pump(self) -> bool:
         """Handle what has come on the live stream, without waiting; whether anything had."""

@@ -107,6 +107,8 @@ class Files(View):
     def _note_range(self, inode: Inode, start: int, stop: int) -> list[Slot]:
         first = start >> _REGION_SHIFT
         last = (stop - 1) >> _REGION_SHIFT if stop > start else first
+        if first == last:
+            return self.pipeline.note(((inode, KIND_DATA, first),))
         if last - first > _REGIONS_MAX:
             return self.pipeline.note(((inode, KIND_FILE, 0),))
         return self.pipeline.note(

@@ -405,6 +405,8 @@ class DirectListening:
         self._by_identity: dict[bytes, _Guest] = {}
         self._ready: deque[tuple[_Guest, zmtp.Message]] = deque()
         """Of each connection at most one message that has come in whole."""
+        self._taken: _Guest | None = None
+        """Whose message was handed over last; whether there is another is looked for in time."""
         self._epoll = select.epoll()
         self._epoll.register(self._socket, _READ)
         self._accepts = True
@@ -425,14 +427,19 @@ class DirectListening:
 
     def pending(self) -> bool:
         """Whether a message can be received."""
+        taken = self._taken
+        if taken is not None:
+            self._taken = None
+            if taken.identity in self._by_identity:
+                self._advance(taken)
         return bool(self._ready) or self._look()
 
     def receive(self) -> bool:
         """Receive one message and hand it over; False if there is none."""
-        ready = self._ready
-        if not ready and not self._look():
+        if not self.pending():
             return False
-        guest, message = ready.popleft()
+        guest, message = self._ready.popleft()
+        self._taken = guest
         payload = message.payload
         if message.wrong:
             self._malformed(guest.identity, message.wrong)
@@ -440,13 +447,11 @@ class DirectListening:
             self._received(guest.identity, message.head, payload)
             if payload is not None:
                 payload.release()
-        if guest.identity in self._by_identity:
-            self._advance(guest)
         return True
 
     def readable(self) -> bool:
         """Whether a message can be received."""
-        return bool(self._ready) or self._look()
+        return self.pending()
 
     def _look(self) -> bool:
         """Receive from every connection that has something; whether a message is there now.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -27,22 +28,31 @@ class Lane:
         """The connection it runs over; empty while there is none."""
         self.applied = 0
         self.applying = 0
+        """What is being applied and has no answer yet; 0: nothing."""
         self.checksum = summary.NOTHING
         """The running checksum of what was applied."""
         self.told = 0
-        self.answers: dict[int, ops.AnyAnswer] = {}
-        """What was answered, oldest answer first."""
+        # Of a plain dict the first of many that went is found again only behind all their places.
+        self.answers: OrderedDict[int, ops.AnyAnswer] = OrderedDict()
+        """What was sent, oldest answer first."""
         self.answers_bytes = 0
         self.deferred: set[int] = set()
         self.batch: list[tuple[int, ops.AnyAnswer]] = []
+        """What is to be sent; then it is remembered."""
 
-    def remember(self, seq: int, answer: ops.AnyAnswer) -> None:
-        """Keep it for a retry; the oldest go where there are too many, or too large ones."""
+    def remember(self, sent: list[tuple[int, ops.AnyAnswer]]) -> None:
+        """Keep answers for a retry; the oldest go where there are too many, or too large ones."""
         answers = self.answers
-        answers[seq] = answer
-        self.answers_bytes += size_of(answer)
+        for seq, answer in sent:
+            if seq not in answers:
+                answers[seq] = answer
+                self.answers_bytes += size_of(answer)
         while len(answers) > REMEMBERED or self.answers_bytes > REMEMBERED_BYTES:
-            self.answers_bytes -= size_of(answers.pop(next(iter(answers))))
+            self.answers_bytes -= size_of(answers.popitem(last=False)[1])
+
+    def repeat(self) -> None:
+        """Send all answers again that may not have come."""
+        self.batch = [*self.answers.items(), *self.batch]
 
     def forget_until(self, seq: int) -> None:
         """The other side has the answers up to *seq*."""

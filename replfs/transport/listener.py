@@ -127,12 +127,14 @@ class Session:
         Does nothing if the session is over or the operation has an answer.
         """
         lane = self.lanes[stream]
-        if not self.is_open or seq in lane.answers:
+        if not self.is_open:
             return
-        if seq not in lane.deferred and seq != lane.applying:
+        if seq == lane.applying:
+            lane.applying = 0
+        elif seq in lane.deferred:
+            lane.deferred.remove(seq)
+        else:
             return
-        lane.deferred.discard(seq)
-        lane.remember(seq, answer)
         lane.batch.append((seq, answer))
         self._listener._deferred_answer(self, lane)  # noqa: SLF001 - two halves of one thing
 
@@ -185,7 +187,7 @@ class Listener:
         spin_ns: how long to look for the next message before sleeping, while messages come.
         wire: who speaks; None: what the environment asks for.
         answered: called when operations were applied and their answers sent, for what need not
-            come before that.
+            come before that; some more may have been applied until then.
     """
 
     def __init__(
@@ -214,6 +216,8 @@ class Listener:
         self._offered: dict[int, Session] = {}
         self._over: dict[int, list[summary.Had]] = {}
         """What was applied in the last sessions, by stream."""
+        self._owes = False
+        """`answered` is to be called."""
         self._in_turn = False
         self._busy_turn = False
         self._complaints = Seldom()
@@ -277,8 +281,11 @@ class Listener:
         while True:
             count = self._turn(socket)
             handled += count
+            if count:
+                self._owes = True
             if count >= TURN_MESSAGES or handled >= TURN_MESSAGES or clock() - since > TURN_NS:
                 handled = 0
+                self._catch_up()
                 await trio.lowlevel.checkpoint()
                 since = clock()
                 continue  # other tasks may have sent, so the socket must be looked at again
@@ -288,14 +295,24 @@ class Listener:
                 while not (found := socket.readable()):
                     if not spin.go_on():
                         break
+                    if self._owes:
+                        # Whoever was woken by the answer, maybe on this core, has gone on now.
+                        self._catch_up()
                 if found:
                     spin.paid()
                     continue
+            self._catch_up()
             asleep = clock()
             await socket.wait(NET_S if deferred else math.inf)
             handled = 0
             since = clock()
             spin.slept(since - asleep)
+
+    def _catch_up(self) -> None:
+        """Do what need not come before the answers, if that has not been done."""
+        if self._owes:
+            self._owes = False
+            self._answered()
 
     def _is_needed(self, identity: bytes) -> bool:
         """Whether it is a connection of a session, or of one that was offered."""
@@ -335,8 +352,6 @@ class Listener:
         finally:
             self._in_turn = False
             self._busy_turn = count > 2
-        if count:
-            self._answered()
         return count
 
     def _flush(self) -> bool:
@@ -363,7 +378,8 @@ class Listener:
             lane.told = lane.applied
             if not batch:
                 break
-        lane.batch.clear()
+        sent, lane.batch = lane.batch, []
+        lane.remember(sent)  # not before: somebody waits for the answer
 
     def _send(self, identity: bytes, head: bytes) -> bool:
         """Whether it could be queued."""
@@ -443,19 +459,18 @@ class Listener:
         except Exception:
             logger.exception("while applying %s", type(op).__name__)
             answer = ops.Done(errno.EIO)
+        is_answered = not lane.applying
         lane.applied = seq
         lane.applying = 0
         lane.checksum = messages.chained(lane.checksum, head)
         if type(op) in _SILENT:
             return
-        if answer is None:
-            if seq not in lane.answers:
-                if len(lane.deferred) >= DEFERRED_MAX:
-                    raise ProtocolError(f"{DEFERRED_MAX} operations without an answer")
-                lane.deferred.add(seq)
-            return
-        lane.remember(seq, answer)
-        lane.batch.append((seq, answer))
+        if answer is not None:
+            lane.batch.append((seq, answer))
+        elif not is_answered:
+            if len(lane.deferred) >= DEFERRED_MAX:
+                raise ProtocolError(f"{DEFERRED_MAX} operations without an answer")
+            lane.deferred.add(seq)
         if len(lane.batch) >= BATCH:
             self._send_answers(session, lane)
 
@@ -541,7 +556,7 @@ class Listener:
         self._send(identity, messages.encode_welcome(hello.stream, number, welcome))
         # Whatever the old connection may have swallowed is answered again.
         lane.forget_until(hello.answered)
-        lane.batch = list(lane.answers.items())
+        lane.repeat()
         self._send_answers(session, lane)
 
     def _open(self, session: Session) -> None:

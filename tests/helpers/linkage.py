@@ -124,6 +124,7 @@ class RecordingApplier:
         self.refuse: tuple[str, ...] = ()
         self.defer: Callable[[ops.AnyOp], bool] = lambda _op: False
         self.on_apply: Callable[[ops.AnyOp], None] = lambda _op: None
+        self.on_answered: Callable[[], None] = lambda: None
 
     def welcome(self, hello: Hello) -> Welcome:
         self.hellos.append(hello)
@@ -189,6 +190,7 @@ class Pair:
             peer_timeout_s=self.timeout_s,
             security=self.security,
             wire=self.wires[1],
+            answered=lambda: self.applier.on_answered(),
         )
         self.listener_scope = trio.CancelScope()
 

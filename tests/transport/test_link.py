@@ -603,3 +603,13 @@ async def test_an_answer_that_cannot_be(pair):
     await until(lambda: sink.calls, "it is settled")
     assert sink.was_lost
     assert "something wrong" in pair.owner.events[1]
+
+
+async def test_what_need_not_come_before_an_answer_comes_soon_after_it(pair):
+    link = await pair.up()
+    told = []
+    pair.applier.on_answered = lambda: told.append(
+        pair.applier.sessions[0].lanes[messages.LIVE].told
+    )
+    link.send(*write(1), RecordingSink())
+    await until(lambda: 1 in told, "nothing else has to come")

@@ -17,9 +17,12 @@ from replfs.core.relationship import State
 from replfs.node.pacing.courtesy import Applications
 from replfs.node.pacing.rate import Rate
 from replfs.node.replication.policies import Policies
+from replfs.node.resync import expand
 from replfs.node.resync.names import Names
 from replfs.node.resync.work import Work
 from replfs.store.record import INCOMPLETE, ROOT_ID
+
+NAMES = (b"one", b"three", b"two")
 
 
 class Link:
@@ -97,14 +100,14 @@ async def look(work, expansion, *, deep=False):
 
 async def test_it_is_not_asked_about_what_it_has_just_made(work):
     expansion = expansion_of(work)
-    expansion.was_made(ROOT_ID)
+    expansion.was_made(work.tree.root)
     await look(work, expansion)
     assert work.peer.link.asked == 0
 
 
 async def test_nor_is_it_believed_to_be_empty_once_a_name_in_it_was_dealt_with(work):
     names = Names(work, Rate(0), lambda: False)
-    names.expansion.was_made(ROOT_ID)
+    names.expansion.was_made(work.tree.root)
     work.log.mark_name(ROOT_ID, b"name")
     work.log.set_gathered(ROOT_ID, b"name")
     await names.place((ROOT_ID, b"name"))
@@ -133,6 +136,34 @@ async def test_it_is_not_filled_if_something_was_placed_while_it_was_asked_about
     work.peer.link.meanwhile = lambda: expansion.is_placed_in(ROOT_ID)
     await look(work, expansion)
     assert list(expansion.empty()) == []
+
+
+async def test_one_that_was_just_made_is_kept_in_memory_until_it_is_filled(work, tree):
+    names = Names(work, Rate(0), lambda: True)
+    made = [tree.make(tree.root, name, stat.S_IFDIR | 0o755, owner=(0, 0))[0] for name in NAMES]
+    ids = [tree.ensure_id(one) for one in made]
+    for one in made:
+        names.mark_contents(one, created=True)
+        names.mark_contents(one, created=True)  # again, after the session was lost
+        tree.drop_unused(one)
+    assert [tree.table.by_id.get(each) for each in ids] == made
+    names.expansion.is_placed_in(ids[0])
+    assert [each in tree.table.by_id for each in ids] == [False, True, True]
+    names.forget()
+    assert not any(each in tree.table.by_id for each in ids)
+    names.forget()
+
+
+async def test_but_not_any_number_of_them(work, tree, monkeypatch):
+    monkeypatch.setattr(expand, "_HELD_MAX", 2)
+    names = Names(work, Rate(0), lambda: True)
+    for name in NAMES:
+        one = tree.make(tree.root, name, stat.S_IFDIR | 0o755, owner=(0, 0))[0]
+        tree.ensure_id(one)
+        names.mark_contents(one, created=True)
+        tree.drop_unused(one)
+    assert len(tree.table.by_id) == 2 + 1
+    assert len(list(names.expansion.empty())) == len(NAMES)
 
 
 async def test_what_a_resync_that_was_cut_off_left_incomplete_here_is_whole_from_then_on(

@@ -35,6 +35,7 @@ class Peer:
     def __init__(self):
         self.log = DirtyLog()
         self.sent: list[ops.AnyOp] = []
+        self.unrepresentable: set[bytes] = set()
 
     async def ask(self, op, _payload=None):
         self.sent.append(op)
@@ -146,9 +147,33 @@ async def test_nor_with_all_that_is_in_its_directory(work, tree, late, monkeypat
         tree, Policy.SYNC, Ack.OP, used=False, on_used=lambda: None, generation=lambda: b""
     )
     names = RealNames(work, Rate(0), lambda: can_fill(work))
-    names.expansion.was_made(ROOT_ID)
+    names.expansion.was_made(work.tree.root)
     work.log.mark_names_all(ROOT_ID)
     assert can_fill(work)
-    await Filling(work, names, Rate(0)).fill(ROOT_ID)
+    contents = Contents(work, names, Rate(0))
+    await Filling(work, names, Rate(0), contents.finish_held).fill(ROOT_ID)
     assert work.peer.sent == []
     assert not work.log.name_is_clean(ROOT_ID, b"file")
+
+
+async def test_a_directory_that_is_filled_is_finished_while_it_is_known(work, tree, tmp_path):
+    """To find it again would cost as much as a few of its files."""
+    work.late = True  # and nobody sets it
+    work.policies = work.pipeline.policies = Policies(
+        tree, Policy.SYNC, Ack.OP, used=False, on_used=lambda: None, generation=lambda: b""
+    )
+    for path in ("empty", "full/below"):
+        (tmp_path / "store" / path).mkdir(parents=True)
+    names = RealNames(work, Rate(0), lambda: can_fill(work))
+    contents = Contents(work, names, Rate(0))
+    filling = Filling(work, names, Rate(0), contents.finish_held)
+    for name in (b"empty", b"full"):
+        made = tree.lookup(tree.root, name)[0]
+        tree.ensure_id(made)
+        names.mark_contents(made, created=True)
+        await filling.fill(made.id)
+        assert not work.log.marks(made.id) or not work.log.marks(made.id).names_all
+    sent = work.peer.sent
+    assert [type(op) for op in sent] == [ops.Finish]  # what is below the other one comes first
+    assert work.log.marks(sent[0].object) is None
+    names.forget()

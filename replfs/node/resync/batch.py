@@ -154,9 +154,11 @@ class Batches:
             # Most likely the directory is not where it was: it is looked for from the top.
             self._peer.located[BULK].intersection_update({ROOT_ID})
             return
-        for item, result in zip(items, answer.results, strict=True):
-            if isinstance(result, ops.Placed):
-                self._placed(directory, children[item.name], item, result, version)
+        # What is marked of each stands for its name, and is saved with the clearing of that.
+        with self._log.together():
+            for item, result in zip(items, answer.results, strict=True):
+                if isinstance(result, ops.Placed):
+                    self._placed(directory, children[item.name], item, result, version)
 
     def _placed(
         self, directory: Inode, child: Inode, item: ops.Item, result: ops.Placed, version: int

@@ -261,15 +261,22 @@ class Contents:
         if inode is None:
             return
         with self._tree.held(inode):
-            if not await self._names.is_placed(inode):
+            await self.finish_held(inode)
+
+    async def finish_held(self, inode: Inode) -> None:
+        """The same, of an object that the caller holds."""
+        key = ("attrs", inode.id)
+        if not self._may_finish(inode.id) or self._work.is_waiting(key):
+            return
+        if not await self._names.is_placed(inode):
+            return
+        async with self._work.claim(footprint.whole(inode)):
+            if not self._may_finish(inode.id) or not self._work.is_on_peers(inode):
                 return
-            async with self._work.claim(footprint.whole(inode)):
-                if not self._may_finish(object_id) or not self._work.is_on_peers(inode):
-                    return
-                try:
-                    await self._finish_claimed(key, inode, self._log.mark_version(object_id))
-                except OSError as error:
-                    self._work.failed(key, inode, error.strerror or "cannot be read")
+            try:
+                await self._finish_claimed(key, inode, self._log.mark_version(inode.id))
+            except OSError as error:
+                self._work.failed(key, inode, error.strerror or "cannot be read")
 
     def _may_finish(self, object_id: bytes) -> bool:
         """Attributes come last: after the data, and after the names in a directory."""

@@ -42,6 +42,9 @@ _FEW_NAMES: Final = 64
 _MARKS_TOGETHER: Final = 64
 """Saved with one transaction: some 0.5 ms in which nothing else runs."""
 
+_HELD_MAX: Final = 1024
+"""Directories that are kept in memory from when they are made there until they are filled."""
+
 _ASKED: Final = 0
 """No session's number: whether a directory is empty is being asked."""
 
@@ -77,18 +80,33 @@ class Expansion:
         that is known. What is placed in one of them ends that: once there is something, only the
         peer can tell whether it is still wanted.
         """
+        self._held: dict[bytes, Inode] = {}
+        """Of those the ones that are held in the tree."""
 
-    def was_made(self, directory_id: bytes) -> None:
+    def was_made(self, directory: Inode) -> None:
         """The peer has just made a directory: there is nothing in it."""
-        self._empty[directory_id] = self._peer.link.session
+        self._empty[directory.id] = self._peer.link.session
+        # It is about to be filled: to find it again would cost more than that of a small one.
+        if directory.id not in self._held and len(self._held) < _HELD_MAX:
+            self._held[directory.id] = directory
+            self._tree.hold(directory)
 
     def is_placed_in(self, directory_id: bytes) -> None:
         """Something is about to be placed in a directory: what is in it is not known any more."""
-        self._empty.pop(directory_id, None)
+        self._is_not_empty(directory_id)
+
+    def _is_not_empty(self, directory_id: bytes) -> int | None:
+        """Or that is not known any more; the session of which it was, None: of none."""
+        held = self._held.pop(directory_id, None)
+        if held is not None:
+            self._tree.release(held)
+        return self._empty.pop(directory_id, None)
 
     def forget(self) -> None:
         """The resync is over."""
         self._empty.clear()
+        while self._held:
+            self._tree.release(self._held.popitem()[1])
 
     def pending(self) -> Iterator[tuple[str, bytes]]:
         """What `expand` is to do, while few dirty names are waiting."""
@@ -176,7 +194,7 @@ class Expansion:
         None: it cannot say. A page at a time, since a directory may have millions of names; the
         peer looks for the next one meanwhile. *fd*: the directory. Raises OSError.
         """
-        is_empty = self._empty.pop(directory.id, 0) == self._peer.link.session
+        is_empty = self._is_not_empty(directory.id) == self._peer.link.session
         page: ops.AnyAnswer = ops.Listing([], more=False)
         if not is_empty:
             self._empty[directory.id] = _ASKED

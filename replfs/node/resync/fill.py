@@ -14,7 +14,7 @@ policy of its own, nothing is placed any more.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Final
 
@@ -44,7 +44,15 @@ _AT_ONCE: Final = 2
 class Filling:
     """Step 3 of a baseline, for directories in which the peer has nothing."""
 
-    def __init__(self, work: Work, names: Names, rate: Rate) -> None:
+    def __init__(
+        self,
+        work: Work,
+        names: Names,
+        rate: Rate,
+        finish: Callable[[Inode], Awaitable[None]],
+    ) -> None:
+        """*finish*: step 5 of a directory that is held, where nothing in it is left to be done."""
+        self._finish = finish
         self._work = work
         self._names = names
         self._expansion = names.expansion
@@ -64,9 +72,13 @@ class Filling:
         directory = self._work.find(directory_id)
         if directory is None:
             return
-        with self._expansion.attended(directory_id) as is_free, self._tree.held(directory):
-            if is_free and await self._names.is_placed(directory):
+        with self._tree.held(directory):
+            with self._expansion.attended(directory_id) as is_free:
+                if not is_free or not await self._names.is_placed(directory):
+                    return
                 await self._fill(directory)
+            # Now, for later it has to be found again.
+            await self._finish(directory)
 
     async def _fill(self, directory: Inode) -> None:
         version = self._log.mark_version(directory.id)
@@ -158,6 +170,8 @@ class Filling:
 
     def _mark(self, directory: Inode, names: list[bytes]) -> None:
         """Names of which it is not known what the peer has there. Raises OSError."""
+        if not names:
+            return  # else what was cleared until now would be saved, which can wait
         with self._log.together():
             for name in names:
                 self._log.mark_name(directory.id, name)

@@ -79,19 +79,22 @@ class Resync:
         self._log = peer.log
         rate = Rate(rate_bytes)
         self._names = Names(self.work, rate, partial(can_fill, self.work))
-        self._filling = Filling(self.work, self._names, rate)
-        self._batches = Batches(self.work, self._names, rate)
         self._contents = Contents(self.work, self._names, rate)
+        self._filling = Filling(self.work, self._names, rate, self._contents.finish_held)
+        self._batches = Batches(self.work, self._names, rate)
         self._passing = False
         """The peer knows that a resync is going on, so that it may be sent anything of it."""
 
     async def run(self) -> None:
         """Resync whenever there is something to, until cancelled."""
         await self._source.end()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._serve_urgent)
-            nursery.start_soon(self._settle_at_times)
-            await self._serve()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._serve_urgent)
+                nursery.start_soon(self._settle_at_times)
+                await self._serve()
+        finally:
+            self._names.forget()
 
     async def _serve(self) -> None:
         peer = self._peer

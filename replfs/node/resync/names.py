@@ -314,7 +314,7 @@ class Names:
         if child.is_directory:
             self._log.mark_names_all(child.id, handle=handle)
             if created:
-                self.expansion.was_made(child.id)
+                self.expansion.was_made(child)
         elif child.type == _stat.S_IFREG:
             self._log.mark_tail(child.id, 0, size=child.size, handle=handle, compare=not created)
         else:

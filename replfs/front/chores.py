@@ -22,8 +22,9 @@ from typing import Final
 
 log = logging.getLogger(__name__)
 
-WAITING_MAX: Final = 64
-"""So many are put off at most. Each may hold a descriptor, and the space of a removed file."""
+WAITING_MAX: Final = 8
+"""So many are put off at most: what is done all at once, between two requests, takes no longer than
+one of them. Each may hold a descriptor, and the space of a removed file."""
 PROMPT: Final = 1000
 """How many are done at once after something has run out."""
 _SCARCE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE})

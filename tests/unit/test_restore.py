@@ -17,10 +17,12 @@ from helpers.replicas import DIRECTORY, FILE, Store, object_id
 
 from replfs.core import ops
 from replfs.core.dirty import DirtyLog
+from replfs.core.policy import Policy
 from replfs.core.regions import REGION_SIZE
 from replfs.node.asking import suspects
 from replfs.node.recovery.restore import Restore
 from replfs.store import locators
+from replfs.store.inode import Inode
 from replfs.store.record import ROOT_ID
 
 NAMES = [b"a", b"b", b"c", b"d"]
@@ -28,10 +30,13 @@ SYMLINK = stat.S_IFLNK | 0o777
 
 
 class Everything:
-    """All names are replicated."""
+    """All names are replicated, but of what has policy `none` itself."""
 
-    def is_replicated_name(self, *_: object) -> bool:
-        return True
+    def is_replicated_name(self, _directory: Inode, _name: bytes, inode: Inode) -> bool:
+        return inode.policy != Policy.NONE
+
+    def changed(self) -> None:
+        """Nothing is kept that could be wrong then."""
 
 
 class Source:
@@ -342,6 +347,45 @@ async def test_a_file_stays_as_long_as_it_was_made_here(two, is_tail):
     found = (lost.path / "f").read_bytes()
     assert len(found) == 2 * REGION_SIZE + 12
     assert found.endswith(b"flushed here")
+
+
+@pytest.mark.parametrize("is_directory", [False, True])
+async def test_what_was_made_known_to_the_peers_and_is_none_here_again_comes_back(
+    two, is_directory
+):
+    """Its policy was changed, then the power was lost: what it is since then is the peer's."""
+    lost, kept = two
+    lost.make(2, b"one", mode=DIRECTORY if is_directory else FILE)
+    lost.apply(ops.SetPolicy(object_id(2), Policy.NONE, 0))
+    for store in two:
+        store.checkpoint()
+    kept.make(2, b"one", mode=DIRECTORY if is_directory else FILE)
+    if is_directory:
+        kept.make(3, b"in", object_id(2))
+    number = 3 if is_directory else 2
+    kept.write(number, 0, b"acknowledged")
+    await restore(lost, kept, known=True)
+    assert_equal(lost, kept)
+    inode = lost.tree.lookup(lost.tree.root, b"one")[0]
+    assert (inode.id, inode.policy) == (object_id(2), 0)
+
+
+async def test_what_is_none_and_the_peer_is_still_to_lose_stays_as_it_is_here(two):
+    lost, kept = two
+    for store in two:
+        store.make(2, b"file")
+        store.checkpoint()
+    kept.write(2, 0, b"from before it was none")
+    kept.apply(ops.Link(object_id(2), ROOT_ID, b"link", 7))
+    kept.apply(ops.Unlink(object_id(2), ROOT_ID, b"file", False, 7))  # noqa: FBT003
+    kept.apply(ops.Link(object_id(2), ROOT_ID, b"file", 7))
+    lost.apply(ops.SetPolicy(object_id(2), Policy.NONE, 0))
+    own = DirtyLog()
+    own.mark_name(ROOT_ID, b"file", removal=True)
+    await restore(lost, kept, known=True, own=own)
+    inode = lost.tree.lookup(lost.tree.root, b"file")[0]
+    assert inode.policy == Policy.NONE
+    assert (lost.path / "file").read_bytes() == b""
 
 
 async def test_what_was_changed_here_is_found_before_its_directory_is_looked_into(two):

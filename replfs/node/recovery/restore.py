@@ -33,12 +33,14 @@ import xxhash
 from replfs.core import ops
 from replfs.core.dirty import DirtyLog
 from replfs.core.marks import ObjectMarks
+from replfs.core.policy import Policy
 from replfs.core.regions import REGION_SHIFT, REGION_SIZE
 from replfs.errors import PeerLost, StoreError
 from replfs.node.asking import suspects
 from replfs.node.asking.attributes import read as read_attributes
 from replfs.node.asking.question import list_all
 from replfs.node.pacing.crew import each
+from replfs.node.replica.own import is_own
 from replfs.node.replica.replica import Replica
 from replfs.node.replication.flight import describe
 from replfs.store import locators
@@ -71,6 +73,9 @@ class Policies(Protocol):
 
     def is_replicated_name(self, directory: Inode, name: bytes, inode: Inode) -> bool:
         """Whether the peers have the name."""
+
+    def changed(self) -> None:
+        """An object has another policy: nothing that was said of others need be so any more."""
 
 
 class Restore:
@@ -268,8 +273,10 @@ class Restore:
     async def _expand(self, directory: bytes) -> None:
         """List a directory on both sides, and mark what may differ."""
         marks = self._log.marks(directory)
+        if marks is None or not self._is_placed(directory):
+            return
         inode = self._find(directory)
-        if marks is None or inode is None or not self._is_placed(directory):
+        if inode is None:
             return
         if self._is_partial and self._is_own(directory, b""):
             self._log.clear_names_all(directory)
@@ -355,7 +362,9 @@ class Restore:
         child = self._tree.lookup_or_none(inode, name)
         if child is not None:
             self._tree.read_record(child)
-            if not self._policies.is_replicated_name(inode, name, child):
+            if not self._policies.is_replicated_name(inode, name, child) and not (
+                await self._became_replicated(directory, name, child)
+            ):
                 self._log.clear_name(directory, name)
                 return True
         there = await self._inspect(directory, name)
@@ -367,6 +376,22 @@ class Restore:
         wanted = there.object if there is not None else ops.NO_OBJECT
         await self._here(ops.Gather(directory, [name], [wanted]))
         self._log.set_gathered(directory, name)
+        return True
+
+    async def _became_replicated(self, directory: bytes, name: bytes, child: Inode) -> bool:
+        """Whether it is lost that what is `none` here was made known to the peers: it is again.
+
+        The peer has the very object, and by this store's log is not to lose it.
+        """
+        if not is_own(child):
+            return False  # by its name, or by what is above it
+        there = await self._inspect(directory, name)
+        if there is None or there.object != child.id or there.attributes is None:
+            return False
+        if there.attributes.policy == Policy.NONE:
+            return False
+        self._tree.set_policy(child, there.attributes.policy, there.attributes.ack)
+        self._policies.changed()
         return True
 
     def _leave(self, directory: bytes, name: bytes, child: Inode) -> None:

@@ -149,6 +149,15 @@ class Unstable:
         if _size(log) > self._limit:
             self._noted.overflow()
 
+    def moved(self, object_id: ops.ObjectId, locate: splitter.Locator) -> None:
+        """What is not a directory has another name, in another directory maybe.
+
+        For who notes a rename before it is done.
+        """
+        self.catch_up()
+        if self._noted.is_complete and self._noted.log.marks(object_id) is not None:
+            self._noted.log.mark_attrs(object_id, handle=locate(object_id))
+
     def note_soon(self, op: ops.AnyOp, locate: splitter.Locator, *, length: int = 0) -> None:
         """As `note`, in the next `catch_up`: somebody is waiting for the answer to *op* now."""
         self.catch_up()

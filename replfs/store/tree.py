@@ -155,10 +155,8 @@ class Tree(Described):
         self.table.add(inode)
         return inode
 
-    def link(
-        self, inode: Inode, parent: Inode, name: bytes
-    ) -> tuple[os.stat_result, os.stat_result]:
-        """One more name: the object's attributes and the parent's."""
+    def link(self, inode: Inode, parent: Inode, name: bytes) -> None:
+        """One more name."""
         above = self.directory_fd(parent)
         old = inode.parent
 
@@ -180,12 +178,11 @@ class Tree(Described):
         if old is None:
             inode.gone = False
         inode.add_name(parent, name)
-        return self.stat(inode), os.fstat(above)
 
     def unlink(
         self, parent: Inode, name: bytes, inode: Inode, *, directory: bool, links: int
-    ) -> os.stat_result:
-        """Remove a name of *inode*, which has *links*; the parent's attributes.
+    ) -> None:
+        """Remove a name of *inode*, which has *links*.
 
         An object that someone still uses keeps a descriptor when its last known name goes, so
         that it stays reachable and its inode number is not given to another one meanwhile.
@@ -204,7 +201,6 @@ class Tree(Described):
                 self._release_spare(inode)
                 raise
         self.name_removed(inode, parent, name, last=directory or links <= 1)
-        return os.fstat(above)
 
     def rename(
         self,
@@ -217,8 +213,8 @@ class Tree(Described):
         inode: Inode,
         replaced: Inode | None,
         replaced_links: int,
-    ) -> tuple[os.stat_result, os.stat_result]:
-        """Rename, replace or exchange; the attributes of both parents afterwards.
+    ) -> None:
+        """Rename, replace or exchange.
 
         With `RENAME_WHITEOUT` a new object stands under the old name, not known yet.
         """
@@ -258,8 +254,6 @@ class Tree(Described):
                 self.name_removed(replaced, new_parent, new_name, last=last)
             inode.drop_name(parent, name)
             inode.add_name(new_parent, new_name)
-        above = os.fstat(old_fd)
-        return above, above if new_fd == old_fd else os.fstat(new_fd)
 
     def readlink(self, inode: Inode) -> bytes:
         """A symlink's target."""

@@ -1,4 +1,4 @@
-"""What became of a data operation here and on a peer: equal for certain, or recorded."""
+"""What became of an operation here and on a peer: equal for certain, or recorded."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from replfs.store.activity import KIND_ATTRS, KIND_NAMES, ActivityLog, recover
 EVERYTHING = SimpleNamespace(is_empty=True)
 WRITE = ops.Write(b"o" * 16, 0, 1)
 TRUNCATE = ops.Truncate(b"o" * 16, 0, 1)
+LINK = ops.Link(b"o" * 16, b"d" * 16, b"name", 1)
+UNLINK = ops.Unlink(b"o" * 16, b"d" * 16, b"name", False, 1)  # noqa: FBT003
 SIZE = 4096
 ALL, NONE, SOME = (0, SIZE), (0, 0), (0, 100)
 
@@ -88,6 +90,7 @@ def settled(
         (WRITE, errno.EFBIG),
         (TRUNCATE, 0),
         (TRUNCATE, errno.EFBIG),
+        (LINK, errno.EMLINK),
     ],
 )
 def test_equal_for_certain(op, outcome):
@@ -114,6 +117,9 @@ def test_equal_for_certain(op, outcome):
         (TRUNCATE, 0, errno.EFBIG, errno.EFBIG),
         (TRUNCATE, errno.EIO, errno.EIO, errno.EIO),
         (TRUNCATE, errno.ENOSPC, errno.ENOSPC, errno.ENOSPC),
+        (LINK, errno.EMLINK, 0, errno.EMLINK),
+        (UNLINK, errno.EPERM, 0, errno.EPERM),
+        (UNLINK, errno.EIO, errno.EIO, errno.EIO),
     ],
 )
 def test_what_may_differ_is_recorded(op, here, there, recorded):

@@ -405,3 +405,18 @@ def test_where_what_it_lacks_cannot_be_recorded_everything_is_compared(peer):
     assert peer.unrecorded
     assert peer.state is State.INCREMENTAL
     assert os.strerror(errno.ENOSPC) in peer.last_error.reason
+
+
+def test_what_is_unstable_is_found_where_it_was_moved_to(peer, tree, below):
+    """A rename is noted before it is done."""
+    a, b, file = below
+    peer.unstable.begin()
+    peer.unstable.settle(everywhere=True)
+    peer.unstable.note(ops.Write(file.id, 0, 7), peer._locator, length=4)
+    before = peer._locator(file.id)
+    op = ops.Rename(file.id, b.id, b"file", a.id, b"moved", b"", False, 8, 8)  # noqa: FBT003
+    peer.unstable.note(op, peer._locator)
+    tree.rename(b, b"file", a, b"moved", 0, inode=file, replaced=None, replaced_links=0)
+    peer.moved(file)
+    assert peer.unstable.snapshot(everywhere=False).marks(file.id).handle == peer._locator(file.id)
+    assert peer._locator(file.id) != before

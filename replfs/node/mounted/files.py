@@ -21,14 +21,16 @@ from replfs.node.mounted.late_times import LateTimes
 from replfs.node.mounted.view import View
 from replfs.node.pacing import flush
 from replfs.node.replication.flight import Flight
-from replfs.node.replication.pipeline import Pipeline
+from replfs.node.replication.pipeline import Pipeline, Steps
 from replfs.store.activity import KIND_ATTRS, KIND_DATA, KIND_FILE, Slot
 from replfs.store.contents import put, resize, write_all
+from replfs.store.describe import PERMISSIONS
 from replfs.store.inode import Handle, Inode
 from replfs.store.syscalls import failure
 
 _REGION_SHIFT: Final = 20
 """The activity log's regions: 1 MiB."""
+_SET_ID: Final = _stat.S_ISUID | _stat.S_ISGID
 _REGIONS_MAX: Final = 8
 """A write over more regions than this is noted as the whole file."""
 
@@ -329,14 +331,29 @@ class Files(View):
         Returns the attributes, unless others may have changed them since.
         """
         tree = self.tree
+        owner = uid is not None or gid is not None
+        timed = atime is not None or mtime is not None
         found: os.stat_result | None = None
 
-        def apply() -> ops.AnyOp | None:
+        def told(mode_is: int, atime_is: int | None, mtime_is: int | None) -> ops.AnyOp:
+            changes_mode = (owner or mode is not None) and inode.type != _stat.S_IFLNK
+            return ops.SetAttr(
+                inode.id,
+                mode_is & PERMISSIONS if changes_mode else ops.KEEP,
+                ops.KEEP if uid is None else uid,
+                ops.KEEP if gid is None else gid,
+                atime_is,
+                mtime_is,
+            )
+
+        def apply() -> Steps:
             nonlocal found
-            owner = uid is not None or gid is not None
-            timed = atime is not None or mtime is not None
+            is_sent = self.is_sent(inode)
             before = None if timed or inode.gone else self._described(inode, owner=owner)
             privileges = inode.privileges
+            foretold = _foretold(before, inode, mode, uid, gid) if is_sent else None
+            if foretold is not None:
+                yield told(foretold[0], None, None)
             if owner:
                 tree.set_owner(
                     inode, ops.KEEP if uid is None else uid, ops.KEEP if gid is None else gid
@@ -353,20 +370,18 @@ class Files(View):
             # What resulted travels: the store clamps times that it cannot hold, chown(2) may clear
             # set-id bits, chmod(2) the set-group-ID one.
             after = found = tree.stat(inode)
-            if not self.is_sent(inode):
-                return None
-            if before == (after.st_mode, after.st_uid, after.st_gid):
-                inode.privileges = privileges
-                return None  # tar(1) and rsync(1) say once more what is so already
-            changes_mode = (owner or mode is not None) and inode.type != _stat.S_IFLNK
-            return ops.SetAttr(
-                inode.id,
-                after.st_mode & 0o7777 if changes_mode else ops.KEEP,
-                ops.KEEP if uid is None else uid,
-                ops.KEEP if gid is None else gid,
-                None if atime is None else after.st_atime_ns,
-                None if mtime is None else after.st_mtime_ns,
-            )
+            resulted = (after.st_mode, after.st_uid, after.st_gid)
+            if foretold is not None:
+                if resulted != foretold:
+                    self.pipeline.record(lambda peer: peer.mark(ops.SetAttr(inode.id)))
+            elif is_sent and resulted != before:
+                yield told(
+                    after.st_mode,
+                    None if atime is None else after.st_atime_ns,
+                    None if mtime is None else after.st_mtime_ns,
+                )
+            elif is_sent:
+                inode.privileges = privileges  # tar(1) and rsync(1) say what is so already
 
         touched = () if inode.gone else ((inode, KIND_ATTRS, 0),)
         held = await self.pipeline.change(
@@ -389,9 +404,7 @@ class Files(View):
         found = self.tree.stat(inode)
         return found.st_mode, found.st_uid, found.st_gid
 
-    async def change_xattr(
-        self, kind: str, inode: Inode, apply: Callable[[], ops.AnyOp | None]
-    ) -> None:
+    async def change_xattr(self, kind: str, inode: Inode, apply: Callable[[], Steps]) -> None:
         """One extended attribute, by *apply*."""
         if inode.foreign:
             raise failure(errno.EXDEV)
@@ -409,10 +422,33 @@ class Files(View):
         return not inode.gone and self.policies.effective(inode) != Policy.NONE
 
     async def _remove_capability(self, inode: Inode) -> None:
-        def apply() -> ops.AnyOp | None:
+        def apply() -> Steps:
             self.tree.remove_xattr(inode, b"security.capability")
-            if not self.is_sent(inode):
-                return None
-            return ops.RemoveXattr(inode.id, b"security.capability")
+            if self.is_sent(inode):
+                yield ops.RemoveXattr(inode.id, b"security.capability")
 
         await self.change_xattr("removexattr", inode, apply)
+
+
+def _foretold(
+    before: tuple[int, int, int] | None,
+    inode: Inode,
+    mode: int | None,
+    uid: int | None,
+    gid: int | None,
+) -> tuple[int, int, int] | None:
+    """Mode and owner as a change of these will have made them; *before*: as they are now.
+
+    None where that is not certain, since chown(2) may clear set-id bits, or nothing changes.
+    """
+    if before is None or (mode is not None and inode.type == _stat.S_IFLNK):
+        return None
+    old_mode, old_uid, old_gid = before
+    if mode is None and old_mode & _SET_ID:
+        return None
+    after = (
+        old_mode if mode is None else _stat.S_IFMT(old_mode) | (mode & PERMISSIONS),
+        old_uid if uid is None or uid == ops.KEEP else uid,
+        old_gid if gid is None or gid == ops.KEEP else gid,
+    )
+    return None if after == before else after

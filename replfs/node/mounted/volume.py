@@ -14,7 +14,7 @@ from replfs.errors import HalfDone
 from replfs.node.mounted.files import Files
 from replfs.node.mounted.view import Found
 from replfs.node.replication.flight import UNRECORDED, Flight
-from replfs.node.replication.pipeline import Touched
+from replfs.node.replication.pipeline import Steps, Touched
 from replfs.store import syscalls
 from replfs.store.activity import KIND_ATTRS, KIND_NAMES, Slot
 from replfs.store.inode import Handle, Inode
@@ -133,7 +133,7 @@ class Volume(Files):
         made: tuple[Inode, os.stat_result, int] | None = None
         tree = self.tree
 
-        def apply() -> ops.AnyOp | None:
+        def apply() -> Steps:
             nonlocal made
             tree.set_umask(umask)
             inode, found, above, fd = tree.make(
@@ -141,9 +141,10 @@ class Volume(Files):
             )
             made = inode, found, fd
             inode.lookups += 1
-            if not self.policies.is_replicated_name(parent, name, inode):
-                return self._time_of(parent, above)
-            return self._made(inode, parent, name, found, above, target, fd)
+            if self.policies.is_replicated_name(parent, name, inode):
+                yield self._made(inode, parent, name, found, above, target, fd)
+            else:
+                yield self._time_of(parent, above.st_mtime_ns)
 
         try:
             await self.pipeline.change(
@@ -208,27 +209,26 @@ class Volume(Files):
         if inode.foreign:
             raise failure(errno.EBUSY)
         tree.read_record(inode)
+        is_directory = kind == "rmdir"
 
-        def apply() -> ops.AnyOp | None:
-            nonlocal found
-            if parent.gone:
+        def apply() -> Steps:
+            if parent.gone or not inode.has_name(parent, name):
                 raise failure(errno.ENOENT)
-            found = tree.stat(inode) if inode.more or found.st_nlink > 1 else found
-            replicated = self.policies.is_replicated_name(parent, name, inode)
-            if replicated:
+            several = inode.more or found.st_nlink > 1
+            links = tree.stat(inode).st_nlink if several else found.st_nlink
+            stamp = tree.now()
+            if self.policies.is_replicated_name(parent, name, inode):
                 tree.ensure_id(inode)
-            last = kind == "rmdir" or found.st_nlink <= 1
-            above = tree.unlink(
-                parent, name, inode, directory=kind == "rmdir", links=found.st_nlink
-            )
+                yield ops.Unlink(inode.id, parent.id, name, is_directory, stamp)
+            else:
+                yield self._time_of(parent, stamp)
+            tree.unlink(parent, name, inode, directory=is_directory, links=links)
             for peer in self.pipeline.peers:
-                if last:
+                if is_directory or links <= 1:
                     peer.object_removed(inode, parent, name)
                 else:
                     peer.moved(inode)
-            if not replicated:
-                return self._time_of(parent, above)
-            return ops.Unlink(inode.id, parent.id, name, kind == "rmdir", above.st_mtime_ns)
+            self._stamp(parent, stamp)
 
         await self.pipeline.change(
             kind,
@@ -236,6 +236,8 @@ class Volume(Files):
             inode,
             ((parent, KIND_NAMES, 0),),
             apply,
+            # What makes a directory not empty may be on one side only.
+            here_first=is_directory,
         )
         tree.drop_unused(inode)
 
@@ -251,17 +253,23 @@ class Volume(Files):
             raise failure(errno.EXDEV)
         found: os.stat_result | None = None
 
-        def apply() -> ops.AnyOp | None:
+        def apply() -> Steps:
             nonlocal found
+            if parent.gone:
+                raise failure(errno.ENOENT)
             tree.ensure_id(inode)
             for peer in self.pipeline.peers:
                 peer.moving(inode)
-            found, above = tree.link(inode, parent, name)
+            stamp = tree.now()
+            if self.policies.is_replicated_name(parent, name, inode):
+                yield ops.Link(inode.id, parent.id, name, stamp)
+            else:
+                yield self._time_of(parent, stamp)
+            tree.link(inode, parent, name)
             for peer in self.pipeline.peers:
                 peer.links_changed(inode)
-            if not self.policies.is_replicated_name(parent, name, inode):
-                return self._time_of(parent, above)
-            return ops.Link(inode.id, parent.id, name, above.st_mtime_ns)
+            self._stamp(parent, stamp)
+            found = tree.stat(inode)
 
         await self.pipeline.change(
             "link",
@@ -269,6 +277,8 @@ class Volume(Files):
             inode,
             ((parent, KIND_NAMES, 0),),
             apply,
+            # The peers cannot be told where it is before it has a name.
+            here_first=not inode.named,
         )
         await self.pipeline.together(self.pipeline.window.sent)
         if found is None:
@@ -276,11 +286,20 @@ class Volume(Files):
         inode.lookups += 1
         return inode, found
 
-    def _time_of(self, directory: Inode, found: os.stat_result) -> ops.AnyOp | None:
+    def _stamp(self, directory: Inode, mtime: int) -> None:
+        """A name in *directory* was changed: it has that mtime (ns) then, here as on the peers.
+
+        That this fails is nothing to the caller, whose change is made.
+        """
+        try:
+            syscalls.utimens(self.tree.directory_fd(directory), None, mtime)
+        except OSError:
+            if self.is_sent(directory):
+                self.pipeline.record(lambda peer: peer.mark(ops.SetAttr(directory.id)))
+
+    def _time_of(self, directory: Inode, mtime: int) -> ops.AnyOp | None:
         """What the peers see of a change to a name that they do not have: the directory's time."""
-        if not self.is_sent(directory):
-            return None
-        return ops.SetAttr(directory.id, mtime=found.st_mtime_ns)
+        return ops.SetAttr(directory.id, mtime=mtime) if self.is_sent(directory) else None
 
     async def rename(
         self,
@@ -323,10 +342,12 @@ class Volume(Files):
         if replaced is inode:
             return  # two names of one object: rename(2) does nothing and says success
         whiteout: Inode | None = None
+        exchange = bool(flags & syscalls.RENAME_EXCHANGE)
 
-        def apply() -> ops.AnyOp | None:
+        def apply() -> Steps:
             nonlocal whiteout
-            exchange = bool(flags & syscalls.RENAME_EXCHANGE)
+            if new_parent.gone or not inode.has_name(parent, name):
+                raise failure(errno.ENOENT)
             plan = self.policies.plan_rename(
                 parent, name, new_parent, new_name, inode, replaced, exchange=exchange
             )
@@ -342,7 +363,24 @@ class Volume(Files):
                 peer.moving(inode)
                 if exchange and replaced is not None:
                     peer.moving(replaced)
-            above, new_above = tree.rename(
+            stamp = tree.now()
+            if plan.local:
+                yield self._time_of(parent, stamp)
+            elif plan.crossing:
+                yield None
+            else:
+                yield ops.Rename(
+                    inode.id,
+                    parent.id,
+                    name,
+                    new_parent.id,
+                    new_name,
+                    replaced.id if replaced is not None else ops.NO_OBJECT,
+                    exchange,
+                    stamp,
+                    stamp,
+                )
+            tree.rename(
                 parent,
                 name,
                 new_parent,
@@ -364,11 +402,9 @@ class Volume(Files):
                 if exchange and replaced is not None:
                     peer.moved(replaced)
                 peer.links_changed(inode)
-            if plan.local:
-                if new_parent is not parent and self.is_sent(new_parent):
-                    for peer in self.pipeline.peers:
-                        peer.mark(ops.SetAttr(new_parent.id))
-                return self._time_of(parent, above)
+            if plan.local and new_parent is not parent and self.is_sent(new_parent):
+                for peer in self.pipeline.peers:
+                    peer.mark(ops.SetAttr(new_parent.id))
             if plan.crossing:
                 # One side of the move is not replicated: the names are recorded, and the resync
                 # makes one appear and the other vanish.
@@ -381,18 +417,9 @@ class Volume(Files):
                         appears=plan.appears,
                         vanishes=plan.vanishes,
                     )
-                return None
-            return ops.Rename(
-                inode.id,
-                parent.id,
-                name,
-                new_parent.id,
-                new_name,
-                replaced.id if replaced is not None else ops.NO_OBJECT,
-                exchange,
-                above.st_mtime_ns,
-                new_above.st_mtime_ns,
-            )
+            self._stamp(parent, stamp)
+            if new_parent is not parent:
+                self._stamp(new_parent, stamp)
 
         touched: list[Touched] = [(parent, KIND_NAMES, 0)]
         if new_parent is not parent:
@@ -408,6 +435,10 @@ class Volume(Files):
                 inode,
                 tuple(touched),
                 apply,
+                # A directory may not be empty, or be above where it is to go, on one side only.
+                here_first=bool(flags & ~syscalls.RENAME_NOREPLACE)
+                or inode.is_directory
+                or (replaced is not None and replaced.is_directory),
             )
         finally:
             if whiteout is not None:
@@ -426,17 +457,18 @@ class Volume(Files):
         tree = self.tree
         announced = False
 
-        def apply() -> ops.AnyOp | None:
+        def apply() -> Steps:
             nonlocal announced
             above = os.fstat(tree.directory_fd(parent))
             uid, gid = owner
             tree.set_owner(whiteout, uid, ops.KEEP if above.st_mode & _stat.S_ISGID else gid)
             if whiteout.gone or not self.policies.is_replicated_name(parent, name, whiteout):
                 announced = True
-                return self._time_of(parent, above)
+                yield self._time_of(parent, above.st_mtime_ns)
+                return
             tree.ensure_id(whiteout)
             announced = True
-            return self._made(whiteout, parent, name, tree.stat(whiteout), above)
+            yield self._made(whiteout, parent, name, tree.stat(whiteout), above)
 
         try:
             await self.pipeline.change(
@@ -459,9 +491,10 @@ class Volume(Files):
             return
         tree = self.tree
 
-        def apply() -> ops.AnyOp | None:
+        def apply() -> Steps:
             tree.set_xattr(inode, name, value)
-            return ops.SetXattr(inode.id, name, value) if self.is_sent(inode) else None
+            if self.is_sent(inode):
+                yield ops.SetXattr(inode.id, name, value)
 
         await self.change_xattr("setxattr", inode, apply)
         if uid and name == b"system.posix_acl_access":
@@ -478,10 +511,11 @@ class Volume(Files):
             return
         tree = self.tree
 
-        def apply() -> ops.AnyOp | None:
+        def apply() -> Steps:
             is_there = self._is_there(inode, name)
             tree.remove_xattr(inode, name)
-            return ops.RemoveXattr(inode.id, name) if is_there and self.is_sent(inode) else None
+            if is_there and self.is_sent(inode):
+                yield ops.RemoveXattr(inode.id, name)
 
         await self.change_xattr("removexattr", inode, apply)
 

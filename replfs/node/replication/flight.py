@@ -20,8 +20,9 @@ _BUCKETS: Final = 52
 _NOTHING_DONE: Final[dict[type, frozenset[int]]] = {
     ops.Write: frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG}),
     ops.Truncate: frozenset({errno.EFBIG}),
+    ops.Link: frozenset({errno.EEXIST, errno.EMLINK}),
 }
-"""Errors of data operations that leave no doubt: nothing was done, but that the mtime was set.
+"""Errors that leave no doubt: nothing was done, but that the mtime of the data was set.
 
 Relies on: buffered write(2) looks for room before it takes a byte. ftruncate(2) that fails for want
 of room may have set the size.
@@ -108,7 +109,7 @@ class Flight:
         """Payload bytes that each side should apply."""
         self.op: ops.AnyOp | None = None
         self.here: ops.Done | None = None
-        """What became of it here; None: all of it was done, before it was sent."""
+        """What became of it here; None: all of it was done."""
         self.start = 0
         self.waiting = 0
         self.task: trio.lowlevel.Task | None = None

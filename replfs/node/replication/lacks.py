@@ -151,7 +151,10 @@ class Lacks(ABC):
 
     def moved(self, inode: Inode) -> None:
         """An object that is not a directory has another parent: its marks say where it is now."""
-        if self.log.is_empty or inode.is_directory or not self.log.marks(inode.id):
+        if inode.is_directory:
+            return
+        self.unstable.moved(inode.id, self._locator)
+        if self.log.is_empty or not self.log.marks(inode.id):
             return
         self.log.mark_attrs(inode.id, handle=self._locator(inode.id))
 

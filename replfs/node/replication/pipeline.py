@@ -1,12 +1,13 @@
 """The way of every change: turn, activity log, local and peers, acknowledgement.
 
 The life of an operation: it claims what it touches and waits for its turn (`core.scheduler`); it is
-noted in the activity log; it is applied locally and sent to every peer on which it is clean,
-recorded dirty for the others (`core.splitter`); data is sent before the local write, so that both
-sides work at the same time, metadata after it; the acknowledgements are awaited; the claims are
-given back. Between local success and sending there is no await: the order on the wire is the local
-order. So where an operation need not be awaited (policy `async`), or is later
-(`node.replication.window`), its claims are given back at once all the same.
+noted in the activity log; it is sent to every peer on which it is clean, recorded dirty for the
+others (`core.splitter`), and done here meanwhile, so that both sides work at the same time; where
+what results, or whether it succeeds, is not known before, it is done here first. The
+acknowledgements are awaited; the claims are given back. Between deciding, sending and doing there
+is no await: the order on the wire is the local order. So where an operation need not be awaited
+(policy `async`), or is later (`node.replication.window`), its claims are given back at once all
+the same.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
@@ -34,6 +35,7 @@ from replfs.node.replication.window import Window, not_cancelled
 from replfs.store import locators
 from replfs.store.activity import KIND_ATTRS, ActivityLog, Slot
 from replfs.store.inode import Inode
+from replfs.store.record import PRIVILEGED
 from replfs.store.tree import Tree
 from replfs.transport.spin import Spin
 
@@ -52,6 +54,11 @@ _BACKGROUND: Final = frozenset({"resync", "verify"})
 _HURRY_S: Final = 0.01
 Touched = tuple[Inode, int, int]
 """(inode, kind, region) for the activity log."""
+Steps = Iterator[ops.AnyOp | None]
+"""A metadata operation at work: it yields once, what is sent (None: nothing is).
+
+What is to be sent may be known before anything is done here: the rest is done behind the yield.
+"""
 
 
 class Pipeline:
@@ -99,6 +106,8 @@ class Pipeline:
         self.detached = 0
         """Those of them that no caller awaits by itself."""
         self.window = Window()
+        self._failed_here: set[str] = set()
+        """Kinds of changes of which the last one failed here after it had been sent."""
         self.silent: dict[Inode, int] = {}
         """Files, and how many handles of each the kernel closes without telling."""
         self.applications = Applications(lambda: self.flights)
@@ -406,20 +415,22 @@ class Pipeline:
         claims: tuple[Claim, ...],
         subject: Inode,
         touched: tuple[Touched, ...],
-        apply: Callable[[], ops.AnyOp | None],
+        apply: Callable[[], Steps],
         *,
         policy: int | None = None,
+        here_first: bool = False,
     ) -> bool:
-        """One metadata operation: turn, local, peers, acknowledgement.
+        """One metadata operation: turn, peers and here at the same time, acknowledgement.
 
-        *subject* decides the policy. *apply* does the local part and returns what is sent, or
-        None where nothing is. Returns whether the claims were held to the end: nothing else has
-        changed what they cover since.
+        *subject* decides the policy. *apply* begins when it is the operation's turn. *here_first*:
+        nothing is sent before all of it is done, for the store may well refuse it. Returns whether
+        the claims were held to the end: nothing else has changed what they cover since.
         """
         began = time.monotonic_ns()
         ticket, policy = await self.turn(claims, kind, subject, policy)
         slots: list[Slot] = []
         let_go = False
+        failed: OSError | None = None
         flight = Flight(self, kind)
         try:
             if self.peers:
@@ -431,19 +442,24 @@ class Pipeline:
                 for inode, _, _ in touched:
                     self.tree.ensure_id(inode)
                 slots = self.note(touched)
-            try:
-                op = apply()
-            except OSError as error:
-                # Of a call that fails with EIO nobody knows what it did, and what could not be
-                # recorded was done; any other did nothing.
-                if isinstance(error, HalfDone | NotRecorded) or error.errno == errno.EIO:
-                    self.record(lambda peer: peer.mark_touched(touched))
-                raise
+            steps = apply()
+            op = self._go_on(steps, touched)
+            if here_first or not self._may_lead(kind):
+                self._go_on(steps, touched)
             if op is not None:
                 if slots and type(op) is ops.Make:
                     # A peer that dies over it has it under its name, and not all of its attributes.
                     slots += self.note(((self.tree.table.by_id[op.object], KIND_ATTRS, 0),))
                 self.send(op, None, flight, 0, policy)
+            try:
+                self._go_on(steps, touched)
+                self._failed_here.discard(kind)
+            except OSError as error:
+                failed = error
+                flight.here = ops.Done(error.errno or errno.EIO)
+                if flight.sent_to:
+                    self._failed_here.add(kind)
+            if op is not None:
                 if flight.waiting:
                     let_go = self.let_go(flight, slots, subject, policy)
                 if let_go:
@@ -455,9 +471,32 @@ class Pipeline:
                 self.activity.end(slot)
             self.release_claim(ticket)
             self.measure(kind, began)
+        if failed is not None:
+            raise failed
         if let_go:
             await self.catch_up()
         return not let_go
+
+    def _may_lead(self, kind: str) -> bool:
+        """Whether a change may be sent before it is done here.
+
+        What fails here all the same is put right on the peers, but is done there until then. So
+        after one failure nothing of its kind is, until one has succeeded here: a store that has
+        become read-only, say, has the peers do no more than one change that its callers are told
+        has failed. And never without root, which may be refused what a peer may do.
+        """
+        return PRIVILEGED and kind not in self._failed_here
+
+    def _go_on(self, steps: Steps, touched: tuple[Touched, ...]) -> ops.AnyOp | None:
+        """Go on with an operation up to its yield, or from there to its end. Raises OSError."""
+        try:
+            return next(steps, None)
+        except OSError as error:
+            # Of a call that fails with EIO nobody knows what it did, and what could not be
+            # recorded was done; any other did nothing.
+            if isinstance(error, HalfDone | NotRecorded) or error.errno == errno.EIO:
+                self.record(lambda peer: peer.mark_touched(touched))
+            raise
 
     def record(self, mark: Callable[[Peer], None]) -> OSError | None:
         """Record that every peer lacks something; the error, where that cannot be kept."""

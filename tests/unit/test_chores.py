@@ -303,6 +303,24 @@ async def test_nothing_is_left_at_the_end(served, cancelled):
     assert served.done[-1] == b"after"
 
 
+async def test_one_is_done_before_an_operation_sleeps_until_its_answer(chores):
+    pipeline = Pipeline(cast(Any, None), cast(Any, None), cast(Any, None))
+    pipeline.do_chore = chores.do_one
+    flight = Flight(pipeline, "write")
+    flight.waiting = 1
+    pipeline.flights = 2  # another one is on its way: it does not watch
+    done: list[int] = []
+    chores.put(lambda: done.append(1))
+    chores.put(lambda: done.append(2))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pipeline.confirmed, flight)
+        await trio.testing.wait_all_tasks_blocked()
+        assert done == [1]
+        flight.waiting = 0
+        assert flight.task is not None
+        trio.lowlevel.reschedule(flight.task)
+
+
 async def test_it_is_done_while_an_answer_is_awaited(chores, monkeypatch):
     pipeline = Pipeline(cast(Any, None), cast(Any, None), cast(Any, None))
     pipeline.do_chore = chores.do_one

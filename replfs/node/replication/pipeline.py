@@ -319,6 +319,7 @@ class Pipeline:
         if self.flights - self.detached == 1 and flight.waiting and self._patience.begin():
             self._spin(flight)
         if flight.waiting:
+            self.do_chore()
             began = time.monotonic_ns()
             flight.task = trio.lowlevel.current_task()
             await trio.lowlevel.wait_task_rescheduled(not_cancelled)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import trio
+import trio.testing
 
 from replfs.core import ops
 from replfs.node.replica import writeback
@@ -52,6 +53,10 @@ def make(tmp_path):
         os.close(fd)
 
 
+async def nothing():
+    """Flushes everything, which is nothing."""
+
+
 def test_the_call_itself(tmp_path):
     with (tmp_path / "file").open("wb") as file:
         file.write(bytes(MIB))
@@ -62,7 +67,7 @@ def test_the_call_itself(tmp_path):
 
 
 async def test_it_begins_every_few_mib_and_at_the_end(later, make, begun):
-    one = Writeback(later)
+    one = Writeback(later, nothing)
     large, large_fd = make(1)
     small, small_fd = make(2)
     for _ in range(7):
@@ -92,7 +97,7 @@ async def test_few_at_a_time_and_none_is_forgotten(later, make, begun, monkeypat
         call(fd)
 
     monkeypatch.setattr(trio.to_thread, "run_sync", slow)
-    one = Writeback(later)
+    one = Writeback(later, nothing)
     files = [make(number) for number in range(4)]
     for inode, fd in files:
         one.wrote(inode, fd, 8 * MIB)
@@ -111,7 +116,7 @@ async def test_a_failure_is_for_the_end_to_tell(later, make, monkeypatch):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(syscalls, "start_writing", fails)
-    one = Writeback(later)
+    one = Writeback(later, nothing)
     inode, fd = make(1)
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
@@ -121,7 +126,7 @@ async def test_a_failure_is_for_the_end_to_tell(later, make, monkeypatch):
 
 
 async def test_memory_is_bounded(later, make, begun):
-    one = Writeback(later)
+    one = Writeback(later, nothing)
     for number in range(200):
         inode = Inode(number, 0o100000)
         inode.id = bytes([number]) * ops.OBJECT_ID_SIZE
@@ -130,7 +135,43 @@ async def test_memory_is_bounded(later, make, begun):
 
 
 def test_before_it_runs_nothing_is_begun(make, begun):
-    one = Writeback(Later())
+    one = Writeback(Later(), nothing)
     inode, fd = make(1)
     one.wrote(inode, fd, 16 * MIB)
     assert begun == []
+
+
+async def test_small_files_are_flushed_all_together_while_more_of_them_come(later):
+    flushed: list[int] = []
+    placed, ending = 0, trio.Event()
+
+    async def flush():
+        flushed.append(placed)
+        await ending.wait()
+
+    one = Writeback(later, flush)
+    for _ in range(64):
+        placed += 64
+        one.placed(64)
+        await trio.testing.wait_all_tasks_blocked()
+    assert flushed == [2048]  # one at a time
+    ending.set()
+    await later.idle()
+    placed += 64
+    one.placed(64)
+    await later.idle()
+    assert flushed == [2048, 4160]
+
+
+async def test_a_flush_that_fails_is_none_but_others_follow(later):
+    failed: list[int] = []
+
+    async def flush():
+        failed.append(1)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    one = Writeback(later, flush)
+    for _ in range(2):
+        one.placed(2048)
+        await later.idle()
+    assert len(failed) == 2

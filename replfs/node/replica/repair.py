@@ -66,7 +66,7 @@ class Repair:
         self._prepare = prepare
         self._unwritten = unwritten
         self._indexing = trio.Lock()
-        self._writeback = Writeback(later)
+        self._writeback = Writeback(later, self._flush)
         self.handlers: dict[type, Callable[[Any], ops.AnyAnswer]] = {
             ops.Gather: self._gather,
             ops.Clear: self._clear,
@@ -111,11 +111,15 @@ class Repair:
 
         A resync makes objects anew that an fsync had made stable.
         """
-        await self._unwritten.flush(self._tree.root_fd, self._later.flushes)
+        await self._flush()
         if not is_wanted():
             return ops.Done(errno.EINTR)
         self._on_phase(op)
         return _OK
+
+    async def _flush(self) -> None:
+        """Everything. Raises OSError."""
+        await self._unwritten.flush(self._tree.root_fd, self._later.flushes)
 
     # Names -------------------------------------------------------------------------------------
 
@@ -153,7 +157,9 @@ class Repair:
             self._unstable.note(one, self._objects.locator)
 
         planting = Planting(self._tree, self._limbo, self._unstable, place, note)
-        return await planting.place_many(op, contents, is_wanted)
+        answer = await planting.place_many(op, contents, is_wanted)
+        self._writeback.placed(len(op.items))
+        return answer
 
     async def _index(self, is_wanted: Callable[[], bool]) -> bool:
         """Learn what is in limbo. False: nobody wants it any more."""

@@ -6,8 +6,10 @@ minute after it got the data.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
 
@@ -25,6 +27,9 @@ _ENOUGH: Final = 1 << 20
 """Bytes of a file that are worth it at its end; smaller ones are left to the end of the resync."""
 _FILES_MAX: Final = 64
 """Files of which is counted what they got; more are not written to at a time."""
+_SMALL_FILES: Final = 1 << 11
+"""Small files, placed together, between two times that everything is flushed: asking for each of
+them would cost as much as to make it."""
 _AT_ONCE: Final = 2
 """Threads: a disk that is slower than the network is not to be queued up at."""
 
@@ -32,8 +37,13 @@ _AT_ONCE: Final = 2
 class Writeback:
     """Has the files of one replica written back."""
 
-    def __init__(self, later: Later) -> None:
+    def __init__(self, later: Later, flush: Callable[[], Awaitable[None]]) -> None:
+        """*flush* flushes everything; it raises OSError, and remembers that it did."""
         self._later = later
+        self._flush = flush
+        self._small = 0
+        """Small files that were placed since everything was flushed last."""
+        self._flushing = False
         self._counts: dict[bytes, int] = {}
         """Bytes that a file got since, by object id."""
         self._running = 0
@@ -55,6 +65,21 @@ class Writeback:
         """All of a file has come, and nothing more is written by *fd* for now."""
         if self._counts.pop(inode.id, 0) >= _ENOUGH:
             self._begin(fd)
+
+    def placed(self, count: int) -> None:
+        """So many small files were placed together."""
+        self._small += count
+        if self._small >= _SMALL_FILES and not self._flushing:
+            self._flushing = self._later.start(self._flush_all)
+
+    async def _flush_all(self) -> None:
+        self._small = 0
+        try:
+            # What failed is remembered, and told at the end.
+            with contextlib.suppress(OSError):
+                await self._flush()
+        finally:
+            self._flushing = False
 
     def _begin(self, fd: int) -> bool:
         if self._running >= _AT_ONCE:

@@ -54,6 +54,7 @@ def _tighten(rng: random.Random, patch: pytest.MonkeyPatch) -> None:
         (fill_module, "PRIVILEGED", (False, True)),
         (fill_module, "_MANY", (1, 3)),
         (fill_module, "_AT_ONCE", (1, 3)),
+        (writeback_module, "_SMALL_FILES", (1, 3)),
     ):
         if rng.random() < 0.5:
             patch.setattr(module, name, rng.choice(values))

@@ -50,6 +50,11 @@ FOUND = {
     7999: "a log of the state that a loss of power had shortened, and a kill after that",
     ("splits", 1119): "what a loser had begun to bring to a peer, fetched from that by the winner",
     ("firstcopies", 1012): "a directory that a peer died over while it made it",
+    (
+        "splits",
+        5080,
+    ): "a resync that went on in the next session, in which the peer was to be asked "
+    "for what it has on its own first, and never ended",
 }
 """Seeds that failed once (of another mix: that and the seed), each shown to fail without what
 mended it, and what they found.

@@ -15,7 +15,7 @@ from replfs.core import features, ops
 from replfs.core.dirty import DirtyLog
 from replfs.core.generation import Action, Decision, Lineage
 from replfs.core.relationship import Event, State
-from replfs.errors import NotInSync, NotRecorded, UsageError
+from replfs.errors import NotInSync, NotRecorded, PeerLost, UsageError
 from replfs.node.failover.switchover import Switchover
 from replfs.node.replication.flight import Flight
 from replfs.node.replication.peer import Peer
@@ -420,3 +420,25 @@ def test_what_is_unstable_is_found_where_it_was_moved_to(peer, tree, below):
     peer.moved(file)
     assert peer.unstable.snapshot(everywhere=False).marks(file.id).handle == peer._locator(file.id)
     assert peer._locator(file.id) != before
+
+
+async def test_nothing_is_carried_in_a_session_that_was_told_of_no_resync(peer):
+    """One that goes on from the session before knows nothing of what the new one found out."""
+
+    class Answering(Link):
+        session = 1
+
+        def send(self, op, payload, sink, stream):
+            super().send(op, payload, sink, stream)
+            sink.answered(self, ops.Done(0))
+
+    link: Any = Answering()
+    peer.link = link
+    peer.told_in = link.session
+    carried, asked = ops.Clear(ROOT_ID, b"a"), ops.List(ROOT_ID, b"")
+    await peer.ask(carried)
+    link.session = 2
+    await peer.ask(asked)
+    with pytest.raises(PeerLost):
+        await peer.ask(carried)
+    assert link.sent == [carried, asked]

@@ -123,7 +123,8 @@ async def test_so_the_primary_begins_another_one_before_it_ends_that():
     peer: Any = SimpleNamespace(
         home=home, ask=ask, align=nothing, advance=lambda *_: None, progressed=lambda: None,
         understands=lambda _: False, is_asked=True, unrecorded=False, unflushed=False,
-        settling=SimpleNamespace(is_empty=True),
+        settling=SimpleNamespace(is_empty=True), link=SimpleNamespace(session=1),
+        check_told=lambda: None,
     )  # fmt: skip
     resync: Any = object.__new__(Resync)
     resync._peer, resync._log = peer, DirtyLog()

@@ -21,7 +21,7 @@ from replfs.core import ops, splitter
 from replfs.core.dirty import DirtyLog
 from replfs.core.features import understands
 from replfs.core.generation import Action, Decision, Lineage
-from replfs.core.messages import Hello, Refuse, Welcome
+from replfs.core.messages import BULK, Hello, Refuse, Welcome
 from replfs.core.relationship import Event, State, next_state
 from replfs.errors import PeerLost, ProtocolError, Refused
 from replfs.node.asking.identity import INCONSISTENT, SUSPECTED, led_by
@@ -144,6 +144,8 @@ class Peer(Places):
         """It was told of a common checkpoint since its state became what it is."""
         self.unrecorded = False
         """A mark could not be kept: everything is compared before the peer is in sync again."""
+        self.told_in = 0
+        """The session in which it was told last that a resync brings it something."""
         self.unawaited = 0
         """Operations sent that nobody waits for (policy `async`), ever."""
         self.landed = 0
@@ -588,11 +590,25 @@ class Peer(Places):
 
     async def ask(self, op: ops.AnyOp, payload: bytes | None = None) -> ops.AnyAnswer:
         """Send on the bulk stream and wait for the answer. Raises PeerLost."""
+        carries = type(op) in _CARRIES
+        if carries:
+            if not self.link.has_room(BULK):
+                await self.link.wait_room(BULK)
+            self.check_told()
         answer = await ask(self.link, op, payload)
-        if type(op) in _CARRIES:
+        if carries:
             # Only now: what a checkpoint covered was applied before it.
             self.unstable.note(op, self._locator, length=len(payload) if payload else 0)
         return answer
+
+    def check_told(self) -> None:
+        """PeerLost where another session has begun since it was told that it is brought something.
+
+        A resync ends with its session, also if that was replaced while nobody was looking: to what
+        a new session found out (who is at the other end, what has to be asked first) it is blind.
+        """
+        if self.told_in != self.link.session:
+            raise PeerLost("another session has begun")
 
     async def align(self, number: Callable[[], int]) -> None:
         """Tell the peer, in the order of the live stream, that it has everything up to a change.

@@ -158,6 +158,7 @@ class Resync:
                     await self._pass()
             finally:
                 self._passing = False
+            peer.check_told()
             while not await self._tell(ops.EmptyLimbo(), again=errno.EAGAIN):
                 pass
             peer.diverged = False
@@ -192,7 +193,9 @@ class Resync:
         # As at the end: the peer follows it from here on, and would refuse an earlier one.
         await peer.home.make_durable()
         peer.unflushed = False
+        session = peer.link.session
         await self._tell(ops.Phase(True, *lineage))
+        peer.told_in = session
 
     def _lacks_something(self) -> bool:
         peer = self._peer

@@ -121,3 +121,20 @@ async def test_a_directory_that_goes_while_it_is_listed_there_has_no_names_here(
     mine = DirtyLog()
     mine.mark_names_all(there.object, handle=locators.of(tree, inode))
     assert await Comparison(tree, policies(tree), inspector, "b").differences(mine) == {}
+
+
+async def test_where_all_there_is_that_stores_own_what_is_here_is_only_here(tree, tmp_path):
+    """The other's root was given the policy `none`."""
+    (tmp_path / "store/d").mkdir()
+    (tmp_path / "store/d/file").touch()
+
+    class Inspector:
+        async def ask(self, _op):
+            return ops.Suspected(False, [], [], False)
+
+        async def at(self, _path):
+            return None
+
+    inspector: Any = Inspector()
+    found = await Comparison(tree, policies(tree), inspector, "b").differences(DirtyLog())
+    assert found == {b"d": Difference("only here", is_version=True)}

@@ -163,14 +163,18 @@ class Comparison:
     async def _names(self, path: bytes, there: ops.Inspected | None, reach: Reach) -> set[bytes]:
         """What is in a directory on either side, if it may differ.
 
-        Of a directory that is here alone nothing more is to be told.
+        Of a directory that is here alone nothing more is to be told, but of the root, which is not
+        told itself: it is here alone where all of that store is its own.
         """
-        if reach is Reach.ITSELF or not _is_directory(there) or there is None or not there.object:
+        known_there = there.object if there is not None and _is_directory(there) else b""
+        if reach is Reach.ITSELF or (path and not known_there):
             return set()
-        listed = await list_all(self._inspector.ask, there.object)
-        if not isinstance(listed, dict):
-            raise PeerLost(f"a directory on {self._name} could not be listed")
-        names = set(listed)
+        names: set[bytes] = set()
+        if known_there:
+            listed = await list_all(self._inspector.ask, known_there)
+            if not isinstance(listed, dict):
+                raise PeerLost(f"a directory on {self._name} could not be listed")
+            names.update(listed)
         inode = self._tree.at(path)  # only now, as above
         if inode is not None and inode.is_directory:
             names.update(self._tree.names(inode))

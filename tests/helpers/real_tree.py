@@ -27,16 +27,19 @@ def make(top: Path, files: int) -> int:
     top.mkdir()
     library(top / "library", files)
     special(top / "special")
-    for directory, _, _ in os.walk(top):
-        _age(Path(directory))
+    for directory, directories, names in os.walk(top, topdown=False):
+        for name in (*directories, *names):
+            _age(Path(directory, name))
+    _age(top)
     return sum(1 + len(names) for _, _, names in os.walk(top))
 
 
-def _age(directory: Path) -> None:
+def _age(path: Path) -> None:
     """Not made a moment ago: rsync(1) leaves a copy alone that was made in the same second."""
-    found = directory.stat()
+    found = path.lstat()
     if time.time_ns() - found.st_mtime_ns < MINUTE_NS:
-        os.utime(directory, ns=(found.st_atime_ns, found.st_mtime_ns - 60 * MINUTE_NS))
+        times = found.st_atime_ns, found.st_mtime_ns - 60 * MINUTE_NS
+        os.utime(path, ns=times, follow_symlinks=False)
 
 
 def library(target: Path, files: int) -> None:

@@ -498,7 +498,7 @@ class FuseSession:
             if self._heat >= _HOT and not self._suspended and self._may_spin() and self._spin():
                 self._received += 1
                 return True
-            if self._chores.do_one() and self._do_chores():
+            if self._do_chores():
                 self._received += 1
                 return True
             if self._watched:
@@ -522,11 +522,10 @@ class FuseSession:
 
     def _do_chores(self) -> bool:
         """Before sleeping: all that was put off. True where a request comes first."""
-        while True:
+        while self._chores.do_one():
             if self._poll(0):
                 return True
-            if not self._chores.do_one():
-                return False
+        return False
 
     def _spin(self) -> bool:
         """Poll until a request comes or the time is up.

@@ -592,6 +592,7 @@ class Peer(Places):
         """Send on the bulk stream and wait for the answer. Raises PeerLost."""
         carries = type(op) in _CARRIES
         if carries:
+            # Here, so that it leaves in the session that is looked at: a wait may outlast one.
             if not self.link.has_room(BULK):
                 await self.link.wait_room(BULK)
             self.check_told()

@@ -22,6 +22,8 @@ from replfs.store.syscalls import failure
 
 PERMISSIONS: Final = 0o7777
 """The bits of a mode that chmod(2) sets."""
+SET_ID: Final = _stat.S_ISUID | _stat.S_ISGID
+"""Those that chown(2) and write(2) may clear."""
 _CAPABILITY: Final = b"security.capability"
 _DAMAGE: Final = frozenset({errno.EIO, errno.ENOMEM, errno.EUCLEAN, errno.EBADMSG})
 """Errors that say nothing about what was asked."""

@@ -20,7 +20,7 @@ from typing import Final
 from replfs.errors import HalfDone
 from replfs.store import record as _record
 from replfs.store import syscalls
-from replfs.store.describe import PERMISSIONS, Described
+from replfs.store.describe import PERMISSIONS, SET_ID, Described
 from replfs.store.inode import Inode, proc_path
 from replfs.store.permitted import permitted
 from replfs.store.record import Record
@@ -31,7 +31,6 @@ _NEW_FILE_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os
 _PATH_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _CLOCK_REALTIME_COARSE: Final = 5
 """Of clock_gettime(2), Linux; not in Python's time module."""
-_SET_ID: Final = _stat.S_ISUID | _stat.S_ISGID
 
 
 class Tree(Described):
@@ -150,7 +149,7 @@ class Tree(Described):
         inode.recorded = True
         inode.flags = record.flags
         inode.size = found.st_size
-        inode.privileges = None if found.st_mode & _SET_ID else False
+        inode.privileges = None if found.st_mode & SET_ID else False
         inode.add_name(parent, name)
         self.table.add(inode)
         return inode
@@ -303,7 +302,7 @@ def _own_new(
         os.fchown(fd, uid, gid)
     else:
         os.chown(name, uid, gid, dir_fd=above, follow_symlinks=False)
-    if found.st_mode & _SET_ID and not _stat.S_ISLNK(found.st_mode):
+    if found.st_mode & SET_ID and not _stat.S_ISLNK(found.st_mode):
         # chown(2) clears the bits that the call asked for.
         if fd >= 0:
             os.fchmod(fd, found.st_mode & PERMISSIONS)

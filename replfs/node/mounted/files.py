@@ -24,13 +24,12 @@ from replfs.node.replication.flight import Flight
 from replfs.node.replication.pipeline import Pipeline, Steps
 from replfs.store.activity import KIND_ATTRS, KIND_DATA, KIND_FILE, Slot
 from replfs.store.contents import put, resize, write_all
-from replfs.store.describe import PERMISSIONS
+from replfs.store.describe import PERMISSIONS, SET_ID
 from replfs.store.inode import Handle, Inode
 from replfs.store.syscalls import failure
 
 _REGION_SHIFT: Final = 20
 """The activity log's regions: 1 MiB."""
-_SET_ID: Final = _stat.S_ISUID | _stat.S_ISGID
 _REGIONS_MAX: Final = 8
 """A write over more regions than this is noted as the whole file."""
 
@@ -444,7 +443,7 @@ def _foretold(
     if before is None or (mode is not None and inode.type == _stat.S_IFLNK):
         return None
     old_mode, old_uid, old_gid = before
-    if mode is None and old_mode & _SET_ID:
+    if mode is None and old_mode & SET_ID:
         return None
     after = (
         old_mode if mode is None else _stat.S_IFMT(old_mode) | (mode & PERMISSIONS),
